@@ -1,0 +1,194 @@
+"""From a picture file to the numbers a network sees: the one code for training, validation, test and predict.
+
+file -> `open_picture` (check, decode, RGB, upright) -> `to_square` (resize, crop: uint8) -> `normalise` (float32).
+The pixels depend on the file's bytes and the size alone. Colour profiles are not applied.
+"""
+
+import re
+import threading
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError, features
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused by their header, before a decoder allocates their 4 bytes a pixel."""
+
+MIN_SIDE = 16
+"""Pixels; a picture with a shorter side shows nothing to learn from. The catalog leaves such pictures out."""
+
+VERSION = 1
+"""Part of the cache's key: to be raised by whoever changes the pixels that `load_square` gives."""
+
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+"""Fixed, so that a bundle, a cache and a batch never disagree; black is -2, white is 2, mid-grey is 0."""
+
+# What Pillow decodes by itself. EPS would run Ghostscript on a stranger's file; TGA has no signature and accepts text.
+# Pillow knows AVIF since 11.3.
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    *(["AVIF"] if "avif" in features.modules else []),
+)
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
+
+
+class PictureError(ValueError):
+    """One picture that cannot be used; the message is the reason, short and without the path."""
+
+
+def open_picture(source: str | Path | BinaryIO, *, at_least: int | None = None) -> Image.Image:
+    """Decode one picture whole: upright, in mode RGB; of a moving picture the first frame.
+
+    Transparency is laid over white. 16-bit grey is divided by 256. Floating-point grey is taken as 0 to 1 when no value
+    is above 1, else as 0 to 255, and clipped. With `at_least` (pixels) a JPEG is decoded at 1/2, 1/4 or 1/8 as long as
+    the shorter side stays at least twice that; the resize that follows hides the decoder's own, coarser one.
+
+    Raises PictureError: the file cannot be opened, is no picture, is truncated or broken, or has more than MAX_PIXELS.
+    """
+    if not isinstance(source, (str, Path)):
+        return _decode(source, at_least)
+    try:
+        with Path(source).open("rb") as file:
+            return _decode(file, at_least)
+    except OSError as error:
+        raise PictureError(f"cannot be opened ({error.strerror})") from error
+
+
+def to_square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """The central square of an RGB picture, uint8 (size, size, 3): short side resized to `size`, long side cropped.
+
+    Bicubic with Pillow's antialiasing: crisper than bilinear or box where gills and pores are a few pixels wide, less
+    ringing than Lanczos, and smooth when a small picture is enlarged. Resizing the central box equals resizing and
+    cropping. Without `reducing_gap`: JPEG's own reduction has done the coarse part.
+    """
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.array(square, dtype=np.uint8)
+
+
+def load_square(path: str | Path | BinaryIO, size: int) -> npt.NDArray[np.uint8]:
+    """`open_picture` and `to_square` in one: what the cache stores and what predict sees; uint8 (size, size, 3)."""
+    return to_square(open_picture(path, at_least=size), size)
+
+
+def normalise(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W), channels_last, same device: (x / 255 - MEAN) / STD."""
+    # The channels share one mean and one deviation, so two scalars do, and no constant travels to a GPU per batch.
+    images = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    return images.mul_(1 / (255 * STD[0])).sub_(MEAN[0] / STD[0])
+
+
+def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
+    with _quiet_pillow():
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise _too_large(image.width * image.height)
+                if at_least is not None:
+                    image.draft(None, (2 * at_least, 2 * at_least))
+                image.load()
+                return _upright(_to_rgb(image), _orientation(image))
+        except (PictureError, MemoryError):
+            raise
+        except Image.DecompressionBombError as error:  # beyond Pillow's own limit, which names the number of pixels
+            raise _too_large(int(re.findall(r"\d+", str(error))[0])) from error
+        except UnidentifiedImageError as error:
+            raise PictureError("HEIC, save it as JPEG" if _is_heic(file) else "not a picture") from error
+        except (
+            Exception
+        ) as error:  # Broken bytes make decoders raise nearly anything: SyntaxError, IndexError, struct.error
+            reason = " ".join(str(error).lower().rstrip(".").split())[:80] or type(error).__name__
+            raise PictureError("truncated" if "truncated" in reason else f"broken ({reason})") from error
+
+
+def _too_large(pixels: int) -> PictureError:
+    return PictureError(f"{pixels / 1e6:.0f} megapixels, more than the {MAX_PIXELS / 1e6:.0f} allowed")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0)
+        return _grey(values * 255 if values.max() <= 1 else values)
+    if image.mode.startswith("I"):  # "I;16" and its byte orders; "I" is what older Pillows make of a 16-bit PNG
+        return _grey(np.asarray(image).astype(np.int64) // 256)
+    if image.has_transparency_data:
+        straight = image.convert("LA") if image.mode == "La" else image
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(values: npt.NDArray[np.generic]) -> Image.Image:
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (
+        Exception
+    ):  # Good pixels with broken metadata are a good picture, and metadata breaks in as many ways as pixels.
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _is_heic(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1")
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_filters = warnings.catch_warnings()
+
+
+@contextmanager
+def _quiet_pillow() -> Generator[None]:
+    """No warnings from Pillow (large picture, odd EXIF, malformed MPO) while any thread decodes: good, or PictureError.
+
+    `catch_warnings` alone is not safe in threads: the last to leave may restore the filters that another had changed.
+    So the first one in changes them and the last one out restores them.
+    """
+    global _quiet_users, _quiet_filters
+    with _quiet_lock:
+        if _quiet_users == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if _quiet_users == 0:
+                _quiet_filters.__exit__(None, None, None)
