@@ -1,0 +1,136 @@
+"""Small real picture folders for every test: clean ones, and one with every flaw that downloaded sets have.
+
+Pictures are smooth random patterns under a tint of their class: different enough that none is another's near-duplicate,
+alike enough within a class that a small network can learn it. The same arguments write the same bytes.
+"""
+
+import contextlib
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+NAMES = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus")
+
+FLAWED = {
+    "Agaricus/again.jpg": "duplicate",  # the bytes of Agaricus/0000.jpg
+    "Agaricus/truncated.jpg": "unreadable",
+    "Agaricus/grey.jpg": "kept",
+    "Agaricus/cmyk.jpg": "kept",
+    "Agaricus/in-two-classes.jpg": "conflict",
+    "Agaricus/notes.txt": "not_a_picture",
+    "Agaricus/UPPER.JPG": "kept",
+    "Agaricus/nested/deeper/inside.jpg": "kept",
+    "Amanita/in-two-classes-too.jpg": "conflict",
+    "Amanita/rgba.png": "kept",
+    "Amanita/palette.png": "kept",
+    "Amanita/palette-transparent.png": "kept",
+    "Amanita/grey-alpha.png": "kept",
+    "Amanita/one-bit.png": "kept",
+    "Amanita/sixteen-bit.png": "kept",
+    "Amanita/no-suffix": "kept",
+    "Boletus/rotated.jpg": "kept",
+    "Boletus/stereo.mpo": "kept",
+    "Boletus/really-a-png.jpg": "kept",
+    "Boletus/really-text.jpg": "unreadable",
+    "Boletus/nothing.jpg": "unreadable",  # 0 bytes
+    "Boletus/small.png": "too_small",
+    "Boletus/bomb.png": "refused",
+    "Boletus/folder.jpg": "refused",
+    "Boletus/link-out.jpg": "refused",
+    "Boletus/link-broken.jpg": "refused",
+}
+"""Every file that `flawed_folder` adds to twelve good ones a class, and the verdict it must get."""
+
+
+def picture(seed: int, *, label: int = 0, width: int = 32, height: int = 32) -> Image.Image:
+    """One RGB picture of class number `label`; another seed gives another pattern."""
+    rng = np.random.default_rng([seed, label])
+    pattern = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    tint = np.array([[200, 60, 60], [60, 180, 60], [60, 80, 210], [200, 190, 40], [190, 60, 190]])[label % 5]
+    return Image.fromarray((0.5 * np.asarray(pattern) + 0.5 * tint).astype(np.uint8))
+
+
+def class_folders(folder: Path, classes: int = 3, each: int = 12, size: int = 32) -> Path:
+    """Writes `classes` folders of `each` JPEGs of size x size pixels under `folder` and returns it."""
+    for label, name in enumerate(NAMES[:classes]):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for seed in range(each):
+            picture(seed, label=label, width=size, height=size).save(folder / name / f"{seed:04d}.jpg", quality=92)
+    return folder
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises width x height pixels: a decompression bomb's outside."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
+
+
+def flawed_folder(folder: Path) -> Path:
+    """Three classes of twelve good 48 px pictures with every flaw of `FLAWED`, an empty class and hidden files.
+
+    Returns `folder`. Where links cannot be made (Windows without the right), the two links are missing.
+    """
+    class_folders(folder, classes=3, each=12, size=48)
+    agaricus, amanita, boletus = (folder / name for name in NAMES[:3])
+
+    def draw(seed: int, label: int, width: int = 48, height: int = 48) -> Image.Image:
+        return picture(1000 + seed, label=label, width=width, height=height)
+
+    (agaricus / "again.jpg").write_bytes((agaricus / "0000.jpg").read_bytes())
+    draw(0, 0, 96, 96).save(agaricus / "truncated.jpg", quality=92)
+    whole = (agaricus / "truncated.jpg").read_bytes()
+    (agaricus / "truncated.jpg").write_bytes(whole[:-92])  # as the Kaggle set's Russula/092_43B354vYxm8.jpg
+    draw(1, 0).convert("L").save(agaricus / "grey.jpg")
+    draw(2, 0).convert("CMYK").save(agaricus / "cmyk.jpg")
+    draw(3, 0).save(agaricus / "in-two-classes.jpg")
+    (amanita / "in-two-classes-too.jpg").write_bytes((agaricus / "in-two-classes.jpg").read_bytes())
+    (agaricus / "notes.txt").write_text("found under birches\n", encoding="utf-8")
+    draw(4, 0).save(agaricus / "UPPER.JPG", format="JPEG")
+    (agaricus / "nested" / "deeper").mkdir(parents=True, exist_ok=True)
+    draw(5, 0).save(agaricus / "nested" / "deeper" / "inside.jpg")
+
+    rgba = draw(6, 1).convert("RGBA")
+    rgba.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, 48).astype(np.uint8), (48, 1))))
+    rgba.save(amanita / "rgba.png")
+    draw(7, 1).convert("P", palette=Image.Palette.ADAPTIVE).save(amanita / "palette.png")
+    draw(8, 1).convert("P", palette=Image.Palette.ADAPTIVE).save(amanita / "palette-transparent.png", transparency=0)
+    grey_alpha = draw(9, 1).convert("LA")
+    grey_alpha.save(amanita / "grey-alpha.png")
+    draw(10, 1).convert("1").save(amanita / "one-bit.png")
+    deep = np.asarray(draw(11, 1).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(amanita / "sixteen-bit.png")
+    draw(12, 1).save(amanita / "no-suffix", format="PNG")
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: the camera was held upright, the file lies on its side
+    draw(13, 2, 64, 48).save(boletus / "rotated.jpg", exif=exif)
+    draw(14, 2).save(boletus / "stereo.mpo", format="MPO", save_all=True, append_images=[draw(15, 2)])
+    draw(16, 2).save(boletus / "really-a-png.jpg", format="PNG")
+    (boletus / "really-text.jpg").write_text("404 not found", encoding="utf-8")
+    (boletus / "nothing.jpg").touch()
+    draw(17, 2, 15, 40).save(boletus / "small.png")
+    (boletus / "bomb.png").write_bytes(png_claiming(20_000, 20_000))
+    (boletus / "folder.jpg").mkdir(exist_ok=True)
+    outside = folder.parent / f"{folder.name}-outside.jpg"
+    draw(18, 2).save(outside)
+    with contextlib.suppress(OSError):
+        (boletus / "link-out.jpg").symlink_to(outside)
+        (boletus / "link-broken.jpg").symlink_to(boletus / "gone.jpg")
+
+    (folder / "Empty").mkdir(exist_ok=True)
+    (folder / "__MACOSX").mkdir(exist_ok=True)
+    (folder / "__MACOSX" / "._0000.jpg").write_bytes(b"\0\5\26\7")
+    (folder / ".hidden").mkdir(exist_ok=True)
+    (agaricus / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    return folder
