@@ -74,7 +74,7 @@ class ModelConfig:
 
 
 class MushroomCNN(nn.Module):
-    """Pictures (N, 3, S, S), normalised, to logits (N, classes). Any S of 16 or more will do; channels_last is fastest."""
+    """Pictures (N, 3, S, S), normalised, to logits (N, classes). Any S of 16 or more; channels_last is fastest."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

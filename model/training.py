@@ -1,0 +1,359 @@
+"""Training: a network, two streams of batches and a TrainingConfig in, one EpochMetrics per epoch out.
+
+`fit` is a generator: the caller stops asking when it has seen enough. An epoch depends on the weights, the optimizer's
+state and (seed, epoch) alone, so that a run which goes on from a checkpoint needs no random generator's state.
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import get_total_norm
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["step", "cosine", "one-cycle"]
+ClassBalance = Literal["none", "weighted loss", "oversampling"]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What goes in and what comes out
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a network is trained; a `ValueError` names the rule that a value breaks."""
+
+    optimizer: OptimizerName
+    """sgd has Nesterov momentum; adam adds the decay to the gradient (L2), adamw takes it off the weights."""
+    lr: float
+    """The schedule's highest learning rate."""
+    weight_decay: float = 0.0
+    """Of convolutions and the head's matrix; batch norm and biases have none."""
+    momentum: float = 0.9
+    """sgd's alone."""
+    schedule: Schedule
+    """step: times `step_factor` every `step_period`; cosine: down to 0; one-cycle: up for 30 % of the run, then down."""
+    step_factor: float = 0.1
+    """step's alone."""
+    step_period: float = 5.0
+    """step's alone, in epochs."""
+    warmup_epochs: float = 0.0
+    """Linear rise at the start of step and cosine; one-cycle brings its own."""
+    epochs: int
+    """The schedule's horizon; stopping earlier does not bend it."""
+    batch_size: int
+    """Pictures per step."""
+    label_smoothing: float = 0.0
+    """The share of each label that is spread over all classes."""
+    class_balance: ClassBalance = "none"
+    """weighted loss: each class weighs the same in the loss; oversampling: the batches' business, the loss is plain."""
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("optimizer", self.optimizer, get_args(OptimizerName)),
+            ("schedule", self.schedule, get_args(Schedule)),
+            ("class_balance", self.class_balance, get_args(ClassBalance)),
+        ):
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, but got {value!r}")
+        for rule, holds, value in (
+            ("0 < lr < inf", 0 < self.lr < math.inf, self.lr),
+            ("0 <= weight_decay < inf", 0 <= self.weight_decay < math.inf, self.weight_decay),
+            ("0 < momentum < 1", 0 < self.momentum < 1, self.momentum),  # Nesterov's needs one above 0
+            ("0 < step_factor <= 1", 0 < self.step_factor <= 1, self.step_factor),
+            ("0 < step_period < inf", 0 < self.step_period < math.inf, self.step_period),
+            ("epochs >= 1", self.epochs >= 1, self.epochs),
+            ("0 <= warmup_epochs < epochs", 0 <= self.warmup_epochs < self.epochs, self.warmup_epochs),
+            ("batch_size >= 2", self.batch_size >= 2, self.batch_size),  # batch norm needs two
+            ("0 <= label_smoothing < 1", 0 <= self.label_smoothing < 1, self.label_smoothing),
+        ):
+            if not holds:
+                raise ValueError(f"`{rule}` must hold, but got {value}")
+
+
+class Batches(Protocol):
+    """A stream of batches that can be had again for any epoch."""
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Pictures per class."""
+        ...
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        ...
+
+    def epoch(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pictures (B, 3, S, S) float32, normalised, and labels (B,) int64, on the network's device."""
+        ...
+
+
+Confusion = tuple[tuple[int, ...], ...]
+"""Rows are the truth, columns the prediction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a network makes of a set of pictures."""
+
+    loss: float
+    """Plain cross entropy per picture: no smoothing, no weights, so that all configurations compare."""
+    top1: float
+    """Share of the pictures whose class has the highest logit, 0 to 1."""
+    top3: float
+    """Share of the pictures whose class is among the three highest."""
+    confusion: Confusion
+    """Pictures by truth and prediction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """One epoch's record."""
+
+    epoch: int
+    """From 0."""
+    train_loss: float
+    """Per picture, as it was minimised (smoothed, weighted), over the epoch while the weights moved."""
+    train_top1: float
+    """0 to 1, of the augmented pictures, while the weights moved."""
+    validation_loss: float
+    """As in `Evaluation`."""
+    top1: float
+    """Of the validation pictures, 0 to 1: what a study maximises."""
+    top3: float
+    """Of the validation pictures, 0 to 1."""
+    confusion: Confusion
+    """Of the validation pictures."""
+    lr: float
+    """Of the epoch's last step."""
+    seconds: float
+    """Training and validation together."""
+    peak_memory: int
+    """Bytes: on a GPU the most that tensors took since `fit` began, else the most the process ever held."""
+
+    @property
+    def per_class(self) -> tuple[float, ...]:
+        """Accuracy within each true class, 0 to 1; nan for a class without validation pictures."""
+        return tuple(row[label] / sum(row) if sum(row) else math.nan for label, row in enumerate(self.confusion))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self) | {"confusion": [list(row) for row in self.confusion]}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "EpochMetrics":
+        """The inverse of `to_dict`; a `TypeError` for a record with other keys."""
+        return cls(**record | {"confusion": tuple(tuple(row) for row in record.get("confusion", ()))})
+
+
+class Diverged(ArithmeticError):  # noqa: N818 - an outcome of training, by its name in the field
+    """Training left the finite numbers; the weights and the optimizer are as they were before the step."""
+
+    def __init__(self, epoch: int, step: int, lr: float, what: str) -> None:
+        super().__init__(epoch, step, lr, what)  # all arguments, so that it can be pickled
+        self.epoch = epoch
+        self.step = step
+        self.lr = lr
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"loss and gradient must stay finite, but {self.what} at epoch {self.epoch}, step {self.step}, "
+            f"lr {self.lr:.3g}; a lower lr or a longer warm-up may help"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def fit(
+    model: nn.Module,
+    train: Batches,
+    validation: Batches,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    optimizer: Optimizer | None = None,
+    start_epoch: int = 0,
+    micro_batch: int | None = None,
+) -> Iterator[EpochMetrics]:
+    """Train `model` in place, yielding after each of the epochs `start_epoch` to `config.epochs - 1`.
+
+    To go on from a checkpoint, hand in the model and an optimizer (`make_optimizer`) with their states loaded. A batch
+    goes in even parts of at most `micro_batch` pictures whose gradients add up to the whole's (batch norm sees parts).
+    Raises `Diverged` before a step that would not be finite, and for a validation loss that is not.
+    """
+    device = next(model.parameters()).device
+    model.to(memory_format=torch.channels_last)
+    optimizer = optimizer or make_optimizer(model, config)
+    class_weights = _class_weights(train.class_counts, config).to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    for epoch in range(start_epoch, config.epochs):
+        started = time.perf_counter()
+        torch.manual_seed(_epoch_seed(seed, epoch))
+        model.train()
+        loss_sum, hits, pictures, lr = 0.0, 0.0, 0, 0.0
+        for step, (images, labels) in enumerate(train.epoch(epoch)):
+            lr = lr_at(epoch * len(train) + step, len(train), config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            optimizer.zero_grad()
+            batch_loss, batch_hits = torch.zeros((), device=device), torch.zeros((), device=device)
+            parts = math.ceil(len(labels) / (micro_batch or len(labels)))
+            for part, truth in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+                with _autocast(device):
+                    logits = model(part)
+                    losses = functional.cross_entropy(
+                        logits, truth, label_smoothing=config.label_smoothing, reduction="none"
+                    )
+                loss = (losses * class_weights[truth]).sum() / len(labels)
+                loss.backward()
+                batch_loss += loss.detach()
+                batch_hits += (logits.detach().argmax(dim=1) == truth).sum()
+
+            # The step's only synchronisation
+            gradient = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            mean_loss, n_hits, norm = _floats(torch.stack((batch_loss, batch_hits, gradient)))
+            if not math.isfinite(mean_loss + norm):
+                raise Diverged(epoch, step, lr, f"got loss {mean_loss:.3g} and gradient norm {norm:.3g}")
+            optimizer.step()
+
+            loss_sum += mean_loss * len(labels)
+            hits += n_hits
+            pictures += len(labels)
+
+        result = evaluate(model, validation)
+        if not math.isfinite(result.loss):
+            raise Diverged(epoch, len(train) - 1, lr, f"got validation loss {result.loss:.3g} after the epoch")
+        yield EpochMetrics(
+            epoch=epoch,
+            train_loss=loss_sum / pictures,
+            train_top1=hits / pictures,
+            validation_loss=result.loss,
+            top1=result.top1,
+            top3=result.top3,
+            confusion=result.confusion,
+            lr=lr,
+            seconds=time.perf_counter() - started,
+            peak_memory=_peak_memory(device),
+        )
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
+    """Sums over pictures, divided once; leaves the model in evaluation mode. On a GPU in bf16, as in training."""
+    device = next(model.parameters()).device
+    model.eval()
+    losses: list[Tensor] = []
+    hits3 = torch.zeros((), dtype=torch.int64, device=device)
+    confusion: Tensor | None = None
+    for images, labels in batches.epoch(0):
+        with _autocast(device):
+            logits = model(images)
+        logits = logits.float()
+        classes = logits.shape[1]
+        losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
+        hits3 += (logits.topk(min(3, classes), dim=1).indices == labels[:, None]).sum()
+        cells = torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes * classes)
+        confusion = cells if confusion is None else confusion + cells
+    if confusion is None:
+        raise ValueError("evaluation needs at least one batch, but got none")
+    pictures = int(confusion.sum())
+    square = confusion.reshape(math.isqrt(len(confusion)), -1)
+    return Evaluation(
+        loss=math.fsum(_floats(torch.stack(losses))) / pictures,
+        top1=int(square.trace()) / pictures,
+        top3=int(hits3) / pictures,
+        confusion=tuple(tuple(row) for row in square.tolist()),
+    )
+
+
+def lr_at(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
+    """The learning rate of a step, counted from 0 over the whole run; a pure function."""
+    total = config.epochs * steps_per_epoch
+    # 1. one-cycle: Smith & Topin 2018, arXiv:1708.07120, with the values and the cosine shape of torch's OneCycleLR;
+    #    momentum stays where it is
+    if config.schedule == "one-cycle":
+        start, peak, end = config.lr / 25, 0.3 * total - 1, config.lr / 25 / 1e4
+        if step <= peak:
+            return _cosine(start, config.lr, step / peak)
+        return _cosine(config.lr, end, (step - peak) / (total - 1 - peak))
+    # 2. linear warm-up: lr itself is reached by the first step after it
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    # 3. cosine: Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts
+    if config.schedule == "cosine":
+        return _cosine(config.lr, 0.0, (step - warmup) / (total - warmup))
+    # 4. step: the period is counted from the run's start, not from the end of the warm-up
+    period = max(1, round(config.step_period * steps_per_epoch))
+    return config.lr * config.step_factor ** (step // period)
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
+    """SGD with Nesterov momentum, Adam or AdamW; batch norm and biases (one-dimensional) are not decayed."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=fused)
+    kind = Adam if config.optimizer == "adam" else AdamW
+    return kind(groups, lr=config.lr, fused=fused)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small parts
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _class_weights(counts: tuple[int, ...], config: TrainingConfig) -> Tensor:
+    """(classes,): N / (C * n_c), which is 1 on average over the pictures; ones unless the loss is weighted."""
+    n = torch.tensor(counts, dtype=torch.float32)
+    if config.class_balance != "weighted loss":
+        return torch.ones_like(n)
+    # A class without pictures never meets its weight
+    return n.sum() / (n.count_nonzero() * n.clamp(min=1))
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """bf16 on CUDA; nothing elsewhere (on the CPU at hand it was 5.8 times slower)."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _floats(vector: Tensor) -> list[float]:
+    return cast(list[float], vector.tolist())  # pyright: ignore[reportUnknownMemberType]
