@@ -119,7 +119,9 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+                _every(stride),
+                nn.Conv2d(inputs, outputs, kernel_size=1, bias=False),
+                nn.BatchNorm2d(outputs),
             )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -173,6 +175,16 @@ def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
 
 def _conv3x3(inputs: int, outputs: int, stride: int, dilation: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+
+
+def _every(stride: int) -> nn.Module:
+    """Maps (N, C, H, W) -> (N, C, H / stride, W / stride): what a strided 1x1 conv looks at.
+
+    Not that conv's own stride, though it is the same function and no faster: in channels_last, oneDNN's backward of a
+    strided 1x1 conv with fewer than 16 input channels writes past its workspace and crashes the process
+    (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    return nn.AvgPool2d(kernel_size=1, stride=stride) if stride > 1 else nn.Identity()
 
 
 def _conv_bn_relu(inputs: int, outputs: int, stride: int, dilation: int = 1) -> tuple[nn.Module, nn.Module, nn.Module]:

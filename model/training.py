@@ -40,7 +40,7 @@ class TrainingConfig:
     momentum: float = 0.9
     """sgd's alone."""
     schedule: Schedule
-    """step: times `step_factor` every `step_period`; cosine: down to 0; one-cycle: up for 30 % of the run, then down."""
+    """step: times `step_factor` each `step_period`; cosine: down to 0; one-cycle: up for 30 % of the run, then down."""
     step_factor: float = 0.1
     """step's alone."""
     step_period: float = 5.0
@@ -150,8 +150,9 @@ class EpochMetrics:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "EpochMetrics":
-        """The inverse of `to_dict`; a `TypeError` for a record with other keys."""
-        return cls(**record | {"confusion": tuple(tuple(row) for row in record.get("confusion", ()))})
+        """The inverse of `to_dict`; a `KeyError` or `TypeError` for a record with other keys."""
+        values: dict[str, Any] = {**record, "confusion": tuple(tuple(row) for row in record["confusion"])}
+        return cls(**values)
 
 
 class Diverged(ArithmeticError):  # noqa: N818 - an outcome of training, by its name in the field
@@ -201,7 +202,7 @@ def fit(
 
     for epoch in range(start_epoch, config.epochs):
         started = time.perf_counter()
-        torch.manual_seed(_epoch_seed(seed, epoch))
+        _reseed(seed, epoch)
         model.train()
         loss_sum, hits, pictures, lr = 0.0, 0.0, 0, 0.0
         for step, (images, labels) in enumerate(train.epoch(epoch)):
@@ -219,7 +220,7 @@ def fit(
                         logits, truth, label_smoothing=config.label_smoothing, reduction="none"
                     )
                 loss = (losses * class_weights[truth]).sum() / len(labels)
-                loss.backward()
+                loss.backward()  # pyright: ignore[reportUnknownMemberType]
                 batch_loss += loss.detach()
                 batch_hits += (logits.detach().argmax(dim=1) == truth).sum()
 
@@ -276,7 +277,7 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
         loss=math.fsum(_floats(torch.stack(losses))) / pictures,
         top1=int(square.trace()) / pictures,
         top3=int(hits3) / pictures,
-        confusion=tuple(tuple(row) for row in square.tolist()),
+        confusion=tuple(tuple(map(int, row)) for row in square.unbind()),
     )
 
 
@@ -333,8 +334,9 @@ def _class_weights(counts: tuple[int, ...], config: TrainingConfig) -> Tensor:
     return n.sum() / (n.count_nonzero() * n.clamp(min=1))
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def _reseed(seed: int, epoch: int) -> None:
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0] >> 1))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _autocast(device: torch.device) -> torch.autocast:
