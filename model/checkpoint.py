@@ -1,0 +1,90 @@
+"""Checkpoints: all that a trial needs to go on exactly where it stood, in one file that is whole or not there.
+
+    save: Checkpoint -> plain dict -> temporary name -> fsync -> rename        load: file -> checked dict -> Checkpoint
+
+The file holds tensors and plain values only and is read with `weights_only`, so that opening one runs no code. There is
+no random generator's state in it: `model.training.fit` reseeds from (seed, epoch) at every epoch's start.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from model.training import EpochMetrics
+
+FORMAT = "mushroom-study checkpoint 1"
+"""First entry of every file; the number rises when an older file could no longer be read."""
+
+
+class CheckpointError(Exception):
+    """A file that is no whole checkpoint; one line with its path and the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trial after an epoch."""
+
+    attempt: int
+    """Which attempt of the trial wrote it."""
+    config_digest: str
+    """Of the configuration that was trained: weights of another one must not be loaded."""
+    history: tuple[EpochMetrics, ...]
+    """Every epoch so far."""
+    model: dict[str, Tensor]
+    """The network's `state_dict()`."""
+    optimizer: dict[str, Any] | None
+    """The optimizer's `state_dict()`; None where nobody will train on."""
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`; whatever was there stays until the new file is safe on the disk.
+
+    A process killed in between leaves `<name>.<pid>.tmp` beside it. Raises `OSError` or torch's `RuntimeError`, as for
+    a full disk, leaving nothing new.
+    """
+    contents = {
+        "format": FORMAT,
+        "attempt": checkpoint.attempt,
+        "config_digest": checkpoint.config_digest,
+        "history": [metrics.to_dict() for metrics in checkpoint.history],
+        "model": dict(checkpoint.model),
+        "optimizer": checkpoint.optimizer,
+    }
+    # The process id keeps an orphan of an earlier attempt from writing into the same temporary file
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> Checkpoint:
+    """Read what `save` wrote, its tensors on the CPU. Raises `CheckpointError` for anything else, or nothing at all."""
+    try:
+        contents: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"a checkpoint must be readable, but {path} is not: {error.strerror}") from error
+    except Exception as error:  # a torn or foreign file breaks the zip reader and the unpickler in ways beyond listing
+        reason = f"it is torn, or holds more than tensors and plain values ({type(error).__name__})"
+        raise CheckpointError(f"a checkpoint must be as it was saved, but {path} is not: {reason}") from error
+    fields = cast(dict[str, Any], contents) if isinstance(contents, dict) else {}
+    if fields.get("format") != FORMAT:
+        raise CheckpointError(
+            f"a checkpoint must say {FORMAT!r}, but {path} does not; it was written by something else"
+        )
+    return Checkpoint(
+        attempt=fields["attempt"],
+        config_digest=fields["config_digest"],
+        history=tuple(EpochMetrics.from_dict(record) for record in fields["history"]),
+        model=fields["model"],
+        optimizer=fields["optimizer"],
+    )
