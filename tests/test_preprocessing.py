@@ -225,7 +225,7 @@ def test_decoding_in_threads_leaves_warning_filters_and_pillow_as_they_were():
 def test_a_reduced_jpeg_keeps_twice_the_size_that_is_asked_for(width: int, height: int, size: int):
     got = opened(encoded(Image.new("RGB", (width, height)), "JPEG"), at_least=size)
     assert min(got.size) >= min(width, height, 2 * size)
-    assert got.size == (width, height) or min(got.size) < 4 * size + 4
+    assert min(got.size) < 4 * size + 4 or min(got.size) <= min(width, height) // 8 + 1
 
 
 def test_reduced_decoding_hardly_shows():
