@@ -6,9 +6,12 @@ The file holds tensors and plain values only and is read with `weights_only`, so
 no random generator's state in it: `model.training.fit` reseeds from (seed, epoch) at every epoch's start.
 """
 
+import io
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast
 
 import torch
@@ -22,6 +25,15 @@ FORMAT = "mushroom-study checkpoint 1"
 
 class CheckpointError(Exception):
     """A file that is no whole checkpoint; one line with its path and the reason."""
+
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "attempt": int,
+    "config_digest": str,
+    "history": list,
+    "model": dict,
+    "optimizer": (dict, NoneType),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +82,38 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 def load(path: Path) -> Checkpoint:
     """Read what `save` wrote, its tensors on the CPU. Raises `CheckpointError` for anything else, or nothing at all."""
     try:
-        contents: Any = torch.load(path, map_location="cpu", weights_only=True)
+        file = io.BytesIO(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"a checkpoint must be readable, but {path} is not: {error.strerror}") from error
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # torch writes checksums but does not compare them when it loads
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        file.seek(0)
+        contents: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn or foreign file breaks the zip reader and the unpickler in ways beyond listing
-        reason = f"it is torn, or holds more than tensors and plain values ({type(error).__name__})"
+        reason = f"it is torn, or holds more than tensors and plain values ({type(error).__name__}); remove it"
         raise CheckpointError(f"a checkpoint must be as it was saved, but {path} is not: {reason}") from error
     fields = cast(dict[str, Any], contents) if isinstance(contents, dict) else {}
     if fields.get("format") != FORMAT:
         raise CheckpointError(
-            f"a checkpoint must say {FORMAT!r}, but {path} does not; it was written by something else"
+            f"a checkpoint must say {FORMAT!r}, but {path} does not; it is of something else: remove it"
         )
+    for name, kind in _FIELDS.items():
+        if name not in fields or not isinstance(fields[name], kind):
+            found = f"no {name!r}" if name not in fields else f"{name!r} of type {type(fields[name]).__name__}"
+            raise CheckpointError(f"a checkpoint must have all its fields, but {path} has {found}; remove it")
+    try:
+        history = tuple(EpochMetrics.from_dict(record) for record in fields["history"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"a checkpoint's history must hold one record per epoch, but {path} has others ({error}); remove it"
+        ) from error
     return Checkpoint(
         attempt=fields["attempt"],
         config_digest=fields["config_digest"],
-        history=tuple(EpochMetrics.from_dict(record) for record in fields["history"]),
+        history=history,
         model=fields["model"],
         optimizer=fields["optimizer"],
     )
