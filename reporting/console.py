@@ -1,0 +1,358 @@
+"""What a person sees in the terminal: the data, the study as it runs, its end. Plain lines where it is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import track as rich_track
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from data import Track
+from data.catalog import Catalog, Split
+from data.sources import printable
+from data.verdicts import Verdict
+from model.training import EpochMetrics
+from tuning.cleaning import Item
+from tuning.coordinator import Ending, Happening, Plan, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
+from tuning.storage import Outcome, counts, top
+
+SHOWN_TRIALS = 5
+"""Rows of the table of the best trials."""
+SHOWN_FILES = 20
+"""Left-out files that are listed on the screen."""
+
+
+def percent(share: float | None) -> str:
+    """0.6385 -> 63.85 %."""
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def make_console() -> Console:
+    """The terminal; lines as wide as they are where there is none, so that a log is not broken at 80 columns."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def track(console: Console) -> Track:
+    """A progress bar for one long pass over something; a plain line where there is no terminal."""
+
+    def tracked(iterable: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        if not console.is_terminal:
+            console.print(f"{description} ({total:,}) …")
+            return iterable
+        return rich_track(iterable, description, total, console=console, transient=True)
+
+    return tracked
+
+
+def print_catalog(console: Console, catalog: Catalog, split: Split) -> None:
+    """A line per class: the pictures of each part, and what is left out by verdict."""
+    parts = dict(split.named())
+    rows = catalog.counts()
+    per_part = {part: np.bincount(catalog.labels[places], minlength=len(rows)) for part, places in parts.items()}
+    left_out = [verdict for verdict in Verdict if verdict is not Verdict.KEPT]
+    found = [verdict for verdict in left_out if any(row[verdict] for row in rows.values())]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ["class", *parts, *found]:
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for label, row in rows.items():
+        used = catalog.classes.index(label) if label in catalog.classes else None
+        table.add_row(
+            Text(printable(label) or "(beside the class folders)"),
+            *("" if used is None else str(per_part[part][used]) for part in parts),
+            *(str(row[verdict] or "") for verdict in found),
+        )
+    table.add_row(
+        "all",
+        *(str(len(positions)) for positions in parts.values()),
+        *(str(sum(row[verdict] for row in rows.values())) for verdict in found),
+        style="bold",
+    )
+    console.print(table)
+
+
+def print_left_out(console: Console, catalog: Catalog, report: Path | None) -> None:
+    """The first files that a study would not use, each with its reason, and how to see all of them."""
+    left_out = [picture for picture in catalog.pictures if picture.verdict is not Verdict.KEPT]
+    for picture in left_out[:SHOWN_FILES]:
+        console.print(Text(f"{picture.verdict}: {printable(picture.path)} ({picture.reason})"), soft_wrap=True)
+    if report is not None:
+        console.print(Text(f"The verdict on every file is in {report}."), soft_wrap=True)
+    elif len(left_out) > SHOWN_FILES:
+        console.print(f"... and {len(left_out) - SHOWN_FILES:,} more; --report FILE writes the verdict on every file.")
+
+
+def print_plan(
+    console: Console,
+    study: str,
+    plan: Plan,
+    epochs: int,
+    first_pruning: int | None,
+    devices: list[str],
+    wanted: int,
+    expected: float,
+) -> None:
+    """What is about to happen and how long it should take. `expected`: seconds of one trial in one slot."""
+    pruned = f"pruned after epoch {first_pruning} at the earliest" if first_pruning else "never pruned"
+    console.print(
+        f"Study '{study}': {wanted} of {plan.trials} trials to go, each of {epochs} epochs, {pruned}; "
+        f"{len(devices)} at once on {devices[0].partition(':')[0]}: "
+        f"about {duration(wanted * expected / len(devices))}.",
+        soft_wrap=True,
+    )
+
+
+@dataclass(kw_only=True)
+class _Running:
+    """What a slot's line shows."""
+
+    number: int
+    epochs: int
+    known_good: str | None
+    epoch: int = 0
+    share: float = 0.0
+    top1: float | None = None
+    epoch_seconds: float = 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the running epoch."""
+        return self.epoch_seconds * (1.0 - self.share)
+
+    @property
+    def done(self) -> float:
+        return min(1.0, (self.epoch + self.share) / self.epochs)
+
+
+class Screen:
+    """Follows a running study: a headline and a line per worker, or a plain line per finished trial."""
+
+    def __init__(self, console: Console, study: optuna.Study, *, trials: int, slots: int, expected: float) -> None:
+        """`expected`: seconds of one trial in one slot, until enough have ended to know better."""
+        finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        self._outcomes = Counter(trial.user_attrs.get("outcome", Outcome.FAILED) for trial in finished)
+        self._counted = sum(map(counts, finished))
+        best = top(finished, 1)
+        self._best = (best[0].value or 0.0, best[0].number) if best else None
+        self._console, self._study_name = console, study.study_name
+        self._trials, self._slots, self._expected = trials, slots, expected
+        self._running: dict[int, _Running] = {}
+        self._began, self._ended_here = time.monotonic(), 0
+        self._stopping = False
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> Screen:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the last trial, from the trials that ended in this run, or from what was expected of them."""
+        elapsed = time.monotonic() - self._began
+        per_trial = elapsed * self._slots / self._ended_here if self._ended_here >= 2 * self._slots else self._expected
+        left = self._trials - self._counted - sum(running.done for running in self._running.values())
+        return max(0.0, left) * per_trial / self._slots
+
+    def stop(self) -> None:
+        """Says, once, that the run is about to leave and how long the running epochs still take."""
+        if not self._stopping:
+            self._stopping = True
+            left = max((running.seconds_left for running in self._running.values()), default=0.0)
+            self._console.print(
+                Text(
+                    f"Stopping when the running epochs end, in about {duration(left)}; once more leaves now, without them."
+                ),
+                soft_wrap=True,
+            )
+
+    def show(self, happening: Happening) -> None:
+        """Takes one thing that has happened."""
+        match happening:
+            case TrialStarted():
+                self._running[happening.slot] = _Running(
+                    number=happening.number,
+                    epochs=happening.config.training.epochs,
+                    known_good=happening.known_good,
+                    epoch_seconds=self._expected / happening.config.training.epochs,
+                )
+                if happening.attempt > 1:
+                    self._line(f"trial {happening.number}: goes on from its last checkpoint")
+            case TrialAdvanced() if isinstance(happening.progress, EpochMetrics):
+                running = self._running[happening.slot]
+                running.epoch, running.share = happening.progress.epoch + 1, 0.0
+                running.top1, running.epoch_seconds = happening.progress.top1, happening.progress.seconds
+            case TrialAdvanced():
+                running = self._running[happening.slot]
+                running.share = max(running.share, getattr(happening.progress, "share", 0.0))
+            case TrialPaused():
+                self._running.pop(happening.slot, None)
+            case TrialEnded():
+                self._end(happening)
+            case None:
+                pass
+
+    def _end(self, ended: TrialEnded) -> None:
+        running = self._running.pop(ended.slot, None) if ended.slot is not None else None
+        if ended.outcome is None:
+            self._line(f"trial {ended.number}: {ended.reason}")
+            return
+        self._outcomes[ended.outcome] += 1
+        counted = ended.outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED)
+        self._counted += counted
+        self._ended_here += counted
+        better = ended.outcome is Outcome.COMPLETE and (self._best is None or (ended.value or 0.0) > self._best[0])
+        if better:
+            self._best = (ended.value or 0.0, ended.number)
+        name = f" ({running.known_good})" if running and running.known_good else ""
+        what = percent(ended.value) if ended.outcome is Outcome.COMPLETE else ended.reason
+        if ended.outcome is Outcome.PRUNED:
+            what += f", {percent(ended.value)}"
+        self._line(f"trial {ended.number}{name}: {what}" + ", the best so far" * better)
+
+    def _line(self, text: str) -> None:
+        if self._console.is_terminal:
+            self._console.print(Text(text, style="dim"))
+        else:
+            self._console.print(Text(f"{text} | {self._headline()}"), soft_wrap=True)
+
+    def _headline(self) -> str:
+        facts = [f"{self._counted} of {self._trials} trials"]
+        for outcome in (Outcome.PRUNED, Outcome.DIVERGED, Outcome.INFEASIBLE, Outcome.DUPLICATE, Outcome.FAILED):
+            if self._outcomes[outcome] or outcome in (Outcome.PRUNED, Outcome.FAILED):
+                facts.append(f"{self._outcomes[outcome]} {outcome}")
+        if self._best:
+            facts.append(f"best {percent(self._best[0])} (trial {self._best[1]})")
+        facts.append(f"about {duration(self.seconds_left)} left" if self._counted < self._trials else "done")
+        return ", ".join(facts)
+
+    def _render(self) -> RenderableType:
+        lines = Table.grid(padding=(0, 2))
+        for slot, running in sorted(self._running.items()):
+            name = f"trial {running.number}" + f" ({running.known_good})" * bool(running.known_good)
+            lines.add_row(
+                Text(f"worker {slot}", style="dim"),
+                Text(name),
+                Text(f"epoch {min(running.epoch + 1, running.epochs)}/{running.epochs}"),
+                ProgressBar(total=1.0, completed=running.done, width=24),
+                Text(percent(running.top1) if running.top1 is not None else ""),
+            )
+        elapsed = duration(time.monotonic() - self._began)
+        return Group(Text(f"{self._study_name}: {self._headline()}, {elapsed} gone", style="bold"), lines)
+
+
+def print_best(console: Console, study: optuna.Study) -> None:
+    """The best trials, what each was, and how the known-good configurations did."""
+    trials = study.get_trials(deepcopy=False)
+    best = top(trials, SHOWN_TRIALS)
+    if not best:
+        console.print("No trial has been trained to its end yet.")
+        return
+    known = [t for t in top(trials, len(trials)) if t.user_attrs.get("known_good") and t not in best]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in [
+        "trial",
+        "top-1",
+        "top-3",
+        "epoch",
+        "size",
+        "width",
+        "stride",
+        "dilation",
+        "optimizer",
+        "lr",
+        "decay",
+    ]:
+        table.add_column(
+            heading, justify="left" if heading in ("stride", "dilation", "optimizer", "decay") else "right"
+        )
+    table.add_column("MFLOP", justify="right")
+    table.add_column("")
+    for trial in best + known:
+        config = trial.user_attrs["config"]
+        model, training = config["model"], config["training"]
+        table.add_row(
+            str(trial.number),
+            percent(trial.value),
+            percent(trial.user_attrs.get("best_top3")),
+            str(trial.user_attrs.get("best_epoch", 0) + 1),
+            str(config["image_size"]),
+            f"{model['width']:g}",
+            model["stride_pattern"],
+            model["dilation_pattern"],
+            training["optimizer"],
+            f"{training['lr']:.2g}",
+            training["schedule"],
+            f"{trial.user_attrs['flops'] / 1e6:,.0f}",
+            trial.user_attrs.get("known_good", ""),
+            style="bold" if trial is best[0] else None,
+        )
+    console.print(table)
+
+
+def print_end(
+    console: Console, study: optuna.Study, folder: Path, url: str, ending: Ending | None, command: str
+) -> None:
+    """The best trials, why the run ended, where the study lies, and what can be done next."""
+    print_best(console, study)
+    trials = study.get_trials(deepcopy=False)
+    counted = sum(map(counts, trials))
+    half_way = sum(trial.state is TrialState.RUNNING for trial in trials)
+    lines = [f"{counted} trials: {ending}." + f" {half_way} half-way, their finished epochs are kept." * bool(half_way)]
+    if ending in (Ending.TIMEOUT, Ending.STOPPED):
+        lines.append(f"Go on:    {command}")
+    else:
+        lines.append(f"Go on:    the same command with a larger --trials than {counted}")
+    lines += [
+        f"Look:     optuna-dashboard {url}",
+        f"Table:    {folder / 'trials.csv'}",
+        f"Pictures: {folder / 'data_report.csv'}",
+    ]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def print_weights(console: Console, items: list[Item]) -> None:
+    """What lies on the disk and how to remove it."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("name")
+    table.add_column("MB", justify="right")
+    table.add_column("place", overflow="fold")
+    for item in items:
+        table.add_row(Text(item.name), f"{item.size / 2**20:,.1f}", Text(str(item.path)))
+    console.print(table if items else "No studies and no caches.")
+    if items:
+        console.print("python study.py clean NAME ... removes what is named.")
+
+
+def print_removed(console: Console, item: Item) -> None:
+    """What has been removed."""
+    console.print(Text(f"removed {item.name} ({item.size / 2**20:,.1f} MB)"))

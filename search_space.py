@@ -1,0 +1,235 @@
+"""The search space: what a study may choose, in plain Python. This is the file to edit.
+
+`Config` is one point, `suggest` draws one (a line per knob, with the reason for its bounds), `known_good` those that
+every study tries first, `PROFILES` say how large pictures and networks may be and how long a trial trains. A changed
+space is another study: start it with `--study NAME`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from data.augment import AugmentConfig
+from model.network import ModelConfig
+from model.training import TrainingConfig
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One point of the space: all that a worker needs to know to build and train a network."""
+
+    image_size: int
+    """Side of the square pictures, in pixels."""
+    views: int
+    """How often each training picture is shown per epoch."""
+    model: ModelConfig
+    augment: AugmentConfig
+    training: TrainingConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, nested as the fields are."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`."""
+        return cls(
+            image_size=values["image_size"],
+            views=values["views"],
+            model=ModelConfig(**values["model"]),
+            augment=AugmentConfig(**values["augment"]),
+            training=TrainingConfig(**values["training"]),
+        )
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal points: knobs that a choice leaves unused stand at one fixed value."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How much a trial may cost: the part of the space that depends on the machine."""
+
+    pictures: int | None
+    """How many pictures of the data set are used; None: all of them."""
+    image_sizes: tuple[int, int, int]
+    """Smallest, largest and step of the side in pixels; the seed's was 256."""
+    widths: tuple[float, float, float]
+    """Smallest, largest and step of the width, 1 being the seed's 32 to 256 channels."""
+    epochs: int
+    """How long a trial trains when it is not pruned, and the horizon of its lr schedule."""
+    views: int
+    """How often each training picture is shown per epoch; the seed's recipe: 3."""
+    batch_size: int
+    max_flops: float | None
+    """Forward FLOPs of one picture above which a point is infeasible; None: no limit. `--max-flops` overrides it."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All image sizes of the space, in pixels."""
+        low, high, step = self.image_sizes
+        return tuple(range(low, high + 1, step))
+
+    def within(self, short_side: int) -> Profile:
+        """The same profile without the image sizes above `short_side` pixels: enlarged pictures hold nothing new.
+
+        Where even the smallest is larger, the one that is left is `short_side` rounded down to a multiple of 8.
+        """
+        low, _, step = self.image_sizes
+        fitting = [size for size in self.sizes if size <= short_side]
+        if not fitting:
+            low = max(16, short_side // 8 * 8)
+            fitting = [low]
+        return replace(self, image_sizes=(low, fitting[-1], step))
+
+
+PROFILES = {
+    # 40 trials in at most ten minutes on two CPU cores.
+    "quick": Profile(
+        pictures=1500,
+        image_sizes=(32, 64, 16),
+        widths=(0.25, 0.5, 0.125),
+        epochs=10,
+        views=1,
+        batch_size=32,
+        max_flops=100e6,
+    ),
+    # 40 trials in a few hours on a laptop: the seed's own constraint.
+    "laptop": Profile(
+        pictures=None,
+        image_sizes=(64, 128, 32),
+        widths=(0.25, 0.75, 0.125),
+        epochs=15,
+        views=1,
+        batch_size=32,
+        max_flops=600e6,
+    ),
+    # The seed's full resolution, width and three views of each picture.
+    "gpu": Profile(
+        pictures=None,
+        image_sizes=(128, 256, 64),
+        widths=(0.5, 1.5, 0.25),
+        epochs=15,
+        views=3,
+        batch_size=32,
+        max_flops=None,
+    ),
+}
+
+
+def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
+    """Draws one point. Conditional knobs have their own names, so that the sampler learns each in its own range."""
+
+    def choose(name: str, choices: list[str]) -> Any:
+        return trial.suggest_categorical(name, choices)
+
+    image_size = trial.suggest_int("image_size", *profile.image_sizes[:2], step=profile.image_sizes[2])
+    model = ModelConfig(
+        classes=classes,
+        # Cost grows with the square of the width; see `max_flops` for what a profile can pay.
+        width=trial.suggest_float("width", *profile.widths[:2], step=profile.widths[2]),
+        # Where the resolution is halved: late keeps fine detail, and costs up to four times what early does.
+        stride_pattern=choose("stride_pattern", ["late", "middle", "early", "every"]),
+        # How far a kernel sees; "consecutive" is the gridding that the seed began with.
+        dilation_pattern=choose("dilation_pattern", ["none", "consecutive", "alternating", "late", "progressive"]),
+        # The average forgets small marks, the maximum forgets how much of them there is.
+        pooling=choose("pooling", ["avg", "max", "avg+max"]),
+        # 0.2 was the seed's; above 0.5 small networks stop learning.
+        dropout=trial.suggest_float("dropout", 0.0, 0.5, step=0.05),
+    )
+    views = choose("augmentation", ["fresh", "originals+fresh", "originals+fixed"])
+    augment = AugmentConfig(
+        # 1 is the seed's range of every augmentation; short trainings often want less.
+        strength=trial.suggest_float("augmentation_strength", 0.0, 1.0, step=0.1),
+        # Whether a third of the views are the plain pictures, as in the seed's epochs.
+        reuse_originals=views != "fresh",
+        # Fixed: the same augmented copies in every epoch, which the seed left behind when it overfitted.
+        fresh=views != "originals+fixed",
+    )
+    optimizer = choose("optimizer", ["sgd", "adam", "adamw"])
+    lr = {
+        # The seed's 0.1 diverges or collapses on many points without warm-up; 0.003 is slow even for one-cycle.
+        "sgd": lambda: trial.suggest_float("sgd_lr", 3e-3, 3e-1, log=True),
+        # Around the 0.001 that both are known for.
+        "adam": lambda: trial.suggest_float("adam_lr", 1e-4, 1e-2, log=True),
+        "adamw": lambda: trial.suggest_float("adamw_lr", 3e-4, 2e-2, log=True),
+    }[optimizer]()
+    # AdamW's decay is decoupled from the gradient and so of another magnitude (Loshchilov & Hutter 2019).
+    weight_decay = (
+        trial.suggest_float("adamw_weight_decay", 1e-3, 3e-1, log=True)
+        if optimizer == "adamw"
+        else trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True)
+    )
+    lr_decay = choose("lr_decay", ["step", "cosine", "one-cycle"])
+    step_factor, step_period = 1.0, profile.epochs
+    if lr_decay == "step":
+        step_factor = trial.suggest_float("step_factor", 0.1, 0.5, step=0.1)
+        # From every fifth of the training to once in its middle; the seed's was a third.
+        step_period = trial.suggest_int("step_period", max(1, profile.epochs // 5), max(1, profile.epochs // 2))
+    training = TrainingConfig(
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=lr_decay,
+        step_factor=step_factor,
+        step_period=step_period,
+        # One-cycle brings its own warm-up, 30 % of the training.
+        warmup_epochs=0
+        if lr_decay == "one-cycle"
+        else trial.suggest_int("warmup_epochs", 0, min(2, profile.epochs - 1)),
+        epochs=profile.epochs,
+        batch_size=profile.batch_size,
+        # Softens the target; above 0.2 probabilities mean little.
+        label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2, step=0.02),
+        # The Kaggle set's largest genus has five times the pictures of its smallest.
+        class_balance=choose("class_balance", ["none", "weighted loss", "oversampling"]),
+    )
+    return Config(image_size=image_size, views=profile.views, model=model, augment=augment, training=training)
+
+
+def known_good(profile: Profile) -> dict[str, dict[str, Any]]:
+    """The first trials of every study, by name: the seed's two recipes at the profile's size, width and epochs.
+
+    The seed trained without weight decay; on this space's log scale its smallest value stands for none.
+    """
+    sizes = profile.sizes
+    shared = {
+        "width": profile.widths[0],
+        "weight_decay": 1e-6,
+        "lr_decay": "step",
+        "step_factor": 0.1,
+        "step_period": max(1, round(profile.epochs / 3)),
+        "warmup_epochs": min(1, profile.epochs - 1),
+        "label_smoothing": 0.0,
+        "class_balance": "none",
+        "augmentation_strength": 1.0,
+    }
+    original = {
+        # 150 of the later 256 pixels.
+        "image_size": min(sizes, key=lambda size: abs(size - sizes[-1] * 150 / 256)),
+        "stride_pattern": "early",
+        "dilation_pattern": "consecutive",
+        "pooling": "avg",
+        "dropout": 0.0,
+        "augmentation": "originals+fixed",
+        "optimizer": "adam",
+        "adam_lr": 1e-3,
+    }
+    improved = {
+        "image_size": sizes[-1],
+        "stride_pattern": "late",
+        "dilation_pattern": "late",
+        "pooling": "avg+max",
+        "dropout": 0.2,
+        "augmentation": "originals+fresh",
+        "optimizer": "sgd",
+        "sgd_lr": 0.1,
+    }
+    return {"original recipe": shared | original, "improved by hand": shared | improved}

@@ -1,0 +1,516 @@
+"""The coordinator: asks Optuna for a configuration, has a worker train it an epoch at a time, decides, and tells.
+
+It is the only writer of the study. The way of a trial: ask -> suggest -> Config -> TrialJob -> EpochMetrics ... ->
+report -> go on, pause or prune -> attributes -> tell. Everything is on disk before anyone is told, so that the same
+command goes on after anything: a trial left RUNNING is taken over under its own number, from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+
+from data.cache import CacheHandle
+from model.network import Cost, cost
+from model.training import EpochMetrics
+from search_space import Config
+from tuning import StudyError
+from tuning.jobs import Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
+from tuning.scheduling import Decision, Scheduler
+from tuning.storage import Outcome, counts, replace_file, top, trials_since_best
+from tuning.trainer import best_epoch
+
+KEPT_CHECKPOINTS = 3
+"""Finished trials whose best checkpoint stays: as many as are trained again as finalists."""
+DEATHS = 3
+"""Worker deaths without a finished epoch between after which a trial is failed."""
+UNCOUNTED_IN_A_ROW = 20
+FAILED_IN_A_ROW = 3
+SPARE_BYTES = 100 * 2**20
+"""Disk space that a trial leaves free beside its own checkpoints."""
+LONGEST_ATTRIBUTE = 2045
+"""Characters of JSON that every database takes as one attribute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How far a run goes and what a trial may cost. Budgets and seed belong to the study, the rest to the run."""
+
+    trials: int
+    """Counted trials in all, over restarts and workers."""
+    timeout: float | None = None
+    """Seconds after which this run leaves, in mid-epoch too."""
+    patience: int | None = None
+    """Counted trials without a better one after which no more are asked for."""
+    max_parameters: float | None = None
+    max_flops: float | None = None
+    """Forward FLOPs of one picture."""
+    seed: int = 0
+    threads: int = 1
+    """CPU threads per worker."""
+
+
+class Ending(StrEnum):
+    """Why a run came to its end."""
+
+    TRIALS = "all trials are done"
+    PATIENCE = "patience has run out"
+    TIMEOUT = "time is up"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStarted:
+    """A slot trains a trial: for the first time, or on from its checkpoint."""
+
+    slot: int
+    number: int
+    attempt: int
+    config: Config
+    cost: Cost
+    known_good: str | None
+    """The name of the known-good configuration that this trial is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialAdvanced:
+    """A slot's trial goes forward: within a pass over the pictures, or by an epoch."""
+
+    slot: int
+    number: int
+    progress: Progress | EpochMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPaused:
+    """A trial has left its slot and waits."""
+
+    slot: int
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded:
+    """A trial has been told, with its outcome. One that ended from outside has none."""
+
+    number: int
+    outcome: Outcome | None
+    reason: str
+    value: float | None
+    """Best validation top-1 of the epochs it trained; None where there is none."""
+    slot: int | None
+    """None where it never reached a worker."""
+
+
+Happening = TrialStarted | TrialAdvanced | TrialPaused | TrialEnded | None
+"""What `Coordinator.run` yields; None at least once a second, for clocks."""
+
+
+@dataclass(kw_only=True)
+class _Live:
+    """A trial in a slot."""
+
+    trial: optuna.Trial
+    config: Config
+    cost: Cost
+    attempt: int
+    micro_batch: int
+    known_good: str | None
+    reported: set[int]
+    """Epochs that the study knows."""
+    history: list[EpochMetrics] = field(default_factory=list[EpochMetrics])
+    deaths: int = 0
+
+
+class Coordinator:
+    """Runs a study to its plan; see the module for the way of a trial."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        *,
+        workers: Workers,
+        scheduler: Scheduler,
+        suggest: Callable[[optuna.Trial], Config],
+        plan: Plan,
+        data: CacheHandle,
+        folder: Path,
+    ) -> None:
+        self._study = study
+        self._workers = workers
+        self._scheduler = scheduler
+        self._suggest = suggest
+        self._plan = plan
+        self._data = data
+        self._folder = folder
+        self._live: dict[int, _Live] = {}
+        self._adopted: deque[int] = deque()
+        self._paused: list[int] = []
+        self._uncounted: list[Outcome] = []
+        self._stops = 0
+        self.ending: Ending | None = None
+        """Why the last run ended; None while it runs."""
+
+    @property
+    def wanted(self) -> int:
+        """Counted trials that the plan still lacks, those that an earlier run left half-way among them."""
+        trials = self._study.get_trials(deepcopy=False)
+        begun = any(trial.state is TrialState.RUNNING for trial in trials)
+        return 0 if self._fulfilled() and not begun else max(1, self._plan.trials - sum(map(counts, trials)))
+
+    def stop(self) -> None:
+        """First call: running epochs end, then the run does. Second: it ends now. Safe in a signal handler."""
+        self._stops += 1
+
+    def run(self) -> Iterator[Happening]:
+        """Trains until the plan is fulfilled or a stop is asked for, and yields what happens.
+
+        Raises StudyError: too many trials in a row that do not count, a full disk, a study deleted meanwhile.
+        Raises RuntimeError with the worker's traceback: a bug. In every case what is unfinished can be gone on with.
+        """
+        deadline = time.monotonic() + (self._plan.timeout or float("inf"))
+        trials = self._study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state is TrialState.RUNNING:
+                (self._paused if trial.user_attrs.get("paused") else self._adopted).append(trial.number)
+        self._seen = {
+            trial.user_attrs["config_digest"]: trial.number
+            for trial in reversed(trials)
+            if "config_digest" in trial.user_attrs and trial.user_attrs.get("outcome") != Outcome.DUPLICATE
+        }
+        self._remove_checkpoints()
+        try:
+            while True:
+                if time.monotonic() > deadline:
+                    self.ending = Ending.TIMEOUT
+                elif self._stops:
+                    self.ending = Ending.STOPPED
+                if self.ending is None:
+                    yield from self._fill_slots()
+                if not self._live:
+                    self.ending = self.ending or self._fulfilled() or Ending.STOPPED
+                    return
+                if self.ending is Ending.TIMEOUT or self._stops > 1:
+                    return
+                for slot, event in self._workers.wait(timeout=min(1.0, max(0.0, deadline - time.monotonic()))):
+                    if slot in self._live:
+                        yield from self._hear(slot, event)
+                yield None
+        finally:
+            self._workers.close()
+
+    # -- for a free slot
+
+    def _fill_slots(self) -> Iterator[Happening]:
+        for slot in range(self._workers.slots):
+            while slot not in self._live:
+                trial = self._next_trial()
+                if trial is None:
+                    break
+                yield from self._begin(slot, trial)
+
+    def _next_trial(self) -> optuna.Trial | None:
+        """One left by an earlier run, else a paused one, else a new one; None where the plan wants no more."""
+        if self._adopted:
+            return self._running(self._adopted.popleft())
+        resumed = self._scheduler.resume(self._paused)
+        if resumed is not None:
+            self._paused.remove(resumed)
+            trial = self._running(resumed)
+            trial.set_user_attr("paused", False)
+            return trial
+        return None if self._fulfilled(begun=len(self._live) + len(self._paused)) else self._study.ask()
+
+    def _running(self, number: int) -> optuna.Trial:
+        """A trial that an earlier ask created, as the object that is told."""
+        storage = self._study._storage  # pyright: ignore[reportPrivateUsage]
+        study_id = self._study._study_id  # pyright: ignore[reportPrivateUsage]
+        return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
+
+    def _fulfilled(self, begun: int = 0) -> Ending | None:
+        """Whether no new trial is wanted, counting those that have begun as if they will count."""
+        trials = self._study.get_trials(deepcopy=False)
+        if sum(map(counts, trials)) + begun >= self._plan.trials:
+            return Ending.TRIALS
+        if self._plan.patience is not None and trials_since_best(trials) >= self._plan.patience:
+            return Ending.PATIENCE
+        return None
+
+    def _begin(self, slot: int, trial: optuna.Trial) -> Iterator[Happening]:
+        """Turns a trial into a running job, or tells at once that it is none."""
+        config = self._suggest(trial)
+        price = cost(config.model, config.image_size)
+        attributes = trial.user_attrs
+        stored = {
+            "config": config.to_dict(),
+            "config_digest": config.digest,
+            "parameters": price.parameters,
+            "flops": price.flops,
+        }
+        for name, value in stored.items():
+            if name not in attributes:
+                trial.set_user_attr(name, value)
+        over = self._over_budget(trial, price)
+        twin = self._seen.setdefault(config.digest, trial.number)
+        if over:
+            yield self._tell(trial, Outcome.INFEASIBLE, over)
+        elif twin != trial.number:
+            yield self._tell(trial, Outcome.DUPLICATE, f"duplicate of trial {twin}")
+        else:
+            self._require_space(price)
+            frozen = self._study._storage.get_trial(trial._trial_id)  # pyright: ignore[reportPrivateUsage]
+            live = _Live(
+                trial=trial,
+                config=config,
+                cost=price,
+                attempt=attributes.get("attempts", 0),
+                micro_batch=attributes.get("micro_batch", config.training.batch_size),
+                known_good=attributes.get("known_good"),
+                reported=set(frozen.intermediate_values),
+            )
+            yield self._start(slot, live)
+
+    def _over_budget(self, trial: optuna.Trial, price: Cost) -> str | None:
+        """Sets the constraints that a budget means to the sampler; returns what is over, None where nothing is."""
+        reasons: list[str] = []
+        for name, spent, budget in [
+            ("parameters", price.parameters, self._plan.max_parameters),
+            ("flops", price.flops, self._plan.max_flops),
+        ]:
+            if budget is None:
+                continue
+            if name not in trial.constraints:
+                trial.set_constraint(name, (spent - budget) / budget)
+            if spent > budget:
+                reasons.append(f"{spent:,} {name} are over the budget of {budget:,.0f}")
+        return "; ".join(reasons) or None
+
+    def _start(self, slot: int, live: _Live) -> Happening:
+        """Hands the trial to the slot's worker, as a new attempt that owns the trial's folder."""
+        number = live.trial.number
+        live.attempt += 1
+        directory = self._directory(number)
+        directory.mkdir(parents=True, exist_ok=True)
+        replace_file(directory / "attempt", lambda path: path.write_text(str(live.attempt)))
+        live.trial.set_user_attr("attempts", live.attempt)
+        live.trial.set_user_attr("slot", slot)
+        self._live[slot] = live
+        job = TrialJob(
+            number=number,
+            attempt=live.attempt,
+            config=live.config,
+            seed=trial_seed(self._plan.seed, number),
+            data=self._data,
+            device=self._workers.device(slot),
+            threads=self._plan.threads,
+            micro_batch=live.micro_batch,
+            directory=directory,
+        )
+        self._workers.start(slot, job)
+        return TrialStarted(
+            slot=slot,
+            number=number,
+            attempt=live.attempt,
+            config=live.config,
+            cost=live.cost,
+            known_good=live.known_good,
+        )
+
+    # -- what a slot says
+
+    def _hear(self, slot: int, event: Event) -> Iterator[Happening]:
+        live = self._live[slot]
+        try:
+            if isinstance(event, Progress):
+                yield TrialAdvanced(slot=slot, number=live.trial.number, progress=event)
+            elif isinstance(event, EpochMetrics):
+                yield from self._epoch(slot, live, event)
+            else:
+                yield from self._failure(slot, live, event)
+        except (UpdateFinishedTrialError, KeyError) as error:
+            if not self._ended_outside(live.trial):
+                raise
+            self._release(slot)
+            yield TrialEnded(
+                number=live.trial.number, outcome=None, reason=f"ended from outside ({error})", value=None, slot=slot
+            )
+
+    def _epoch(self, slot: int, live: _Live, metrics: EpochMetrics) -> Iterator[Happening]:
+        if metrics.epoch < len(live.history):
+            # Known from before the worker was replaced; it was decided then.
+            self._workers.proceed(slot)
+            return
+        live.history.append(metrics)
+        live.deaths = 0
+        if metrics.epoch not in live.reported:
+            live.trial.report(metrics.top1, metrics.epoch)
+            live.reported.add(metrics.epoch)
+        yield TrialAdvanced(slot=slot, number=live.trial.number, progress=metrics)
+        if metrics.epoch + 1 == live.config.training.epochs:
+            yield self._end(slot, live, Outcome.COMPLETE, "trained to its last epoch")
+            return
+        decision = Decision.GO_ON if live.known_good else self._scheduler.after_epoch(live.trial, metrics)
+        if decision is Decision.PRUNE:
+            yield self._end(slot, live, Outcome.PRUNED, f"pruned after epoch {metrics.epoch + 1}")
+        elif decision is Decision.PAUSE:
+            live.trial.set_user_attr("paused", True)
+            self._paused.append(live.trial.number)
+            self._release(slot)
+            yield TrialPaused(slot=slot, number=live.trial.number)
+        elif self.ending is None and not self._stops:
+            self._workers.proceed(slot)
+        else:
+            self._release(slot)
+
+    def _failure(self, slot: int, live: _Live, failure: TrialFailure) -> Iterator[Happening]:
+        match failure.kind:
+            case FailureKind.BUG:
+                raise RuntimeError(f"trial {live.trial.number} met a bug; its worker says:\n{failure.reason}")
+            case FailureKind.DISK:
+                raise StudyError(
+                    f"a trial writes its checkpoints into {self._folder}, but trial {live.trial.number} could not "
+                    f"({failure.reason}); free or mend the disk, and the same command goes on"
+                )
+            case FailureKind.DIVERGED:
+                if "diverged" not in live.trial.constraints:
+                    live.trial.set_constraint("diverged", 1.0)
+                yield self._end(slot, live, Outcome.DIVERGED, failure.reason)
+                return
+            case FailureKind.OUT_OF_MEMORY if live.micro_batch == live.config.training.batch_size > 1:
+                live.micro_batch //= 2
+                live.trial.set_user_attr("micro_batch", live.micro_batch)
+                again = True
+            case FailureKind.OUT_OF_MEMORY:
+                again = False
+            case FailureKind.DIED | FailureKind.HUNG:
+                live.deaths += 1
+                again = live.deaths < DEATHS
+        if not again:
+            yield self._end(slot, live, Outcome.FAILED, f"{failure.kind}: {failure.reason}")
+        elif self.ending is None and not self._stops:
+            yield self._start(slot, live)
+        else:
+            self._release(slot)
+
+    # -- the end of a trial
+
+    def _end(self, slot: int, live: _Live, outcome: Outcome, reason: str) -> TrialEnded:
+        """Frees the slot and tells the trial, with all that is known of it."""
+        self._release(slot)
+        ended = self._tell(live.trial, outcome, reason, live.history, slot)
+        self._remove_checkpoints(live.trial.number)
+        return ended
+
+    def _release(self, slot: int) -> None:
+        self._workers.stop(slot)
+        del self._live[slot]
+
+    def _tell(
+        self,
+        trial: optuna.Trial,
+        outcome: Outcome,
+        reason: str,
+        history: list[EpochMetrics] | None = None,
+        slot: int | None = None,
+    ) -> TrialEnded:
+        """Attributes first: after the tell a trial takes none."""
+        value = None
+        if history:
+            best = best_epoch(history)
+            value = best.top1
+            replace_file(
+                self._directory(trial.number) / "history.json",
+                lambda path: path.write_text(json.dumps([metrics.to_dict() for metrics in history])),
+            )
+            attributes = {
+                "best_epoch": best.epoch,
+                "best_top1": best.top1,
+                "best_top3": best.top3,
+                "per_class": [None if share != share else share for share in best.per_class],
+                "confusion": best.confusion,
+                "seconds": round(sum(metrics.seconds for metrics in history), 2),
+                "peak_memory": max(metrics.peak_memory for metrics in history),
+            }
+            for name, attribute in attributes.items():
+                if len(json.dumps(attribute)) <= LONGEST_ATTRIBUTE:
+                    trial.set_user_attr(name, attribute)
+        trial.set_user_attr("reason", reason[-LONGEST_ATTRIBUTE // 2 :])
+        trial.set_user_attr("outcome", outcome)
+        state = {
+            Outcome.COMPLETE: TrialState.COMPLETE,
+            Outcome.DUPLICATE: TrialState.FAIL,
+            Outcome.FAILED: TrialState.FAIL,
+        }.get(outcome, TrialState.PRUNED)
+        self._study.tell(trial, value if state is TrialState.COMPLETE else None, state)
+        self._watch_uncounted(outcome, reason)
+        return TrialEnded(number=trial.number, outcome=outcome, reason=reason, value=value, slot=slot)
+
+    def _watch_uncounted(self, outcome: Outcome, reason: str) -> None:
+        """Stops a study that goes nowhere."""
+        if outcome not in (Outcome.INFEASIBLE, Outcome.DUPLICATE, Outcome.FAILED):
+            self._uncounted.clear()
+            return
+        self._uncounted.append(outcome)
+        failed = self._uncounted[-FAILED_IN_A_ROW:].count(Outcome.FAILED) == FAILED_IN_A_ROW
+        if failed or len(self._uncounted) == UNCOUNTED_IN_A_ROW:
+            kinds = ", ".join(f"{self._uncounted.count(kind)} {kind}" for kind in sorted(set(self._uncounted)))
+            raise StudyError(
+                f"a study goes on while its trials count, but the last {len(self._uncounted)} did not ({kinds}; "
+                f"the last: {reason}); use fewer --workers where memory is short, or begin another study with --study "
+                "NAME and larger --max-params and --max-flops or a wider search_space.py"
+            )
+
+    def _ended_outside(self, trial: optuna.Trial) -> bool:
+        """Whether somebody else has told or deleted a trial of ours."""
+        try:
+            return self._study._storage.get_trial(trial._trial_id).state.is_finished()  # pyright: ignore[reportPrivateUsage]
+        except KeyError:
+            return True
+
+    # -- the disk
+
+    def _directory(self, number: int) -> Path:
+        return self._folder / "trials" / f"{number:04d}"
+
+    def _require_space(self, price: Cost) -> None:
+        # Weights and two moments for the optimizer, in last and best, each with its temporary copy.
+        needed = 4 * price.parameters * (3 + 1) * 2 * self._workers.slots + SPARE_BYTES
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise StudyError(
+                f"a trial needs {needed / 2**20:,.0f} MB of free disk for its checkpoints, but {self._folder} has "
+                f"{free / 2**20:,.0f} MB; free some, and the same command goes on"
+            )
+
+    def _remove_checkpoints(self, ended: int | None = None) -> None:
+        """Keeps the best checkpoint of the best few trials, and those of every trial that is not finished.
+
+        With `ended` only that trial and the one that it may have pushed out are looked at, so that it stays cheap.
+        """
+        trials = self._study.get_trials(deepcopy=False)
+        best = {trial.number for trial in top(trials, KEPT_CHECKPOINTS)}
+        if ended is None:
+            suspects = {trial.number for trial in trials}
+        else:
+            suspects = {ended} | {trial.number for trial in top(trials, KEPT_CHECKPOINTS + 1)}
+        for trial in trials:
+            if trial.number in suspects and trial.state.is_finished():
+                names = ["last.pt", "attempt"] + ["best.pt"] * (trial.number not in best)
+                for name in names:
+                    (self._directory(trial.number) / name).unlink(missing_ok=True)
+
+
+def trial_seed(seed: int, number: int) -> int:
+    """The seed of a trial's weights, order, augmentation and dropout, 0 <= seed < 2**32."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

@@ -1,0 +1,109 @@
+"""What a study is: the facts that must not change between two runs of the same study, and the refusal when they do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+
+from tuning import StudyError
+
+
+class SpacePoint:
+    """Stands in for a trial in `suggest`: draws at random, takes forced choices, and notes every distribution."""
+
+    def __init__(self, rng: np.random.Generator, forced: dict[str, Any] | None = None) -> None:
+        self._rng = rng
+        self._forced = forced or {}
+        self.distributions: dict[str, BaseDistribution] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices, all equally likely."""
+        self.distributions[name] = CategoricalDistribution(list(choices))
+        return self._forced.get(name, choices[int(self._rng.integers(len(choices)))])
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """A whole number from low to high."""
+        self.distributions[name] = IntDistribution(low, high, log=log, step=step)
+        return low + step * int(self._rng.integers((high - low) // step + 1))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number from low to high, on a grid where there is a step, log-uniform where asked."""
+        self.distributions[name] = FloatDistribution(low, high, log=log, step=step)
+        if step is not None:
+            return low + step * int(self._rng.integers(round((high - low) / step) + 1))
+        if log:
+            return float(np.exp(self._rng.uniform(np.log(low), np.log(high))))
+        return float(self._rng.uniform(low, high))
+
+
+def random_points(suggest: Callable[[Any], Any], count: int, seed: int = 0) -> Iterator[Any]:
+    """`count` random points of a space, as `suggest` builds them."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield suggest(SpacePoint(rng))
+
+
+def describe_space(suggest: Callable[[Any], Any]) -> dict[str, list[str]]:
+    """Every distribution that `suggest` can leave: all categorical choices forced in turn, and 16 draws.
+
+    Returns: "space <parameter>" -> its distributions as Optuna writes them in JSON, sorted.
+    """
+    rng = np.random.default_rng(0)
+    found: dict[str, set[str]] = {}
+    tried: set[tuple[str, str]] = set()
+    queue: list[dict[str, Any]] = [{} for _ in range(16)]
+    while queue:
+        point = SpacePoint(rng, queue.pop())
+        suggest(point)
+        for name, distribution in point.distributions.items():
+            found.setdefault(name, set()).add(distribution_to_json(distribution))
+            if isinstance(distribution, CategoricalDistribution):
+                for choice in distribution.choices:
+                    if (name, repr(choice)) not in tried:
+                        tried.add((name, repr(choice)))
+                        queue.append({name: choice})
+    return {f"space {name}": sorted(texts) for name, texts in found.items()}
+
+
+def refuse_changes(stored: dict[str, Any], now: dict[str, Any], study: str) -> None:
+    """Raises StudyError naming each fact of `stored` that differs in `now`, with both values."""
+    differences = [
+        f"{name}: {_text(stored.get(name))} -> {_text(now.get(name))}"
+        for name in sorted(stored.keys() | now.keys())
+        if stored.get(name) != now.get(name)
+    ]
+    if differences:
+        raise StudyError(
+            f"a study keeps its data, space and settings, but study '{study}' was begun with others "
+            f"({'; '.join(differences)}); go on with the old ones, or start another study with --study NAME"
+        )
+
+
+def _text(value: Any) -> str:
+    """A value as a person reads it; of a distribution's JSON only what bounds it."""
+    if value is None:
+        return "none"
+    if isinstance(value, list) and value and all(isinstance(item, str) and item.startswith("{") for item in value):  # pyright: ignore[reportUnknownVariableType]
+        return " or ".join(_bounds(json.loads(item)["attributes"]) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return str(value)
+
+
+def _bounds(attributes: dict[str, Any]) -> str:
+    if "choices" in attributes:
+        return "{" + ", ".join(map(str, attributes["choices"])) + "}"
+    text = f"[{attributes['low']:g}, {attributes['high']:g}]"
+    if attributes.get("step") not in (None, 1):
+        text += f" step {attributes['step']:g}"
+    return text + " log" * bool(attributes.get("log"))

@@ -1,0 +1,100 @@
+"""What passes between the coordinator and its workers: small and picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from data.cache import CacheHandle
+from model.training import EpochMetrics
+from search_space import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob:
+    """One trial, or the rest of one, for a worker to train."""
+
+    number: int
+    """The trial's number in the study."""
+    attempt: int
+    """Counts the starts of this trial; a worker of an earlier attempt may replace no file of a later one."""
+    config: Config
+    seed: int
+    """Seeds weights, order, augmentation and dropout."""
+    data: CacheHandle
+    device: str
+    """As torch names it: cpu, cuda:0, mps."""
+    threads: int
+    """CPU threads of the training."""
+    micro_batch: int
+    """Pictures per forward pass; fewer than the batch size where memory was short."""
+    directory: Path
+    """The trial's own folder, for its checkpoints."""
+
+
+class FailureKind(StrEnum):
+    """Why a trial's training ended before its time."""
+
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out of memory"
+    DIED = "worker died"
+    HUNG = "worker hung"
+    DISK = "disk"
+    BUG = "bug"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialFailure:
+    """A training that ended before its time."""
+
+    kind: FailureKind
+    reason: str
+    """One line; of a bug the whole traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A sign of life in mid-epoch."""
+
+    share: float
+    """How much of the pass over the pictures is done, from 0 to 1."""
+
+
+Event = EpochMetrics | TrialFailure | Progress
+
+
+class Workers(Protocol):
+    """Where trials run: slots that are asked for each epoch; pruning, pausing and stopping are one thing: not asking.
+
+    An epoch's metrics come once its checkpoint is on disk. A resumed trial first answers with the epochs that its
+    checkpoint holds, each to be asked on from like a new one.
+    """
+
+    slots: int
+    """How many trials can run at once, numbered from 0."""
+
+    def device(self, slot: int) -> str:
+        """The device of a slot, as torch names it."""
+        ...
+
+    def start(self, slot: int, job: TrialJob) -> None:
+        """Begins a trial, or goes on with it from its checkpoint, up to the end of one epoch."""
+        ...
+
+    def proceed(self, slot: int) -> None:
+        """Asks for the next epoch of the slot's trial."""
+        ...
+
+    def stop(self, slot: int) -> None:
+        """Ends the slot's trial here, in mid-epoch too; nothing more is heard of it, and the slot is free."""
+        ...
+
+    def wait(self, timeout: float) -> list[tuple[int, Event]]:
+        """What was heard, with its slot; an empty list after `timeout` seconds of silence."""
+        ...
+
+    def close(self) -> None:
+        """Ends every worker, now."""
+        ...

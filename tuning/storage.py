@@ -1,0 +1,243 @@
+"""Where a study lives: opening, creating and locking it, what is stored of a trial, and its table.
+
+It stays a plain Optuna study: `optuna-dashboard` and Optuna's own command line read it without this program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable, Generator
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import filelock
+import optuna
+import psutil
+import sqlalchemy
+import sqlalchemy.exc
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from tuning import StudyError
+from tuning.identity import refuse_changes
+
+IDENTITY = "identity:"
+"""Prefix of the study's attributes that must not change."""
+METRIC = "validation top-1"
+NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smbfs",
+    "smb3",
+    "afpfs",
+    "fuse.sshfs",
+    "9p",
+    "lustre",
+    "ceph",
+    "glusterfs",
+}
+
+
+class Outcome(StrEnum):
+    """How a trial ended, kept as its attribute `outcome`; Optuna's state says less."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    INFEASIBLE = "infeasible"
+    DUPLICATE = "duplicate"
+    FAILED = "failed"
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of the `--trials`: it has trained and is finished."""
+    if trial.state is TrialState.COMPLETE:
+        return True
+    return trial.state is TrialState.PRUNED and trial.user_attrs.get("outcome") != Outcome.INFEASIBLE
+
+
+def trials_since_best(trials: list[FrozenTrial]) -> int:
+    """How many counted trials have ended since the best value was reached."""
+    ended = sorted(filter(counts, trials), key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))
+    best, since = -1.0, 0
+    for trial in ended:
+        since += 1
+        if trial.state is TrialState.COMPLETE and (trial.value or 0.0) > best:
+            best, since = trial.value or 0.0, 0
+    return since
+
+
+def top(trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
+    """The best complete trials, best first; of equals the earlier one."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
+
+
+def sqlite_url(folder: Path) -> str:
+    """The default storage of a study with this folder."""
+    return f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
+
+
+def without_password(url: str) -> str:
+    """A storage URL as it may be shown."""
+    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+
+
+def network_file_system(folder: Path) -> str | None:
+    """The kind of network file system that holds the folder; None on a local disk. SQLite's locks are unsafe on one."""
+    folder = folder.resolve()
+    mounts = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
+    kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower() if mounts else ""
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+def study_folder(results: Path, name: str) -> Path:
+    """Makes the folder of a study. Raises StudyError where that, or writing in it, is impossible."""
+    if not name or name in {".", ".."} or any(character in name for character in '/\\:*?"<>|\0\n'):
+        raise StudyError(
+            f"a study's name is also its folder's, so it holds none of / \\ : * ? \" < > |, but got {name!r}"
+        )
+    folder = results / name
+    try:
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StudyError(
+            f"a study writes into its folder, but {folder} cannot be written ({error.strerror}); "
+            "free or mend it, or choose another place with --results DIR"
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def sole_coordinator(folder: Path) -> Generator[None]:
+    """Holds the study's lock; the system releases it when the process ends, however it ends.
+
+    Raises StudyError naming the owner where another process holds it.
+    """
+    owner = folder / "study.owner"
+    lock = filelock.FileLock(folder / "study.lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        with contextlib.suppress(OSError):
+            raise StudyError(
+                f"a study has one coordinator, but {folder} is being run by {owner.read_text().strip()}; "
+                "wait for it, stop it, or start another study with --study NAME"
+            ) from None
+        raise StudyError(f"a study has one coordinator, but {folder} is being run by another process") from None
+    try:
+        owner.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M}\n")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Generator[None]:
+    """Turns what a database says when it cannot go on into one StudyError; nothing committed is lost by it."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
+        raise StudyError(
+            f"a study needs a database that it can read and write, but {without_password(url)} says: {reason}; "
+            "mend it, or name another with --study NAME or --storage URL"
+        ) from error
+
+
+def connect(url: str) -> optuna.storages.BaseStorage:
+    """The storage behind a URL. Raises StudyError where there is none, or one of another Optuna schema."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        raise StudyError(
+            f"--storage is a database URL such as sqlite:///study.db or postgresql://user@host/name, but got {url!r}"
+        ) from None
+    # The dashboard reads while we write; SQLite's own 5 seconds are short for a slow disk.
+    arguments = {"connect_args": {"timeout": 60}} if parsed.get_backend_name() == "sqlite" else {}
+    try:
+        with explained(url):
+            return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=arguments))
+    except (ImportError, RuntimeError) as error:
+        raise StudyError(f"the storage {without_password(url)} cannot be used: {error}") from error
+
+
+def open_study(
+    url: str,
+    name: str,
+    *,
+    sampler: BaseSampler,
+    pruner: optuna.pruners.BasePruner,
+    identity: dict[str, Any],
+    first_trials: dict[str, dict[str, Any]],
+) -> optuna.Study:
+    """Opens a study and holds it to its identity, or creates it with its first trials waiting.
+
+    Args: `identity`: JSON values by name, compared and refused when they differ; `first_trials`: parameters by name.
+    Raises StudyError: another study's database, a changed identity, a database that cannot be used.
+    """
+    storage = connect(url)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with explained(url):
+        study = optuna.create_study(
+            storage=storage, study_name=name, sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
+        )
+        if study.directions != [StudyDirection.MAXIMIZE]:
+            raise StudyError(f"study '{name}' in {without_password(url)} is not one of this program; use --study NAME")
+        trials = study.get_trials(deepcopy=False)
+        now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
+        if trials:
+            stored = {key[len(IDENTITY) :]: v for key, v in study.user_attrs.items() if key.startswith(IDENTITY)}
+            refuse_changes(stored, now, name)
+        else:
+            # No trial yet: whatever an interrupted start has left is written anew.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names([METRIC])
+            for key, value in now.items():
+                study.set_user_attr(IDENTITY + key, value)
+        if len(trials) < len(first_trials):
+            for known, parameters in first_trials.items():
+                study.enqueue_trial(parameters, user_attrs={"known_good": known}, skip_if_exists=True)
+    return study
+
+
+def find_study(url: str, name: str) -> optuna.Study | None:
+    """The study as it is stored, to read; None where there is none."""
+    storage = connect(url)
+    with explained(url), contextlib.suppress(KeyError):
+        return optuna.load_study(study_name=name, storage=storage)
+    return None
+
+
+def write_trials_csv(study: optuna.Study, path: Path) -> None:
+    """One line per trial: number, state, value, times, parameters and attributes; written whole or not at all."""
+    table = study.trials_dataframe(
+        attrs=("number", "state", "value", "datetime_start", "datetime_complete", "duration", "params", "user_attrs")
+    )
+    replace_file(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file beside `path` and renames it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

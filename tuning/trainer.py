@@ -1,0 +1,199 @@
+"""The training of one job, in whatever process it finds itself.
+
+The way of a trial: job -> data, network, optimizer -> last checkpoint -> epoch -> checkpoint on disk -> metrics sent ->
+told to go on or not. The study is never touched from here, and nothing is written but the trial's own folder.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+
+from data import DataError
+from data.batches import EvaluationBatches, TrainingBatches
+from data.cache import open_part
+from model import checkpoint
+from model.network import MushroomCNN
+from model.training import Batches, Diverged, EpochMetrics, fit, make_optimizer
+from tuning.jobs import Event, FailureKind, Progress, TrialFailure, TrialJob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Answer = Literal["proceed", "stop"]
+
+BEAT_SECONDS = 0.5
+"""How often a training says that it lives, at most; at least once per batch when batches take longer."""
+
+
+class Link(Protocol):
+    """The line to the coordinator."""
+
+    def send(self, event: Event) -> None:
+        """Tells what happened."""
+        ...
+
+    def answer(self) -> Answer:
+        """Waits for the word on the epoch that was sent last."""
+        ...
+
+    def stop_asked(self) -> bool:
+        """Whether a stop has come in mid-epoch; does not wait."""
+        ...
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """The coordinator wants no more of this trial."""
+
+
+def run(job: TrialJob, link: Link) -> bool:
+    """Trains until the last epoch, a stop or a failure, and sends what happens.
+
+    Returns: whether this process can train another trial. After a CUDA error it cannot.
+    """
+    try:
+        _train(job, link)
+    except Stopped:
+        return True
+    except Diverged as error:
+        _fail(link, FailureKind.DIVERGED, str(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        _fail(link, FailureKind.OUT_OF_MEMORY, _first_line(error))
+    except RuntimeError as error:
+        text = str(error)
+        # The CPU allocator's out of memory has no type of its own.
+        if "can't allocate memory" in text or "not enough memory" in text:
+            _fail(link, FailureKind.OUT_OF_MEMORY, _first_line(error))
+        elif "CUDA error" in text or "cuDNN error" in text:
+            _fail(link, FailureKind.DIED, _first_line(error))
+            return False
+        else:
+            _fail(link, FailureKind.BUG, traceback.format_exc())
+    except (OSError, DataError) as error:
+        # A full or vanished disk or cache, or a coordinator that is gone; in that case there is nobody to tell.
+        _fail(link, FailureKind.DISK, str(error))
+    except Exception:
+        _fail(link, FailureKind.BUG, traceback.format_exc())
+    return True
+
+
+def _train(job: TrialJob, link: Link) -> None:
+    config, device = job.config, torch.device(job.device)
+    torch.set_num_threads(job.threads)
+    train = TrainingBatches(
+        open_part(job.data, config.image_size, "train"),
+        batch_size=config.training.batch_size,
+        views=config.views,
+        augment=config.augment,
+        oversample=config.training.class_balance == "oversampling",
+        seed=job.seed,
+        device=device,
+    )
+    validation = EvaluationBatches(open_part(job.data, config.image_size, "validation"), device=device)
+    torch.manual_seed(job.seed)
+    model = MushroomCNN(config.model).to(device)
+    optimizer = make_optimizer(model, config.training)
+
+    history: list[EpochMetrics] = []
+    saved = _saved(job)
+    if saved is not None:
+        history += saved.history
+        model.load_state_dict(saved.model)
+        if saved.optimizer is not None:
+            optimizer.load_state_dict(saved.optimizer)
+        for metrics in saved.history:
+            _tell(link, metrics, config.training.epochs)
+    epochs = fit(
+        model,
+        _Beating(train, link),
+        _Beating(validation, link),
+        config.training,
+        seed=job.seed,
+        optimizer=optimizer,
+        start_epoch=len(history),
+        micro_batch=job.micro_batch,
+    )
+    for metrics in epochs:
+        history.append(metrics)
+        state = checkpoint.Checkpoint(
+            attempt=job.attempt,
+            config_digest=config.digest,
+            history=tuple(history),
+            model=model.state_dict(),
+            optimizer=optimizer.state_dict(),
+        )
+        if read_attempt(job.directory) != job.attempt:
+            raise Stopped
+        # The best first: killed between the two, the epoch is trained again and writes the same file again.
+        if metrics.epoch == best_epoch(history).epoch:
+            checkpoint.save(job.directory / "best.pt", replace(state, optimizer=None))
+        checkpoint.save(job.directory / "last.pt", state)
+        _tell(link, metrics, config.training.epochs)
+
+
+def best_epoch(history: list[EpochMetrics]) -> EpochMetrics:
+    """The epoch of the highest validation top-1, the first of equals."""
+    return max(history, key=lambda metrics: (metrics.top1, -metrics.epoch))
+
+
+def read_attempt(directory: Path) -> int:
+    """The attempt that owns a trial's folder; 0 where none does."""
+    try:
+        return int((directory / "attempt").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
+    """The last checkpoint of this very configuration; None where there is none, or none that is whole."""
+    try:
+        saved = checkpoint.load(job.directory / "last.pt")
+    except checkpoint.CheckpointError:
+        return None
+    return saved if saved.config_digest == job.config.digest else None
+
+
+def _tell(link: Link, metrics: EpochMetrics, epochs: int) -> None:
+    link.send(metrics)
+    if metrics.epoch + 1 < epochs and link.answer() == "stop":
+        raise Stopped
+
+
+def _fail(link: Link, kind: FailureKind, reason: str) -> None:
+    link.send(TrialFailure(kind=kind, reason=reason))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+class _Beating:
+    """Batches that show, one by one, that the training lives, and end it where the coordinator wants no more of it."""
+
+    def __init__(self, batches: Batches, link: Link) -> None:
+        self._batches = batches
+        self._link = link
+        self._last_beat = 0.0
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        return self._batches.class_counts
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for index, batch in enumerate(self._batches.epoch(n)):
+            now = time.monotonic()
+            if now - self._last_beat > BEAT_SECONDS:
+                self._last_beat = now
+                if self._link.stop_asked():
+                    raise Stopped
+                self._link.send(Progress(share=index / len(self._batches)))
+            yield batch
