@@ -8,6 +8,7 @@ from -1 to 1 between the picture's outer edges, so that pixel i of S has its cen
 Measured against a loop over pictures with torchvision's operations in benchmarks/augment.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -38,6 +39,10 @@ MAX_DISTORTION = 0.2
 
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0
 """Pixels, of the 3x3 Gaussian, at strength 1."""
+
+
+CACHED_PIXELS = 2**17
+"""That a CPU works on at once: two pictures of 256 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,28 +118,20 @@ def augment(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
     the network how the picture was turned.
     """
     out = pictures.clone(memory_format=torch.channels_last)
-    warped, blurred = np.flatnonzero(draws.warped), np.flatnonzero(draws.sigmas)
-    if len(warped):
-        rows = torch.as_tensor(warped, device=pictures.device)
-        homographies = torch.as_tensor(draws.homographies[warped], device=pictures.device)
-        out.index_copy_(0, rows, warp(out[rows], homographies))
-    if len(blurred):
-        rows = torch.as_tensor(blurred, device=pictures.device)
-        sigmas = torch.as_tensor(draws.sigmas[blurred], device=pictures.device)
-        out.index_copy_(0, rows, blur(out[rows], sigmas))
+    _replace(out, np.flatnonzero(draws.warped), draws.homographies, warp)
+    _replace(out, np.flatnonzero(draws.sigmas), draws.sigmas, blur)
     return out
 
 
 def warp(pictures: torch.Tensor, homographies: torch.Tensor) -> torch.Tensor:
     """(n, 3, S, S) seen through (n, 3, 3), bilinear, mirrored at the edges (F.grid_sample)."""
     n, _, height, width = pictures.shape
-    ys = (torch.arange(height, device=pictures.device) * 2 + 1) / height - 1
-    xs = (torch.arange(width, device=pictures.device) * 2 + 1) / width - 1
-    places = torch.stack(
-        [*torch.meshgrid(xs, ys, indexing="xy"), torch.ones(height, width, device=pictures.device)], -1
-    )
-    seen = places.view(1, -1, 3) @ homographies.mT
-    grid = (seen[..., :2] / seen[..., 2:]).view(n, height, width, 2)
+    # Each row and column is multiplied once and the grid is their sums: 8 times as quick as a product per pixel.
+    along_x = homographies[:, :, 0, None] * _centres(width, pictures.device)
+    along_y = homographies[:, :, 1, None] * _centres(height, pictures.device) + homographies[:, :, 2, None]
+    seen = along_x[:, :, None, :] + along_y[:, :, :, None]
+    grid = torch.empty(n, height, width, 2, device=pictures.device)
+    torch.div(seen[:, :2].permute(0, 2, 3, 1), seen[:, 2, :, :, None], out=grid)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -197,6 +194,27 @@ def perspective_map(corners: Floats) -> Floats:
     quads[:, 2] = np.stack([g, h, np.ones_like(g)], axis=1)
     to_unit_square = np.array([[0.5, 0, 0.5], [0, 0.5, 0.5], [0, 0, 1]])
     return np.linalg.inv(quads @ to_unit_square).astype(np.float64)
+
+
+def _replace(
+    pictures: torch.Tensor,
+    rows: npt.NDArray[np.intp],
+    values: npt.NDArray[np.float32],
+    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """Puts `step(pictures, values)` of these rows in their place; on a CPU few at a time, to stay in its cache."""
+    at_once = max(1, CACHED_PIXELS // pictures[0, 0].numel()) if pictures.device.type == "cpu" else len(rows)
+    for start in range(0, len(rows), max(1, at_once)):
+        some = rows[start : start + at_once]
+        index = torch.as_tensor(some, device=pictures.device)
+        changed = step(pictures[index], torch.as_tensor(values[some], device=pictures.device))
+        # Of another memory format it would be copied one number at a time, which takes twice as long.
+        pictures.index_copy_(0, index, changed.contiguous(memory_format=torch.channels_last))
+
+
+def _centres(size: int, device: torch.device) -> torch.Tensor:
+    """Of the pixels of a row, from edge to edge -1 to 1."""
+    return (torch.arange(size, device=device) * 2 + 1) / size - 1
 
 
 def _identity(n: int) -> Floats:
