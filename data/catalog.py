@@ -69,12 +69,14 @@ class Catalog:
     """Every file with its verdict, sorted by part and path."""
     empty: tuple[str, ...] = ()
     """Class folders in which nothing is a picture: left out of the classes."""
+    unused: frozenset[tuple[str, str]] = frozenset()
+    """Part and path of the good pictures that `limited` puts aside."""
 
     @cached_property
     def kept(self) -> tuple[Picture, ...]:
         """The pictures to be used, sorted by class, content and part - not by name: equal fingerprint, equal order."""
-        kept = (picture for picture in self.pictures if picture.verdict is Verdict.KEPT)
-        return tuple(sorted(kept, key=_identity))
+        kept = [picture for picture in self.pictures if picture.verdict is Verdict.KEPT]
+        return tuple(sorted((p for p in kept if (p.part, p.path) not in self.unused), key=_identity))
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -100,7 +102,10 @@ class Catalog:
         return self.source.parts[picture.part] / picture.path
 
     def counts(self) -> dict[str, dict[Verdict, int]]:
-        """Class -> verdict -> files, zeros included: the classes, then empty folders, then stray files (under "")."""
+        """Class -> verdict -> files, unused ones and zeros included.
+
+        The classes come first, then empty folders, then files beside the folders, under "".
+        """
         found = Counter((picture.label, picture.verdict) for picture in self.pictures)
         labels = [*self.classes, *self.empty, *([""] if any(label == "" for label, _ in found) else [])]
         return {label: {verdict: found[label, verdict] for verdict in Verdict} for label in labels}
@@ -132,11 +137,8 @@ class Catalog:
                 f"{least} in all, but got {pictures}; ask for more pictures of {printable(self.source.root)}"
             )
         ranked.sort(key=lambda row: row[:4])
-        wanted = {id(picture) for *_, picture in ranked[:pictures]}
-        chosen = tuple(
-            picture for picture in self.pictures if picture.verdict is not Verdict.KEPT or id(picture) in wanted
-        )
-        return replace(self, pictures=chosen)
+        unused = self.unused.union((picture.part, picture.path) for *_, picture in ranked[pictures:])
+        return replace(self, unused=unused)
 
     def write_report(self, path: Path, parts: "Split | None" = None) -> None:
         """data_report.csv: a line per file, with the part of the split it is used in if `parts` is given.
@@ -144,6 +146,8 @@ class Catalog:
         Paths are relative to the source's root. Control characters in names are written as escapes, so that a line is
         a line and no terminal obeys it. Raises DataError when the file cannot be written.
         """
+        if parts and sum(len(positions) for _, positions in parts.named()) != len(self.kept):
+            raise ValueError("the split must be of this catalog, not of one with more or fewer pictures")
         used: dict[tuple[str, str], str] = {}
         for name, positions in parts.named() if parts else ():
             for position in map(int, positions):
@@ -160,7 +164,7 @@ class Catalog:
                     printable(picture.label),
                     picture.part,
                     picture.verdict,
-                    picture.reason,
+                    printable(picture.reason),
                     picture.width,
                     picture.height,
                     picture.mode,
@@ -322,7 +326,7 @@ def _without_leaks(pictures: Sequence[Picture]) -> list[Picture]:
     for picture in pictures:
         rival = best.get(picture.group)
         if picture.verdict is Verdict.KEPT and rival is not None and _WORTH[rival.part] < _WORTH[picture.part]:
-            reason = f"near-duplicate of {rival.part} picture {_where(rival)}"
+            reason = f"near-duplicate of {_where(rival)}"
             picture = replace(picture, verdict=Verdict.DUPLICATE, reason=reason)
         judged.append(picture)
     return judged

@@ -1,54 +1,50 @@
 """Finds copies that were resized, recompressed or slightly changed: thumbnails in, groups out.
 
-A difference hash of 64 bits [1] finds candidates, a correlation of the thumbnails confirms them, and confirmed pairs
-are joined. Two hashes that differ in at most 3 bits agree in one of four bands of 16 bits, so that only pictures with
-a common band are compared [2]: 60,000 pictures take seconds, not the hours of 1.8 billion pairs.
+A difference hash of 64 bits [1] finds candidates, the correlation of their thumbnails confirms them, confirmed pairs
+are joined. Two hashes that differ in at most 7 bits differ in at most 1 bit of one of four bands of 16 bits, so only
+pictures whose bands agree up to one bit are compared [2]: 60,000 pictures take seconds, not the hours of 1.8 billion
+pairs.
 
 [1] N. Krawetz, "Kind of like that", 2013, https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html
 [2] G. S. Manku, A. Jain, A. Das Sarma, "Detecting near-duplicates for web crawling", WWW 2007
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
-MAX_BITS = 3
-"""Hashes further apart are no candidates."""
+Positions = npt.NDArray[np.int64]
 
-MIN_CORRELATION = 0.98
-MAX_DIFFERENCE = 8.0
-"""Mean absolute difference of confirmed thumbnails, of 255 grey levels."""
+MAX_BITS = 7
+MIN_CORRELATION = 0.95
+"""Of the 1.25 billion pairs in CIFAR-10's training pictures 241 pass both, and by eye each shows one object twice;
+within 3 bits, which need no band but an equal one, 86 do. Of copies saved as JPEG at quality 60, 99 % stay within 7.
+A copy that lost 3 % at two edges is found one time in five, one that lost 6 % never."""
 
 MIN_CONTRAST = 4.0
 """Grey levels of standard deviation; a flatter thumbnail has a hash of noise and is nobody's near-duplicate."""
 
-WINDOW = 256
-"""Neighbours compared in a band's bucket. Larger buckets are sorted by their other bits: like lies near like."""
+WINDOW = 64
+"""Neighbours compared in a bucket of equal bands; a larger one is sorted by its next bits, so that like lies near like.
+CIFAR-10 gives the same groups with 32 to 256; 60,000 small figures on black, the worst case known, take 27 s with 64
+and 200 s with 256, and of 10,000 noisy copies among 20,000 such figures 90 % are found with 64."""
 
 
-def groups(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def groups(thumbnails: npt.NDArray[np.uint8]) -> Positions:
     """Grey thumbnails, uint8 (n, 16, 18) -> the group of each, int64 (n,): the smallest position in its group."""
-    count = len(thumbnails)
-    labels = np.arange(count)
-    flat = thumbnails.reshape(count, -1).astype(np.float32)
-    structured = np.flatnonzero(flat.std(axis=1) >= MIN_CONTRAST) if count else labels
+    labels = np.arange(len(thumbnails))
+    flat = thumbnails.reshape(-1, 16 * 18).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    contrast = np.sqrt((flat * flat).mean(axis=1))
+    structured = np.flatnonzero(contrast >= MIN_CONTRAST)
     hashes = difference_hash(thumbnails[structured])
-    for band in range(4):
-        rotated = np.bitwise_or(hashes << np.uint64(16 * band), hashes >> np.uint64((64 - 16 * band) % 64))
-        order = np.argsort(rotated, kind="stable")
-        keys = rotated[order] >> np.uint64(48)
-        positions = structured[order]
-        firsts = np.arange(len(order))
-        for distance in range(1, WINDOW + 1):
-            firsts = firsts[firsts + distance < len(order)]
-            firsts = firsts[keys[firsts] == keys[firsts + distance]]
-            if not len(firsts):
-                break
-            near = np.bitwise_count(rotated[order[firsts]] ^ rotated[order[firsts + distance]]) <= MAX_BITS
-            a, b = positions[firsts[near]], positions[firsts[near] + distance]
-            apart = labels[a] != labels[b]
-            a, b = a[apart], b[apart]
-            same = _alike(flat, a, b)
-            labels = _join(labels, a[same], b[same])
+    units = flat[structured] / (contrast[structured, None] * np.float32(np.sqrt(flat.shape[1])))
+    for a, b in _candidates(hashes):
+        apart = labels[structured[a]] != labels[structured[b]]
+        a, b = a[apart], b[apart]
+        same = np.einsum("ij,ij->i", units[a], units[b]) >= MIN_CORRELATION
+        labels = _join(labels, structured[a[same]], structured[b[same]])
     return labels
 
 
@@ -59,20 +55,35 @@ def difference_hash(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]
     return np.packbits(bits, axis=1).view(np.uint64).reshape(-1)
 
 
-def _alike(flat: npt.NDArray[np.float32], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Whether thumbnails a[i] and b[i] agree; in slices, so that a million pairs fit in memory."""
-    same = np.zeros(len(a), dtype=np.bool_)
-    for start in range(0, len(a), 65_536):
-        part = slice(start, start + 65_536)
-        x, y = flat[a[part]], flat[b[part]]
-        difference = np.abs(x - y).mean(axis=1)
-        x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
-        correlation = (x * y).sum(axis=1) / np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
-        same[part] = (correlation >= MIN_CORRELATION) & (difference <= MAX_DIFFERENCE)
-    return same
+def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Positions]]:
+    """Pairs of positions at most MAX_BITS apart, in slices of at most 65,536; a pair may come more than once."""
+    for band in range(4):
+        shift = np.uint64(16 * band)
+        rotated = (hashes << shift) | (hashes >> (np.uint64(64) - shift)) if band else hashes
+        order = np.argsort(rotated, kind="stable")
+        rotated = rotated[order]
+        keys = rotated >> np.uint64(48)
+        for probe in (0, *(1 << bit for bit in range(16))):
+            wanted = keys ^ np.uint64(probe)
+            first = np.flatnonzero(wanted >= keys)  # the other half finds the same pairs from their other end
+            low, high = np.searchsorted(keys, wanted[first]), np.searchsorted(keys, wanted[first], side="right")
+            if probe:
+                nearest = np.searchsorted(rotated, rotated[first] ^ np.uint64(probe << 48))
+                low = np.maximum(low, np.minimum(nearest - WINDOW // 2, high - WINDOW))
+            else:
+                low = first + 1
+            for step in range(WINDOW):
+                first, low, high = (array[low + step < high] for array in (first, low, high))
+                if not len(first):
+                    break
+                second = low + step
+                near = np.bitwise_count(rotated[first] ^ rotated[second]) <= MAX_BITS
+                a, b = order[first[near]], order[second[near]]
+                for start in range(0, len(a), 65_536):
+                    yield a[start : start + 65_536], b[start : start + 65_536]
 
 
-def _join(labels: npt.NDArray[np.int64], a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _join(labels: Positions, a: Positions, b: Positions) -> Positions:
     """Union-find over whole arrays: the larger root is hung under the smaller until every pair shares one."""
     while len(a):
         high, low = np.maximum(labels[a], labels[b]), np.minimum(labels[a], labels[b])

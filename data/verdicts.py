@@ -10,7 +10,6 @@ import io
 import json
 import os
 import stat
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -241,7 +240,7 @@ class _Memory:
         name = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
         path = cache_dir / "scans" / f"{name}.npz"
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 document = json.loads(stored["document"].tobytes())
                 thumbnails: npt.NDArray[np.uint8] = stored["thumbnails"]
             if document["versions"] != _versions():
@@ -308,13 +307,12 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that is whole as soon as it is there, and its folder. Raises DataError where it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            Path(name).replace(path)
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise DataError(
