@@ -135,7 +135,7 @@ def run(
     name = study or pictures.name
     folder = stored.study_folder(results, name)
     with stored.sole_coordinator(folder):
-        pictures.scanned.write_report(folder / "data_report.csv", pictures.split)
+        pictures.catalog.write_report(folder / "data_report.csv", pictures.split)
         screen.print_catalog(console, pictures.catalog, pictures.split)
         limits = _fitting(console, limits, pictures.catalog)
         handle = _decode(console, pictures, limits.sizes, _cache(cache))
@@ -234,7 +234,7 @@ def check_data(
     screen.print_catalog(console, pictures.catalog, pictures.split)
     screen.print_left_out(console, pictures.catalog, report)
     if report is not None:
-        pictures.scanned.write_report(report, pictures.split)
+        pictures.catalog.write_report(report, pictures.split)
 
 
 @app.command

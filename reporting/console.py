@@ -189,7 +189,7 @@ class Screen:
             left = max((running.seconds_left for running in self._running.values()), default=0.0)
             self._console.print(
                 Text(
-                    f"Stopping when the running epochs end, in about {duration(left)}; once more leaves now, without them."
+                    f"Stopping when the running epochs end, in about {duration(left)}; once more leaves without them."
                 ),
                 soft_wrap=True,
             )
