@@ -506,9 +506,10 @@ class Coordinator:
             suspects = {ended} | {trial.number for trial in top(trials, KEPT_CHECKPOINTS + 1)}
         for trial in trials:
             if trial.number in suspects and trial.state.is_finished():
-                names = ["last.pt", "attempt"] + ["best.pt"] * (trial.number not in best)
-                for name in names:
-                    (self._directory(trial.number) / name).unlink(missing_ok=True)
+                stays = {"history.json"} | ({"best.pt"} if trial.number in best else set[str]())
+                for path in self._directory(trial.number).glob("*"):
+                    if path.name not in stays:
+                        path.unlink(missing_ok=True)
 
 
 def trial_seed(seed: int, number: int) -> int:

@@ -51,8 +51,9 @@ class LocalWorkers:
         process.assign(job)
 
     def proceed(self, slot: int) -> None:
-        """Asks for the next epoch."""
-        self._processes[slot].send("proceed")
+        """Asks for the next epoch; a process that died after its last word is heard of at the next wait."""
+        if slot in self._processes:
+            self._processes[slot].send("proceed")
 
     def stop(self, slot: int) -> None:
         """The process leaves the trial at its next batch; what it still sends is dropped."""
@@ -70,9 +71,11 @@ class LocalWorkers:
         heard: list[tuple[int, Event]] = []
         for slot, process in busy.items():
             if any(source in ready for source in process.sources):
-                heard += [(slot, event) for event in process.receive()]
+                events = process.receive()
                 if process.job and not process.alive:
-                    heard.append((slot, TrialFailure(kind=FailureKind.DIED, reason=process.cause_of_death)))
+                    events.append(TrialFailure(kind=FailureKind.DIED, reason=process.cause_of_death))
+                heard += [(slot, event) for event in events]
+                if any(isinstance(event, TrialFailure) and event.kind is FailureKind.DIED for event in events):
                     self._discard(slot)
             elif time.monotonic() - process.heard > self._hang_seconds:
                 reason = f"no sign of life for {self._hang_seconds:.0f} s"
