@@ -184,6 +184,7 @@ def run(
             if coordinator.wanted:
                 expected = forecast.seconds_per_trial(
                     draw,
+                    feasible=plan.feasible,
                     pictures=len(pictures.split.train),
                     pruned=pruner != "none",
                     device=devices[0],

@@ -60,6 +60,15 @@ class Plan:
     threads: int = 1
     """CPU threads per worker."""
 
+    def over_budget(self, price: Cost) -> dict[str, float]:
+        """By how much of the budget a network is over it (above 0) or under it (below), for each budget there is."""
+        spent = {"parameters": (price.parameters, self.max_parameters), "flops": (price.flops, self.max_flops)}
+        return {name: (cost - budget) / budget for name, (cost, budget) in spent.items() if budget is not None}
+
+    def feasible(self, price: Cost) -> bool:
+        """Whether a network is within every budget."""
+        return all(excess <= 0 for excess in self.over_budget(price).values())
+
 
 class Ending(StrEnum):
     """Why a run came to its end."""
@@ -261,9 +270,13 @@ class Coordinator:
         for name, value in stored.items():
             if name not in attributes:
                 trial.set_user_attr(name, value)
-        over = self._over_budget(trial, price)
+        excess = self._plan.over_budget(price)
+        for name, value in excess.items():
+            if name not in trial.constraints:
+                trial.set_constraint(name, value)
         twin = self._seen.setdefault(config.digest, trial.number)
-        if over:
+        if not self._plan.feasible(price):
+            over = ", ".join(f"{name} {value:.0%} over budget" for name, value in excess.items() if value > 0)
             yield self._tell(trial, Outcome.INFEASIBLE, over)
         elif twin != trial.number:
             yield self._tell(trial, Outcome.DUPLICATE, f"duplicate of trial {twin}")
@@ -280,21 +293,6 @@ class Coordinator:
                 reported=set(frozen.intermediate_values),
             )
             yield self._start(slot, live)
-
-    def _over_budget(self, trial: optuna.Trial, price: Cost) -> str | None:
-        """Sets the constraints that a budget means to the sampler; returns what is over, None where nothing is."""
-        reasons: list[str] = []
-        for name, spent, budget in [
-            ("parameters", price.parameters, self._plan.max_parameters),
-            ("flops", price.flops, self._plan.max_flops),
-        ]:
-            if budget is None:
-                continue
-            if name not in trial.constraints:
-                trial.set_constraint(name, (spent - budget) / budget)
-            if spent > budget:
-                reasons.append(f"{spent:,} {name} are over the budget of {budget:,.0f}")
-        return "; ".join(reasons) or None
 
     def _start(self, slot: int, live: _Live) -> Happening:
         """Hands the trial to the slot's worker, as a new attempt that owns the trial's folder."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from model.network import MushroomCNN, cost
+from model.network import Cost, MushroomCNN, cost
 from model.training import make_optimizer
 from search_space import Config
 from tuning.identity import random_points
@@ -26,14 +26,22 @@ TRAINED_SHARE = 0.65
 
 
 def seconds_per_trial(
-    suggest: Callable[[Any], Config], *, pictures: int, pruned: bool, device: str, threads: int
+    suggest: Callable[[Any], Config],
+    *,
+    feasible: Callable[[Cost], bool],
+    pictures: int,
+    pruned: bool,
+    device: str,
+    threads: int,
 ) -> float:
     """Expected seconds of one trial in one slot.
 
-    Args: `pictures`: in the training part; `pruned`: whether a pruner will end some trials early.
+    Args: `feasible`: whether a network is within the budgets; `pictures`: in the training part; `pruned`: whether a
+    pruner will end some trials early.
     """
-    points = sorted(random_points(suggest, POINTS), key=_flops)
-    timed = [points[POINTS * (2 * index + 1) // (2 * TIMED)] for index in range(TIMED)]
+    drawn = sorted(random_points(suggest, POINTS), key=_flops)
+    points = [config for config in drawn if feasible(cost(config.model, config.image_size))] or drawn[:1]
+    timed = [points[len(points) * (2 * index + 1) // (2 * TIMED)] for index in range(TIMED)]
     rate = float(np.mean([_flops_per_second(config, torch.device(device), threads) for config in timed]))
     # A backward pass costs twice a forward one (Kaplan et al. 2020, section 2.1).
     trained = [3 * _flops(config) * pictures * config.views * config.training.epochs for config in points]
