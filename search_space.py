@@ -144,14 +144,15 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
         # 0.2 was the seed's; above 0.5 small networks stop learning.
         dropout=trial.suggest_float("dropout", 0.0, 0.5, step=0.05),
     )
+    # 1 is the seed's range of every augmentation; short trainings often want less.
+    strength = trial.suggest_float("augmentation_strength", 0.0, 1.0, step=0.1)
     views = choose("augmentation", ["fresh", "originals+fresh", "originals+fixed"])
     augment = AugmentConfig(
-        # 1 is the seed's range of every augmentation; short trainings often want less.
-        strength=trial.suggest_float("augmentation_strength", 0.0, 1.0, step=0.1),
-        # Whether a third of the views are the plain pictures, as in the seed's epochs.
-        reuse_originals=views != "fresh",
+        strength=strength,
+        # Whether a third of the views are the plain pictures, as in the seed's epochs; at strength 0 all are.
+        reuse_originals=strength > 0 and views != "fresh",
         # Fixed: the same augmented copies in every epoch, which the seed left behind when it overfitted.
-        fresh=views != "originals+fixed",
+        fresh=strength == 0 or views != "originals+fixed",
     )
     optimizer = choose("optimizer", ["sgd", "adam", "adamw"])
     lr = {

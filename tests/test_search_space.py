@@ -1,0 +1,202 @@
+"""The search space: any point of it can be built and trained, every knob counts, and the known-good points lie in it."""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from model.network import MushroomCNN
+from search_space import PROFILES, Config, Profile, known_good, suggest
+from tuning.identity import random_points
+
+CLASSES = 4
+
+CONDITIONS = {
+    "sgd_lr": ("optimizer", {"sgd"}),
+    "adam_lr": ("optimizer", {"adam"}),
+    "adamw_lr": ("optimizer", {"adamw"}),
+    "weight_decay": ("optimizer", {"sgd", "adam"}),
+    "adamw_weight_decay": ("optimizer", {"adamw"}),
+    "step_factor": ("lr_decay", {"step"}),
+    "step_period": ("lr_decay", {"step"}),
+    "warmup_epochs": ("lr_decay", {"step", "cosine"}),
+}
+"""Knob -> the choice it hangs on, and under which of its values it is asked for. All others always are."""
+
+profiles = st.builds(
+    lambda name, epochs, short_side: replace(PROFILES[name], epochs=epochs).within(short_side),
+    st.sampled_from(sorted(PROFILES)),
+    st.integers(1, 30),
+    st.integers(16, 300),
+)
+"""Every profile, as `--epochs` and small pictures bend it."""
+
+
+class Fixed:
+    """Stands in for a trial: gives what it is told, else the lowest or first value, and notes what it was asked for."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+        self.asked: dict[str, tuple[Any, ...]] = {}
+
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
+        self.asked[name] = tuple(choices)
+        return self.values.get(name, choices[0])
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        self.asked[name] = (low, high)
+        return self.values.get(name, low)
+
+    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
+        self.asked[name] = (low, high)
+        return self.values.get(name, low)
+
+
+def point(seed: int, profile: Profile) -> Config:
+    return next(random_points(lambda trial: suggest(trial, profile, CLASSES), 1, seed))
+
+
+@settings(max_examples=100, deadline=None)
+@given(profile=profiles, seed=st.integers(0, 2**32 - 1))
+def test_any_point_is_a_valid_config_that_survives_json_with_its_digest(profile: Profile, seed: int) -> None:
+    config = point(seed, profile)
+    again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert again.digest == config.digest
+    assert config.image_size in profile.sizes
+    assert config.training.epochs == profile.epochs
+
+
+@settings(max_examples=8, deadline=None)
+@given(name=st.sampled_from(sorted(PROFILES)), short_side=st.sampled_from([16, 24]), seed=st.integers(0, 2**32 - 1))
+def test_any_point_builds_a_network_that_goes_forward_and_backward(name: str, short_side: int, seed: int) -> None:
+    profile = PROFILES[name].within(short_side)
+    config = point(seed, profile)
+    torch.manual_seed(0)
+    network = MushroomCNN(config.model)
+    logits = network(torch.randn(2, 3, config.image_size, config.image_size))
+    functional.cross_entropy(logits, torch.tensor([0, CLASSES - 1])).backward()
+    assert logits.shape == (2, CLASSES)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_the_digest_is_the_same_today_as_when_studies_were_begun() -> None:
+    """It finds duplicates and old checkpoints: were it to change, a study gone on with would train points twice."""
+    assert suggest(Fixed(), PROFILES["quick"], 9).digest == "7d529929424f3f40"
+
+
+def test_knobs_are_asked_for_only_under_their_choice() -> None:
+    unconditional = set()
+    for optimizer in ("sgd", "adam", "adamw"):
+        for lr_decay in ("step", "cosine", "one-cycle"):
+            trial = Fixed(optimizer=optimizer, lr_decay=lr_decay)
+            suggest(trial, PROFILES["quick"], CLASSES)
+            chosen = {"optimizer": optimizer, "lr_decay": lr_decay}
+            for knob, (choice, values) in CONDITIONS.items():
+                assert (knob in trial.asked) == (chosen[choice] in values), (knob, chosen)
+            unconditional |= trial.asked.keys() - CONDITIONS.keys()
+    assert unconditional == {
+        *("image_size", "width", "stride_pattern", "dilation_pattern", "pooling", "dropout"),
+        *("augmentation", "augmentation_strength", "optimizer", "lr_decay", "label_smoothing", "class_balance"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_every_value_of_every_knob_is_another_point(name: str) -> None:
+    base = {"augmentation_strength": 1.0}
+    places = [{"optimizer": o, "lr_decay": s} for o in ("sgd", "adam", "adamw") for s in ("step", "one-cycle")]
+    seen: set[str] = set()
+    for place in places:
+        trial = Fixed(**base, **place)
+        suggest(trial, PROFILES[name], CLASSES)
+        for knob, values in trial.asked.items():
+            if knob in place:
+                continue
+            digests = {suggest(Fixed(**{**base, **place, knob: v}), PROFILES[name], CLASSES).digest for v in values}
+            assert len(digests) == len(values), knob
+        digest = suggest(Fixed(**base, **place), PROFILES[name], CLASSES).digest
+        assert digest not in seen
+        seen.add(digest)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_a_choice_leaves_unused_stands_at_one_value(seed: int) -> None:
+    """Otherwise two equal trainings would count as different trials."""
+    config = point(seed, PROFILES["laptop"])
+    if config.training.schedule != "step":
+        assert (config.training.step_factor, config.training.step_period) == (1.0, PROFILES["laptop"].epochs)
+    if config.training.schedule == "one-cycle":
+        assert config.training.warmup_epochs == 0
+    assert config.training.momentum == 0.9
+
+
+def test_without_strength_the_kinds_of_augmentation_are_one_point() -> None:
+    """At strength 0 every view is the plain picture, so that all three trained the same network under three names."""
+    kinds = ("fresh", "originals+fresh", "originals+fixed")
+    for strength, different in [(0.0, 1), (0.1, 3)]:
+        digests = {
+            suggest(Fixed(augmentation=kind, augmentation_strength=strength), PROFILES["quick"], CLASSES).digest
+            for kind in kinds
+        }
+        assert len(digests) == different
+
+
+@settings(max_examples=80, deadline=None)
+@given(profile=profiles)
+def test_known_good_points_lie_in_the_space_and_name_all_of_their_knobs(profile: Profile) -> None:
+    """Optuna draws what an enqueued trial does not name, and only warns of a value outside; here a warning fails."""
+    points = known_good(profile)
+    assert list(points) == ["original recipe", "improved by hand"]
+    for parameters in points.values():
+        trial = optuna.trial.FixedTrial(parameters)
+        config = suggest(trial, profile, CLASSES)  # type: ignore[arg-type]
+        assert trial.params == parameters
+        for name, distribution in trial.distributions.items():
+            assert distribution._contains(distribution.to_internal_repr(parameters[name])), name
+        assert config.training.epochs == profile.epochs
+
+
+def test_known_good_points_are_the_seeds_recipes_at_the_gpu_profile() -> None:
+    configs = {name: suggest(Fixed(**p), PROFILES["gpu"], 9) for name, p in known_good(PROFILES["gpu"]).items()}
+    original, improved = configs["original recipe"], configs["improved by hand"]
+    assert (original.image_size, improved.image_size) == (128, 256)  # 150 was the original's; 128 is nearest
+    assert (original.training.optimizer, original.training.lr) == ("adam", 1e-3)
+    assert (improved.training.optimizer, improved.training.lr) == ("sgd", 0.1)
+    assert original.training.step_factor == improved.training.step_factor == 0.1
+    assert (original.augment.fresh, improved.augment.fresh) == (False, True)
+    assert (original.model.dilation_pattern, improved.model.dilation_pattern) == ("consecutive", "late")
+
+
+@given(short_side=st.integers(16, 400), name=st.sampled_from(sorted(PROFILES)))
+def test_a_profile_enlarges_no_picture_and_leaves_one_size_at_least(short_side: int, name: str) -> None:
+    fitted = PROFILES[name].within(short_side)
+    assert fitted.sizes
+    assert max(fitted.sizes) <= short_side
+    assert {size for size in PROFILES[name].sizes if size <= short_side} <= set(fitted.sizes)
+    assert replace(fitted, image_sizes=PROFILES[name].image_sizes) == PROFILES[name]
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_the_steps_of_sizes_and_widths_meet_their_ends(name: str) -> None:
+    """Optuna would cut off a range whose end its step does not meet, with a warning per trial."""
+    low, high, step = PROFILES[name].image_sizes
+    assert (high - low) % step == 0
+    low, high, step = PROFILES[name].widths
+    assert np.isclose((high - low) / step, round((high - low) / step))
+
+
+def test_random_points_fill_the_space_evenly_enough_to_forecast_from() -> None:
+    points = list(random_points(lambda trial: suggest(trial, PROFILES["quick"], CLASSES), 200))
+    for choices in ("stride_pattern", "dilation_pattern", "pooling"):
+        assert len({asdict(config.model)[choices] for config in points}) in (3, 4, 5)
+    assert {config.image_size for config in points} == {32, 48, 64}
+    assert {config.model.width for config in points} == {0.25, 0.375, 0.5}
+    assert len({config.digest for config in points}) == 200
