@@ -63,7 +63,7 @@ class Plan:
     def over_budget(self, price: Cost) -> dict[str, float]:
         """By how much of the budget a network is over it (above 0) or under it (below), for each budget there is."""
         spent = {"parameters": (price.parameters, self.max_parameters), "flops": (price.flops, self.max_flops)}
-        return {name: (cost - budget) / budget for name, (cost, budget) in spent.items() if budget is not None}
+        return {name: (value - budget) / budget for name, (value, budget) in spent.items() if budget is not None}
 
     def feasible(self, price: Cost) -> bool:
         """Whether a network is within every budget."""
