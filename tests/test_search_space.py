@@ -1,4 +1,4 @@
-"""The search space: any point of it can be built and trained, every knob counts, and the known-good points lie in it."""
+"""The search space: any point can be built and trained, every knob counts, and the known-good points lie in it."""
 
 import json
 from dataclasses import asdict, replace

@@ -95,6 +95,8 @@ def _text(value: Any) -> str:
     """A value as a person reads it; of a distribution's JSON only what bounds it."""
     if value is None:
         return "none"
+    if isinstance(value, float):
+        return f"{value:,.10g}"
     if isinstance(value, list) and value and all(isinstance(item, str) and item.startswith("{") for item in value):  # pyright: ignore[reportUnknownVariableType]
         return " or ".join(_bounds(json.loads(item)["attributes"]) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return str(value)
