@@ -1,0 +1,61 @@
+"""The house: imports run one way, and what every worker process imports again stays light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("study", "reporting", "tuning", "search_space", "data", "model")
+"""Each may import those to its right."""
+HEAVY = {"optuna", "pandas", "plotly", "matplotlib", "torchvision"}
+SPAWNED = ("study.py", "tuning/__init__.py", "tuning/workers.py", "search_space.py")
+"""What a worker process imports before it has heard of its first trial."""
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere in `tree`, as written."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_one_way(room: str) -> None:
+    files = [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else sorted((ROOT / room).rglob("*.py"))
+    assert files
+    for file in files:
+        for name in imported(ast.parse(file.read_text(encoding="utf-8"))):
+            other = name.partition(".")[0]
+            if other in ROOMS:
+                assert ROOMS.index(room) <= ROOMS.index(other), f"{file} imports {name}"
+                if (room, other) == ("data", "model"):
+                    assert name.startswith("model.preprocessing"), f"{file} imports {name}"
+            assert other != "optuna" or room in ("reporting", "tuning", "search_space"), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("name", SPAWNED)
+def test_a_workers_first_files_name_nothing_heavy_at_module_level(name: str) -> None:
+    top = [node for node in ast.parse((ROOT / name).read_text(encoding="utf-8")).body if not isinstance(node, ast.If)]
+    outside = ast.Module([n for n in top if not isinstance(n, ast.FunctionDef | ast.ClassDef)], [])
+    assert not HEAVY & {module.partition(".")[0] for module in imported(outside)}
+
+
+def test_a_worker_process_starts_without_anything_heavy() -> None:
+    """By what really is loaded: one import too deep costs every worker seconds."""
+    code = "import sys, study, tuning, tuning.workers, search_space, tuning.trainer; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(done.stdout.split())
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, study; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert not (HEAVY | {"torch", "numpy", "PIL"}) & set(done.stdout.split())
