@@ -1,7 +1,9 @@
 """The built-in data set: nine genera of mushrooms, drawn.
 
-`GENERA` and `LOOKS` say what there is; `counts` shares a total out; `draw` makes one picture from (genus, index, size, seed) and nothing
-else; `write` lays a set down as class folders. Pictures are compared by nobody but a network: never eat by them.
+`GENERA` and `LOOKS` say what there is; `counts` shares a total out; `draw` makes one picture from (genus, index, size,
+seed) and nothing else; `write` lays a set down as class folders. The genera differ as real ones do - gills or pores,
+ring, volva, warts, zones, slime - while their colours overlap, so that fine texture decides. How hard they are to tell
+apart is measured in benchmarks/field_guide.py. A mushroom must never be eaten by what is learnt here.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ import numpy as np
 from PIL import Image
 
 from data import DataError, Track, no_track
-from data.mushrooms import Genus
 from data.scenery import compose
+from data.specimens import Genus
 
 GENERA: dict[str, int] = {
     "Agaricus": 353, "Amanita": 750, "Boletus": 1073, "Cortinarius": 836, "Entoloma": 364,
     "Hygrocybe": 316, "Lactarius": 1563, "Russula": 1148, "Suillus": 311,
 }  # fmt: skip
-"""Genus -> pictures in the full set: the class sizes of the Kaggle set maysee/mushrooms-classification-common-genuss-images."""
+"""Genus -> pictures in the full set: class sizes of Kaggle's maysee/mushrooms-classification-common-genuss-images."""
 
 LEAST = 14
 """Fewest pictures of a genus: 70 / 15 / 15 leaves two for validation and for test."""
@@ -32,63 +34,95 @@ MAX_SIDE = 2048
 
 LOOKS: dict[str, Genus] = {
     "Agaricus": Genus(
-        caps=(("#c9a988", "#e6d9c6"), ("#b08a66", "#dccbb4"), ("#e9e0d0", "#f1ece0"), ("#a27a55", "#cdb090"), ("#d9c39a", "#ebe0c4")),
+        caps=(
+            ("#c9a988", "#e6d9c6"), ("#b08a66", "#dccbb4"), ("#d9cfbd", "#e6dfd0"), ("#a27a55", "#cdb090"),
+            ("#d9c39a", "#ebe0c4"),
+        ),
         skin="scales", mark=("#6b4426", "#84572f", "#5a3a24", "#96683c"), height=(0.3, 0.8),
         unders=("#c98f86", "#a8685c", "#6a4436", "#8d5a4a", "#d8a9a0"), count=(38, 50), attach=-0.15,
         stems=("#efe8da", "#e4d8c4", "#f3eee4"), bark="bands", ink=("#b89a78", "#8a6a48"),
         width=(0.17, 0.27), length=(1.1, 1.8), club=(1.0, 1.4), ring=0.95,
     ),
     "Amanita": Genus(
-        caps=(("#b5341f", "#c9502a"), ("#6a5238", "#8f7452"), ("#7d7a4a", "#9aa06a"), ("#c98a2f", "#dca84e"), ("#b59a80", "#d3bda4"), ("#e4ddca", "#eee9da"), ("#5c5246", "#857a6a")),
+        caps=(
+            ("#b5341f", "#c9502a"), ("#6a5238", "#8f7452"), ("#7d7a4a", "#9aa06a"), ("#c98a2f", "#dca84e"),
+            ("#b59a80", "#d3bda4"), ("#d6cfbc", "#e2dccb"), ("#5c5246", "#857a6a"),
+        ),
         skin="warts", mark=("#f2ead6", "#e8dcc0", "#ddd3be", "#efe3b4"), height=(0.25, 0.85),
         unders=("#f1ecdd", "#ece4cf", "#f4f0e6"), count=(40, 54), attach=-0.15,
         stems=("#f0ebdd", "#e9dfc8", "#e6dcc4"), bark="bands", ink=("#c9b794", "#b7a27c"),
         width=(0.12, 0.2), length=(1.5, 2.3), club=(1.0, 1.4), ring=0.85, volva=0.9,
     ),
     "Boletus": Genus(
-        caps=(("#6b4526", "#95663a"), ("#8a5a30", "#b98a58"), ("#573a24", "#7d5a3c"), ("#a3432c", "#b9603c"), ("#b0895c", "#cbab7e"), ("#7f7250", "#a2946a")),
+        caps=(
+            ("#6b4526", "#95663a"), ("#8a5a30", "#b98a58"), ("#573a24", "#7d5a3c"), ("#a3432c", "#b9603c"),
+            ("#b0895c", "#cbab7e"), ("#7f7250", "#a2946a"),
+        ),
         skin="suede", mark=("#d9bf94", "#cdb184", "#e2cfa6"), height=(0.4, 0.95),
         unders=("#e8dfb8", "#c9b85a", "#a8a04a", "#d3c272", "#b5714a"), pores=True, count=(7.5, 9.5),
-        stems=("#d9c39a", "#c9a468", "#e4d6b4", "#b98a58", "#d9b25e"), bark="net", ink=("#f1e8d0", "#7a4a2c", "#a33f2c", "#8d6440"),
+        stems=("#d9c39a", "#c9a468", "#e4d6b4", "#b98a58", "#d9b25e"),
+        bark="net", ink=("#f1e8d0", "#7a4a2c", "#a33f2c", "#8d6440"),
         width=(0.26, 0.4), length=(0.9, 1.4), club=(1.3, 2.0),
     ),
     "Cortinarius": Genus(
-        caps=(("#7a4a2a", "#9c6a40"), ("#6d5a78", "#8f7d94"), ("#b07a3c", "#c99a58"), ("#8f3f28", "#a65a38"), ("#8a7350", "#a8926c"), ("#a86a3c", "#b98554")),
+        caps=(
+            ("#7a4a2a", "#9c6a40"), ("#6d5a78", "#8f7d94"), ("#b07a3c", "#c99a58"), ("#8f3f28", "#a65a38"),
+            ("#8a7350", "#a8926c"), ("#a86a3c", "#b98554"),
+        ),
         skin="fibrils", mark=("#4a2c1a", "#5c3a24", "#3f2a28"), height=(0.35, 0.8), umbo=(0.0, 0.12),
-        unders=("#a8622f", "#94522a", "#8a5a6a", "#b5763c", "#7d4526"), count=(30, 40), crust=0.8,
+        unders=("#a8622f", "#94522a", "#8a5a6a", "#b5763c", "#7d4526"), count=(30, 40), cortina=0.8,
         stems=("#d3bfa4", "#b5a0a8", "#c9a878", "#d8c8b0"), bark="threads", ink=("#a85a24", "#8f4a1f"),
         width=(0.14, 0.24), length=(1.3, 2.0), club=(1.1, 1.9),
     ),
     "Entoloma": Genus(
-        caps=(("#6a6058", "#94887a"), ("#8a7d6a", "#b0a48f"), ("#5a5f6e", "#7f8490"), ("#a89a80", "#cabda2"), ("#6d553e", "#8f765a"), ("#c2b59a", "#d8cdb6")),
-        skin="streaks", mark=("#d6ccb8", "#c4b8a4", "#e0d8c8"), height=(0.35, 0.75), peak=(0.2, 0.6), umbo=(0.1, 0.26), gloss=(0.05, 0.2),
+        caps=(
+            ("#6a6058", "#94887a"), ("#8a7d6a", "#b0a48f"), ("#5a5f6e", "#7f8490"), ("#a89a80", "#cabda2"),
+            ("#6d553e", "#8f765a"), ("#b5a88e", "#cabfa8"),
+        ),
+        skin="streaks", mark=("#d6ccb8", "#c4b8a4", "#e0d8c8"),
+        height=(0.35, 0.75), peak=(0.2, 0.6), umbo=(0.1, 0.26), gloss=(0.05, 0.2),
         unders=("#d8a898", "#c99484", "#dcb8a8", "#c4a096"), count=(26, 36),
         stems=("#cfc6b6", "#b5aa9a", "#dcd4c4", "#a3a3aa"), bark="twist", ink=("#8a7f70", "#756a5c"),
         width=(0.1, 0.17), length=(1.6, 2.4), club=(1.0, 1.3),
     ),
     "Hygrocybe": Genus(
-        caps=(("#c02a1a", "#d9562a"), ("#d9741f", "#e89a3a"), ("#dcae2a", "#e8cc5a"), ("#a3311f", "#c4612f"), ("#7f8a3a", "#a8a850"), ("#e2d9b8", "#ece6cc"), ("#4a3a30", "#8a4a2c")),
-        skin="wax", mark=("#8a2a14", "#b5501f", "#f0c24a", "#6a3a1c"), height=(0.6, 1.2), peak=(0.5, 1.0), umbo=(0.0, 0.12), gloss=(0.5, 0.9),
+        caps=(
+            ("#c02a1a", "#d9562a"), ("#d9741f", "#e89a3a"), ("#dcae2a", "#e8cc5a"), ("#a3311f", "#c4612f"),
+            ("#7f8a3a", "#a8a850"), ("#e2d9b8", "#ece6cc"), ("#4a3a30", "#8a4a2c"),
+        ),
+        skin="wax", mark=("#8a2a14", "#b5501f", "#f0c24a", "#6a3a1c"),
+        height=(0.6, 1.2), peak=(0.5, 1.0), umbo=(0.0, 0.12), gloss=(0.5, 0.9),
         unders=("#e8b84a", "#e0c88a", "#dc8a3a", "#ece0b8"), count=(18, 24), attach=0.05,
         stems=("#dc8a2f", "#e0b23f", "#c9502a", "#e4d08a"), bark="plain", ink=("#ecd890", "#e8c85a"),
         width=(0.12, 0.2), length=(1.4, 2.2), club=(0.9, 1.1),
     ),
     "Lactarius": Genus(
-        caps=(("#c9783a", "#dc9a5a"), ("#a8583a", "#c07a54"), ("#7d6a54", "#a08c70"), ("#d8b088", "#e6ccae"), ("#6a5c40", "#8a7c58"), ("#b98a6a", "#d3aa8a"), ("#b0452c", "#c46a40")),
-        skin="zones", mark=("#a04f26", "#7a4028", "#8f5a34", "#5a4630", "#b5623a"), height=(0.2, 0.55), dip=(0.1, 0.4), gloss=(0.02, 0.2),
+        caps=(
+            ("#c9783a", "#dc9a5a"), ("#a8583a", "#c07a54"), ("#7d6a54", "#a08c70"), ("#d8b088", "#e6ccae"),
+            ("#6a5c40", "#8a7c58"), ("#b98a6a", "#d3aa8a"), ("#b0452c", "#c46a40"),
+        ),
+        skin="zones", mark=("#a04f26", "#7a4028", "#8f5a34", "#5a4630", "#b5623a"),
+        height=(0.2, 0.55), dip=(0.1, 0.4), gloss=(0.02, 0.2),
         unders=("#e6cda4", "#dcae78", "#ecdcc0", "#d89a5c"), count=(38, 48), attach=0.3, drops=0.75,
-        stems=("#d3a070", "#c98a5a", "#dcc0a0", "#a8906c", "#c07a54"), bark="pits", ink=("#a8603a", "#8f5434", "#7d5a3c"),
+        stems=("#d3a070", "#c98a5a", "#dcc0a0", "#a8906c", "#c07a54"),
+        bark="pits", ink=("#a8603a", "#8f5434", "#7d5a3c"),
         width=(0.2, 0.3), length=(0.8, 1.3), club=(0.8, 1.05),
     ),
     "Russula": Genus(
-        caps=(("#a82a2c", "#c4483c"), ("#6a3a54", "#8f5a70"), ("#6f7f4a", "#98a66a"), ("#d3a83a", "#e0c46a"), ("#8a5a34", "#b08a5c"), ("#e0d3b4", "#ece4d0"), ("#4f2f3c", "#9c4048"), ("#b57a70", "#d09a8a")),
+        caps=(
+            ("#a82a2c", "#c4483c"), ("#6a3a54", "#8f5a70"), ("#6f7f4a", "#98a66a"), ("#d3a83a", "#e0c46a"),
+            ("#8a5a34", "#b08a5c"), ("#e0d3b4", "#ece4d0"), ("#4f2f3c", "#9c4048"), ("#b57a70", "#d09a8a"),
+        ),
         skin="chalk", mark=("#e4d2a8", "#ead9bc", "#dcc09a"), height=(0.22, 0.6), dip=(0.0, 0.22),
         unders=("#f4efe2", "#f0e8d0", "#ece0bc"), count=(34, 44),
         stems=("#f5f1e8", "#f1ebde", "#f0e4e0"), bark="brittle", ink=("#d8ccb4", "#e0b0a8"),
         width=(0.2, 0.31), length=(0.9, 1.4), club=(0.95, 1.2),
     ),
     "Suillus": Genus(
-        caps=(("#5a3420", "#8a5a30"), ("#7a4a24", "#a8783c"), ("#b5852f", "#cfa850"), ("#8f6a3a", "#b5925a"), ("#a3683a", "#c08a50"), ("#6a4a34", "#8d6c4a")),
+        caps=(
+            ("#5a3420", "#8a5a30"), ("#7a4a24", "#a8783c"), ("#b5852f", "#cfa850"), ("#8f6a3a", "#b5925a"),
+            ("#a3683a", "#c08a50"), ("#6a4a34", "#8d6c4a"),
+        ),
         skin="slime", mark=("#3f2416", "#55321c", "#6a3f20"), height=(0.35, 0.8), gloss=(0.6, 1.0),
         unders=("#d9b83f", "#c9a83a", "#b8a04a", "#dcc872"), pores=True, count=(5.5, 7.0),
         stems=("#dcc06a", "#e0cf8f", "#cfa850", "#e4d6a4"), bark="dots", ink=("#6a3a1f", "#8a4f26", "#4f2f1c"),
@@ -100,12 +134,13 @@ LOOKS: dict[str, Genus] = {
 def counts(total: int) -> dict[str, int]:
     """Share `total` pictures out in the full set's proportions, at least `LEAST` each.
 
-    Webster's method: each next picture goes to the genus with the most of the full set per (pictures so far + 1/2). A larger total
-    never takes a picture away, and 6,714 gives `GENERA` itself. Raises DataError below `LEAST` a genus.
+    Webster's method: each next picture goes to the genus with the most of the full set per (pictures so far + 1/2).
+    A larger total never takes a picture away, and 6,714 gives `GENERA` itself. Raises DataError below `LEAST` a genus.
     """
     if total < LEAST * len(GENERA):
         raise DataError(
-            f"the field guide needs at least {LEAST} pictures of each of its {len(GENERA)} genera, so {LEAST * len(GENERA)} in all, but {total} were asked for; ask for more"
+            f"the field guide needs {LEAST} pictures of each of its {len(GENERA)} genera, "
+            f"so at least {LEAST * len(GENERA)}, but {total} were asked for; ask for more"
         )
     shared = dict.fromkeys(GENERA, LEAST)
     queue = [(-full / (LEAST + 0.5), genus) for genus, full in GENERA.items()]
@@ -146,8 +181,9 @@ def _draw_file(task: tuple[Path, str, int, int, int]) -> None:
 def write(folder: Path, total: int, *, size: int = 256, seed: int = 0, track: Track = no_track) -> Path:
     """Draw what is missing of a set of `total` pictures as folder/<Genus>/<Genus>_0001.jpg and so on; returns `folder`.
 
-    The pictures of a small set are the first ones of each genus of a larger set. A file that is there is whole and is kept: so a folder
-    belongs to one size and one seed. Raises DataError for a total too small or a folder that cannot be written.
+    The pictures of a small set are the first ones of each genus of a larger set. A file that is there is whole and is
+    kept, so a folder belongs to one size and one seed. Two processes may write the same folder at once.
+    Raises DataError for a total that is too small or a folder that cannot be written.
     """
     tasks: list[tuple[Path, str, int, int, int]] = []
     try:
@@ -169,6 +205,7 @@ def write(folder: Path, total: int, *, size: int = 256, seed: int = 0, track: Tr
                     pass
     except OSError as error:
         raise DataError(
-            f"the field guide cannot be drawn into {folder}: {error.strerror or error}; choose another folder or make room"
+            f"the field guide must be drawn into {folder}, but it cannot ({error.strerror or error}); "
+            "make room, mend its rights, or choose another folder"
         ) from error
     return folder

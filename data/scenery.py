@@ -1,17 +1,21 @@
 """Composes one picture: ground and far background, shadows, mushrooms, what hides them, and the camera.
 
-Scene (drawn from the generator) -> backdrop (Pillow, at twice the picture's side) -> mushrooms (`data.mushrooms.paint`) -> foreground
--> camera (exposure, blur, grain at the picture's side). All places and sizes are shares of the side, so any size shows the same scene.
+backdrop (Pillow) -> shadows and mushrooms (`data.mushrooms.paint`), the far ones first, each with blades at its foot ->
+reduced from one and a half times its side -> foreground -> camera (exposure, blur, grain). Places and sizes are shares
+of the side, so that every size shows the same scene.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.mushrooms import Floats, Genus, Light, Specimen, View, cloud, colour, grow, paint
+from data.mushrooms import Light, View, paint
+from data.specimens import Floats, Genus, Specimen, colour, grow
+from data.textures import cloud
 
 Rng = np.random.Generator
 
@@ -47,6 +51,30 @@ HABITATS = (
 
 
 Ink = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """How the finder held the camera."""
+
+    share: float
+    """Of the pictures."""
+    elevation: tuple[float, float]
+    """Degrees above the cap's margin; below 0 its underside shows."""
+    horizon: tuple[float, float] | None = None
+    """Where the ground ends, as a share of the side from the top; None: ground everywhere."""
+    rooted: float | None = None
+    """The height (share of the side) at which every stem meets a ground that the lens lies on."""
+    lying: bool = False
+    """Picked and laid down, whichever way round."""
+
+
+POSES = (
+    Pose(share=0.38, elevation=(4, 24), horizon=(0.25, 0.5)),
+    Pose(share=0.34, elevation=(32, 70)),
+    Pose(share=0.12, elevation=(-40, -16), horizon=(0.82, 0.98), rooted=0.94),
+    Pose(share=0.16, elevation=(-82, -52), lying=True),
+)
 
 
 def _inks(rng: Rng, colours: tuple[str, ...], number: int, spread: float = 0.16) -> list[Ink]:
@@ -108,13 +136,13 @@ def _floor(habitat: Habitat, side: int, scale: float, rng: Rng) -> Image.Image:
         rng.uniform(0, 2 * np.pi, number),
         rng.uniform(0.18, 0.34, number),
     )
-    for *place, ink in zip(x, y, length, angle, plump, _inks(rng, habitat.leaf, number), strict=True):
+    for place, ink in zip(zip(x, y, length, angle, plump, strict=True), _inks(rng, habitat.leaf, number), strict=True):
         _leaf(draw, *place, ink)
     return image
 
 
 def _tufts(image: Image.Image, habitat: Habitat, horizon: float, rng: Rng) -> None:
-    """Blades of moss and grass over the ground, the far ones first and small; the horizon (a share of the side) is where they vanish."""
+    """Blades of moss and grass on the ground, the far ones first; at the horizon (a share of the side) they vanish."""
     draw, side = ImageDraw.Draw(image), image.width
     y = horizon + (1.08 - horizon) * np.sort(rng.random(habitat.tufts)) ** (0.7 if horizon >= 0 else 1)
     near = (y - horizon) / (1 - horizon) if horizon >= 0 else np.ones_like(y)
@@ -152,7 +180,7 @@ def _distance(side: int, rng: Rng) -> Image.Image:
 
 
 def _backdrop(habitat: Habitat, horizon: float | None, side: int, rng: Rng) -> Image.Image:
-    """Ground from above (no horizon), or ground that recedes to the horizon (a share of the side) with the forest behind it."""
+    """Ground from above (no horizon), or ground that recedes to the horizon (a share of the side) and the forest."""
     if horizon is None:
         floor = _floor(habitat, side, 1.0, rng)
         _tufts(floor, habitat, -0.06, rng)
@@ -184,8 +212,8 @@ def _ramp(side: int, start: float, end: float) -> Image.Image:
     return Image.fromarray(np.repeat(rows.astype(np.uint8)[:, None], side, 1))
 
 
-def _homography(targets: list[tuple[float, float]], sources: list[tuple[float, float]]) -> list[float]:
-    """Pillow's eight coefficients of the map from target to source that fits four pairs of points; sources wrap into the picture."""
+def _homography(targets: Sequence[tuple[float, float]], sources: Sequence[tuple[float, float]]) -> list[float]:
+    """Pillow's eight coefficients of the perspective map that takes four targets to four sources."""
     rows, values = [], []
     for (x, y), (u, v) in zip(targets, sources, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -197,7 +225,7 @@ def _light(rng: Rng) -> Light:
     """Sun, shade or an overcast sky: direction, warmth and contrast."""
     side = rng.choice([-1.0, 1.0]) * rng.uniform(0.3, 0.9)
     sun = np.array([side, rng.uniform(0.5, 1.0), rng.uniform(0.35, 0.9)], np.float32)
-    contrast, warmth = rng.uniform(0.25, 0.8), rng.normal(0.0, 0.07)
+    contrast, warmth = rng.uniform(0.25, 0.8), rng.normal(0.03, 0.04)
     return Light(
         sun=sun / np.linalg.norm(sun),
         sun_colour=(1.25 * contrast * np.array([1.04 + warmth, 1, 0.9 - warmth])).astype(np.float32),
@@ -216,33 +244,61 @@ def _shadow(canvas: Floats, x: float, y: float, wide: float, tall: float, depth:
         canvas[high:low, left:right] *= (1 - depth * np.exp(-(far**1.5)))[..., None].astype(np.float32)
 
 
-def _foot(image: Image.Image, habitat: Habitat, x: float, y: float, width: float, rng: Rng) -> None:
-    """Blades or, on bare litter, leaves before a stem's foot, so that it grows out of the ground."""
-    draw, side = ImageDraw.Draw(image), image.width
-    number = 5 if habitat.tufts < 100 else 16
-    across, down = x + rng.normal(0, width, number), y + np.sort(rng.uniform(0, 0.06, number)) * side
-    if habitat.tufts < 100:
+def _foot(canvas: Floats, habitat: Habitat, x: float, y: float, width: float, rng: Rng) -> None:
+    """Blades or, on bare litter, leaves before a stem's foot (shares of the side): it grows out of the ground."""
+    side = canvas.shape[0]
+    high, low = max(0, int((y - 0.25) * side)), min(side, int((y + 0.2) * side))
+    image = Image.fromarray((np.sqrt(np.clip(canvas[high:low], 0, 1)) * 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    bare = habitat.tufts < 100
+    number = 5 if bare else 16
+    across, down = (x + rng.normal(0, width, number)) * side, (y + np.sort(rng.uniform(0, 0.06, number))) * side - high
+    if bare:
         shapes = rng.uniform(0.08, 0.17, number) * side, rng.normal(0, 0.6, number), np.full(number, 0.25)
-        for *place, ink in zip(across, down, *shapes, _inks(rng, habitat.leaf, number), strict=True):
-            _leaf(draw, *place, ink)
     else:
         length = habitat.blade * rng.uniform(0.7, 1.5, number) * side
         shapes = length, rng.normal(0, 0.5, number), 0.003 * side + 0.02 * length
-        for *place, ink in zip(across, down, *shapes, _inks(rng, habitat.tuft, number), strict=True):
-            _blade(draw, *place, ink)
+    inks = _inks(rng, habitat.leaf if bare else habitat.tuft, number)
+    for place, ink in zip(zip(across, down, *shapes, strict=True), inks, strict=True):
+        (_leaf if bare else _blade)(draw, *place, ink)
+    canvas[high:low] = (np.asarray(image, np.float32) / 255) ** 2
 
 
 def _foreground(image: Image.Image, habitat: Habitat, rng: Rng) -> Image.Image:
-    """Something near the lens, out of focus, over a part of the picture."""
+    """Blades of grass near the lens, out of focus, over a part of the picture."""
     small = 128
-    layer, mask = Image.new("RGB", (small, small), _inks(rng, habitat.tuft, 1)[0]), Image.new("L", (small, small))
+    dark = [int(0.75 * channel) for channel in _inks(rng, habitat.tuft, 1)[0]]
+    layer, mask = Image.new("RGB", image.size, (dark[0], dark[1], dark[2])), Image.new("L", (small, small))
     draw = ImageDraw.Draw(mask)
     for _ in range(rng.integers(1, 4)):
-        x, lean, w = rng.uniform(0, small), rng.normal(0, 25), rng.uniform(1.0, 3.0)
-        top = rng.uniform(0.1, 0.6) * small
-        draw.polygon([(x - w, small), (x + lean, top), (x + w, small)], fill=235)
-    mask = mask.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 1.6)))
-    return Image.composite(layer.resize(image.size), image, mask.resize(image.size, Image.Resampling.BICUBIC))
+        x, lean, w = rng.uniform(0, small), rng.normal(0, 25), rng.uniform(1.5, 4.0)
+        draw.polygon([(x - w, small), (x + lean, rng.uniform(0.1, 0.6) * small), (x + w, small)], fill=215)
+    mask = mask.filter(ImageFilter.GaussianBlur(rng.uniform(1.0, 2.2))).resize(image.size, Image.Resampling.BICUBIC)
+    return Image.composite(layer, image, mask)
+
+
+def _near_ground(image: Image.Image, habitat: Habitat, height: float, rng: Rng) -> Image.Image:
+    """For a lens on the ground: its nearest moss or litter, out of focus, from `height` (a share of the side) down."""
+    side = image.width
+    soil = Image.new("RGB", (side, side), _inks(rng, habitat.tuft if habitat.tufts > 100 else habitat.leaf, 1)[0])
+    draw = ImageDraw.Draw(soil)
+    for ink in _inks(rng, (*habitat.tuft, *habitat.soil, *habitat.soil), 40):
+        x, y, r = rng.uniform(0, side), rng.uniform(height - 0.1, 1) * side, rng.uniform(0.02, 0.08) * side
+        draw.ellipse([x - 1.6 * r, y - r, x + 1.6 * r, y + r], fill=ink)
+    edge = ImageDraw.Draw(mask := Image.new("RGB", (side, side)))
+    edge.rectangle([0, (height + 0.02) * side, side, side], fill=(255, 255, 255))
+    for x in rng.uniform(0, side, 30):
+        _blade(
+            edge,
+            x,
+            (height + 0.03) * side,
+            rng.uniform(0.03, 0.1) * side,
+            rng.normal(0, 0.5),
+            0.008 * side,
+            (255, 255, 255),
+        )
+    blur = ImageFilter.GaussianBlur(side * 0.008)
+    return Image.composite(soil.filter(blur), image, mask.convert("L").filter(blur))
 
 
 def _camera(image: Image.Image, rng: Rng) -> Image.Image:
@@ -252,13 +308,13 @@ def _camera(image: Image.Image, rng: Rng) -> Image.Image:
     grid = np.arange(48, dtype=np.float32) / 48 - 0.5
     u, v = np.meshgrid(grid, grid)
     dapple = cloud(u * spread + offset[0], v * spread + offset[1]) * rng.uniform(0, 0.16)
-    field = (1 + dapple) * (1 - rng.uniform(0, 0.5) * (u * u + v * v)) * rng.uniform(0.85, 1.12)
+    field = (1 + dapple) * (1 - rng.uniform(0, 0.5) * (u * u + v * v)) * rng.uniform(0.88, 1.14)
     gain = np.asarray(Image.fromarray(field.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC))
     blur = max(0.0, rng.normal(0.25, 0.3)) * side / 256
     if blur > 0.15:
         image = image.filter(ImageFilter.GaussianBlur(blur))
     pixels = np.asarray(image, np.float32) * gain[..., None] * rng.normal(1, 0.025, 3).astype(np.float32)
-    noise = rng.standard_normal((256, 256), np.float32) * rng.uniform(1, 6)
+    noise = rng.standard_normal((256, 256), np.float32) * rng.uniform(1, 4.5)
     chroma = rng.standard_normal((64, 64, 3), np.float32) * 2
     if side != 256:
         noise = np.asarray(Image.fromarray(noise).resize((side, side), Image.Resampling.BILINEAR))
@@ -271,60 +327,87 @@ def _camera(image: Image.Image, rng: Rng) -> Image.Image:
     return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stand:
+    """A specimen and its place: the cap's middle and radius in shares of the side, elevation and roll in radians."""
+
+    specimen: Specimen
+    x: float
+    y: float
+    radius: float
+    elevation: float
+    roll: float
+
+    @property
+    def foot(self) -> tuple[float, float]:
+        """Where the stem meets the ground."""
+        reach = self.radius * self.specimen.length * float(np.cos(self.elevation))
+        return self.x + reach * float(np.sin(self.roll)), self.y + reach * float(np.cos(self.roll))
+
+
+def _find(genus: Genus, pose: Pose, rng: Rng) -> list[Stand]:
+    """One mushroom in the middle, often with smaller ones of the same find beside it; the far ones come first."""
+    others = int(rng.choice(4, p=[0.45, 0.3, 0.15, 0.1]))
+    stands: list[Stand] = []
+    for number in range(1 + others):
+        specimen = grow(genus, rng, like=stands[0].specimen if stands else None)
+        roll = float(rng.uniform(-np.pi, np.pi) if pose.lying else rng.normal(0, 0.12))
+        if number == 0:
+            radius = rng.uniform(0.27, 0.38) * (0.85 if others else 1)
+            x, y = 0.5 + rng.normal(0, 0.06), 0.46 + rng.normal(0, 0.05)
+            elevation = float(np.radians(rng.uniform(*pose.elevation)))
+        else:
+            radius = stands[0].radius * rng.uniform(0.45, 0.9)
+            x = stands[0].x + rng.choice([-1, 1]) * (stands[0].radius + radius) * rng.uniform(0.55, 1.05)
+            y, elevation = stands[0].y + rng.uniform(-0.2, 0.28), stands[0].elevation + rng.normal(0, 0.08)
+        stand = Stand(specimen=specimen, x=x, y=y, radius=radius, elevation=elevation, roll=roll)
+        if pose.rooted is not None:
+            # Rooted deep enough for the ground to hide the stem's end.
+            end = radius * specimen.stem[-1] * abs(np.sin(elevation))
+            stand = replace(stand, y=max(0.3, y + pose.rooted + float(end) - stand.foot[1]))
+        stands.append(stand)
+    return sorted(stands, key=lambda stand: stand.foot[1])
+
+
+def _shadows(canvas: Floats, stand: Stand, light: Light, lying: bool) -> None:
+    """The cap's shadow on the ground, away from the sun, and the darkness about the stem's foot."""
+    side = canvas.shape[0]
+    x, y, r = stand.x * side, stand.y * side, stand.radius * side
+    foot = stand.foot[0] * side, stand.foot[1] * side
+    if lying:
+        _shadow(canvas, x - light.sun[0] * r * 0.25, y + r * 0.2, r * 1.1, r * 1.05, 0.75)
+    else:
+        tall = r * (0.25 + 0.6 * abs(np.sin(stand.elevation)))
+        _shadow(canvas, foot[0] - light.sun[0] * r * 0.6, foot[1], r * 1.2, tall, 0.65)
+        _shadow(canvas, *foot, r * 0.5, r * 0.25, 0.6)
+
+
+def _develop(canvas: Floats) -> Image.Image:
+    """Light to colours: highlights above 0.75 are compressed, then the root is taken."""
+    over = np.maximum(canvas - 0.75, 0)
+    return Image.fromarray((np.sqrt(np.minimum(canvas, 0.75) + over / (1 + 4 * over)) * 255).astype(np.uint8))
+
+
 def compose(genus: Genus, rng: Rng, side: int) -> Image.Image:
     """One picture of a genus, `side` pixels square."""
     habitat = HABITATS[rng.integers(len(HABITATS))]
-    pose = rng.choice(["side", "above", "below", "picked"], p=[0.38, 0.34, 0.12, 0.16])
+    pose = POSES[rng.choice(len(POSES), p=[pose.share for pose in POSES])]
     light = _light(rng)
-    work = 3 * side // 2
-    horizon = {"side": rng.uniform(0.25, 0.5), "below": rng.uniform(0.82, 0.98)}.get(str(pose))
+    work = side * 3 // 2
+    horizon = None if pose.horizon is None else rng.uniform(*pose.horizon)
     canvas = np.asarray(_backdrop(habitat, horizon, work, rng), np.float32) / 255
     canvas = canvas * canvas * (light.sun_colour * 0.55 + light.sky_colour * 0.75)
-    low, high = {"side": (4, 24), "above": (32, 70), "below": (-42, -16), "picked": (-82, -52)}[str(pose)]
-
-    first = grow(genus, rng)
-    extra = int(rng.choice([0, 1, 2, 3], p=[0.45, 0.3, 0.15, 0.1]))
-    radius = rng.uniform(0.25, 0.37) * (0.85 if extra else 1)
-    group: list[tuple[Specimen, float, float, float, float]] = []
-    for k in range(1 + extra):
-        specimen = first if k == 0 else grow(genus, rng, like=first)
-        size = radius if k == 0 else radius * rng.uniform(0.45, 0.9)
-        elevation = np.radians(rng.uniform(low, high)) if k == 0 else group[0][3] + rng.normal(0, 0.08)
-        drop = {"side": 0.42, "above": 0.5, "below": 0.42, "picked": 0.5}[str(pose)]
-        x, y = (
-            (0.5 + rng.normal(0, 0.06), drop + rng.normal(0, 0.05))
-            if k == 0
-            else (rng.uniform(0.08, 0.92), drop + rng.uniform(-0.2, 0.3))
+    for stand in _find(genus, pose, rng):
+        _shadows(canvas, stand, light, pose.lying)
+        view = View(
+            x=stand.x * work, y=stand.y * work, radius=stand.radius * work, elevation=stand.elevation, roll=stand.roll
         )
-        group.append((specimen, x, y, float(elevation), size))
-    group.sort(key=lambda one: one[2] + one[4] * one[0].length * float(np.cos(one[3])) * 0.5)
-
-    for specimen, x, y, elevation, size in group:
-        reach = size * specimen.length * float(np.cos(elevation)) * work
-        roll = rng.normal(0, 0.12) if pose != "picked" else rng.uniform(-np.pi, np.pi)
-        px, py, r = x * work, y * work, size * work
-        foot = (px + np.sin(-roll) * -reach, py + np.cos(roll) * reach)
-        if pose == "picked":
-            _shadow(canvas, px - light.sun[0] * r * 0.25, py + r * 0.2, r * 1.1, r * 1.05, 0.75)
-        else:
-            _shadow(
-                canvas,
-                foot[0] - light.sun[0] * r * 0.6,
-                foot[1],
-                r * 1.2,
-                r * (0.25 + 0.6 * abs(np.sin(elevation))),
-                0.65,
-            )
-            _shadow(canvas, foot[0], foot[1], r * 0.5, r * 0.25, 0.6)
-        paint(canvas, specimen, View(x=px, y=py, radius=r, elevation=elevation, roll=float(roll)), light)
-        if pose in ("side", "below") and foot[1] < work * 1.02:
-            image = Image.fromarray((np.sqrt(np.clip(canvas, 0, 1)) * 255).astype(np.uint8))
-            _foot(image, habitat, foot[0], foot[1], r * 0.35, rng)
-            canvas = (np.asarray(image, np.float32) / 255) ** 2
-
-    image = Image.fromarray((np.sqrt(np.clip(canvas, 0, 1)) * 255).astype(np.uint8)).resize(
-        (side, side), Image.Resampling.HAMMING
-    )
+        paint(canvas, stand.specimen, view, light)
+        if horizon is not None and 0 < stand.foot[1] < 1.02:
+            _foot(canvas, habitat, *stand.foot, stand.radius * 0.35, rng)
+    image = _develop(canvas).resize((side, side), Image.Resampling.HAMMING)
+    if pose.rooted is not None:
+        image = _near_ground(image, habitat, pose.rooted - rng.uniform(0.0, 0.05), rng)
     if rng.random() < 0.3:
         image = _foreground(image, habitat, rng)
     return _camera(image, rng)
