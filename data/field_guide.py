@@ -168,7 +168,8 @@ def draw(genus: str, index: int, *, size: int = 256, seed: int = 0) -> Image.Ima
     return image if image.width == size else image.resize((size, size), Image.Resampling.BOX)
 
 
-def _draw_file(task: tuple[Path, str, int, int, int]) -> None:
+def draw_file(task: tuple[Path, str, int, int, int]) -> None:
+    """Draw (path, genus, index, size, seed) into a JPEG that is whole or not there at all."""
     path, genus, index, size, seed = task
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -192,16 +193,16 @@ def write(folder: Path, total: int, *, size: int = 256, seed: int = 0, track: Tr
             there = {path.name for path in (folder / genus).iterdir()}
             paths = [folder / genus / f"{genus}_{index + 1:04d}.jpg" for index in range(number)]
             tasks += [(path, genus, index, size, seed) for index, path in enumerate(paths) if path.name not in there]
-        workers = min(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(tasks) // 64
-        )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # A process takes about half a second to start: as long as ten pictures.
+        workers = min(cores, len(tasks) // 50)
         describe = f"drawing {len(tasks):,} mushrooms"
         if workers < 2:
             for task in track(tasks, describe, len(tasks)):
-                _draw_file(task)
+                draw_file(task)
         else:
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                for _ in track(pool.map(_draw_file, tasks, chunksize=8), describe, len(tasks)):
+                for _ in track(pool.map(draw_file, tasks, chunksize=8), describe, len(tasks)):
                     pass
     except OSError as error:
         raise DataError(
