@@ -5,18 +5,32 @@ This file is run again by every worker process, so it imports nothing heavy; eac
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    Group,
+    Parameter,
+    Token,
+    UnknownOptionError,
+    UnusedCliTokensError,
+    ValidationError,
+)
+from cyclopts.help import DefaultFormatter, PanelSpec
 from cyclopts.validators import Number
+from rich.box import Box
 
 from data import DataError
 from tuning import StudyError
@@ -32,6 +46,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 
+_NO_BOX = Box("\n".join(["    "] * 8))
+
 app = App(
     name="study.py",
     help="""Finds the best small CNN for your own pictures.
@@ -41,19 +57,39 @@ app = App(
     """,
     usage="Usage: python study.py [COMMAND] [OPTIONS]",
     version_flags=[],
-    help_format="plaintext",
+    help_format="markdown",
+    help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=_NO_BOX, border_style="bold", padding=(0, 0, 0, 3))),
 )
 _WHAT = Group("What is studied", sort_key=1)
 _FAR = Group("How far it goes", sort_key=2)
 _HOW = Group("How it searches", sort_key=3)
 _WHERE = Group("Where it runs and what it leaves", sort_key=4)
 
-PositiveInt = Annotated[int, Parameter(validator=Number(gte=1))]
-Positive = Annotated[float, Parameter(validator=Number(gt=0))]
-DataOption = Annotated[str, Parameter(name="--data", group=_WHAT)]
-TestOption = Annotated[Path | None, Parameter(name="--test-data", group=_WHAT)]
-CacheOption = Annotated[Path | None, Parameter(name="--cache", group=_WHERE)]
-ResultsOption = Annotated[Path, Parameter(name="--results", group=_WHERE, show_default=False)]
+DataOption = Annotated[str, Parameter(name="--data", group=_WHAT, metavar="PATH|NAME")]
+TestOption = Annotated[Path | None, Parameter(name="--test-data", group=_WHAT, metavar="PATH")]
+CacheOption = Annotated[Path | None, Parameter(name="--cache", group=_WHERE, metavar="DIR")]
+ResultsOption = Annotated[Path, Parameter(name="--results", group=_WHERE, metavar="DIR", show_default=False)]
+
+
+def _choice(group: Group) -> Parameter:
+    """An option that names one of a few; its help text says which."""
+    return Parameter(group=group, metavar="NAME", show_choices=False)
+
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    """Reads a whole number; left to itself, cyclopts takes 1.5 trials for 2."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise CoercionError(token=tokens[0], target_type=int) from None
+
+
+def _count(group: Group, least: int = 1) -> Parameter:
+    return Parameter(group=group, metavar="N", converter=_whole, validator=Number(gte=least, lt=2**32))
+
+
+def _amount(group: Group, metavar: str = "N") -> Parameter:
+    return Parameter(group=group, metavar=metavar, validator=Number(gt=0))
 
 
 @app.default
@@ -61,20 +97,20 @@ def run(
     *,
     data: DataOption = "field-guide",
     test_data: TestOption = None,
-    study: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], Parameter(group=_WHAT)] = "auto",
-    trials: Annotated[PositiveInt, Parameter(group=_FAR)] = 40,
-    epochs: Annotated[PositiveInt | None, Parameter(group=_FAR)] = None,
-    timeout: Annotated[Positive | None, Parameter(group=_FAR)] = None,
-    patience: Annotated[PositiveInt | None, Parameter(group=_FAR)] = None,
-    max_params: Annotated[Positive | None, Parameter(group=_HOW)] = None,
-    max_flops: Annotated[Positive | None, Parameter(group=_HOW)] = None,
-    sampler: Annotated[Literal["tpe", "random"], Parameter(group=_HOW)] = "tpe",
-    pruner: Annotated[Literal["median", "asha", "none"], Parameter(group=_HOW)] = "median",
-    seed: Annotated[int, Parameter(group=_HOW, validator=Number(gte=0, lt=2**32))] = 0,
-    workers: Annotated[PositiveInt | None, Parameter(group=_WHERE)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(group=_WHERE)] = "auto",
-    storage: Annotated[str | None, Parameter(group=_WHERE)] = None,
+    study: Annotated[str | None, Parameter(group=_WHAT, metavar="NAME")] = None,
+    profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], _choice(_WHAT)] = "auto",
+    trials: Annotated[int, _count(_FAR)] = 40,
+    epochs: Annotated[int | None, _count(_FAR)] = None,
+    timeout: Annotated[float | None, _amount(_FAR, "MINUTES")] = None,
+    patience: Annotated[int | None, _count(_FAR)] = None,
+    max_params: Annotated[float | None, _amount(_HOW)] = None,
+    max_flops: Annotated[float | None, _amount(_HOW)] = None,
+    sampler: Annotated[Literal["tpe", "random"], _choice(_HOW)] = "tpe",
+    pruner: Annotated[Literal["median", "asha", "none"], _choice(_HOW)] = "median",
+    seed: Annotated[int, _count(_HOW, least=0)] = 0,
+    workers: Annotated[int | None, _count(_WHERE)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], _choice(_WHERE)] = "auto",
+    storage: Annotated[str | None, Parameter(group=_WHERE, metavar="URL")] = None,
     results: ResultsOption = HERE / "results",
     cache: CacheOption = None,
 ) -> None:
@@ -83,43 +119,44 @@ def run(
     Parameters
     ----------
     data
-        A folder of class folders, or "field-guide" (drawn here, nine genera), or "kaggle" (the mushrooms of
-        Kaggle's maysee/mushrooms-classification-common-genuss-images).
+        A folder with one folder of pictures per class; or "field-guide", nine genera of mushrooms drawn on the spot; or
+        "kaggle", photographs of the same genera, downloaded.
     test_data
-        An official test set: a folder of the same class folders. It is not looked at by a study.
+        An official test set, a folder of the same class folders. The study does not look at it.
     study
-        The study's name, and its folder's under results/. Default: the data's name.
+        What the study is called, and its folder under results/. By default the data's name.
     profile
-        What a trial may cost: "quick" (40 trials in ten minutes on two CPU cores), "laptop" (a few hours), "gpu" (the
-        full resolution). "auto": gpu where there is one, else quick. See PROFILES in search_space.py.
+        What a trial may cost: "quick", 40 trials in ten minutes on two CPU cores; "laptop", in a few hours; "gpu", the
+        full resolution; "auto", gpu where there is one and else quick. PROFILES in search_space.py has the figures.
     trials
-        Trials in all, over restarts and workers: those that were trained, to the end or until they were pruned.
+        Trials in all, restarts included. A trial counts when it was trained, to its end or until it was pruned.
     epochs
-        How long a trial trains when it is not pruned. Default: the profile's.
+        Epochs of a trial that is not pruned. By default the profile's.
     timeout
-        Minutes after which this run leaves; the same command goes on later.
+        Leave after so many minutes; the same command goes on later.
     patience
-        Stop asking for trials when so many in a row have brought no better one.
+        Ask for no more trials once this many in a row have brought no better one.
     max_params
-        Networks with more parameters are told infeasible before training, and the sampler learns it.
+        Networks with more parameters are not trained, and the sampler learns to avoid them.
     max_flops
-        The same for the forward FLOPs of one picture. Default: the profile's.
+        The same for the forward FLOPs of one picture. By default the profile's.
     sampler
-        How configurations are chosen: TPE learns from the finished trials, random does not.
+        How configurations are chosen: "tpe" learns from the trials that have ended, "random" does not.
     pruner
-        How poor trials are ended early: by the median of the others at the same epoch, by successive halving, never.
+        Which trials end early: "median", those below the median of the others at the same epoch; "asha", by successive
+        halving; "none".
     seed
-        Of the search and of every trial; one worker on the CPU repeats a study bit for bit.
+        Seeds the search and every trial. One worker on the CPU repeats a study bit for bit.
     workers
-        Trials at once. Default: one per CPU core, or one per GPU.
+        How many trials run at once. By default one per CPU core, or one per GPU.
     device
-        Where networks train. "auto": CUDA, else Apple's MPS, else the CPU.
+        Where networks train: "cpu", "cuda", "mps", or "auto", the fastest that is there.
     storage
-        A database URL for the study, such as postgresql://user@host/name. Default: SQLite in the study's folder.
+        The study's database, such as postgresql://user@host/name. By default an SQLite file in its folder.
     results
-        Where studies leave what they leave. Default: results/ beside study.py.
+        Where studies keep their folders. By default results/ beside study.py.
     cache
-        Where decoded and built-in pictures are kept. Default: the user's cache folder.
+        Where drawn and decoded pictures are kept. By default the user's cache folder.
     """
     from reporting import console as screen
     from search_space import known_good, suggest
@@ -132,7 +169,7 @@ def run(
     devices, threads = _slots(device, workers)
     profile_name, limits = _limits(profile, devices[0], epochs)
     pictures = _read(console, data, test_data, _cache(cache), limits.pictures)
-    name = study or pictures.name
+    name = pictures.name if study is None else study
     folder = stored.study_folder(results, name)
     with stored.sole_coordinator(folder):
         pictures.catalog.write_report(folder / "data_report.csv", pictures.split)
@@ -182,17 +219,25 @@ def run(
             )
             expected = 0.0
             if coordinator.wanted:
+                first_pruning = scheduling.warmup_epochs(limits.epochs) + 1
+                prunes = pruner != "none" and first_pruning < limits.epochs
                 expected = forecast.seconds_per_trial(
                     draw,
                     feasible=plan.feasible,
                     pictures=len(pictures.split.train),
-                    pruned=pruner != "none",
+                    pruned=prunes,
                     device=devices[0],
                     threads=threads,
                 )
-                first_pruning = scheduling.warmup_epochs(limits.epochs) + 1 if pruner != "none" else None
                 screen.print_plan(
-                    console, name, plan, limits.epochs, first_pruning, devices, coordinator.wanted, expected
+                    console,
+                    name,
+                    plan,
+                    limits.epochs,
+                    first_pruning if prunes else None,
+                    devices,
+                    coordinator.wanted,
+                    expected,
                 )
             try:
                 received = _follow(
@@ -205,28 +250,26 @@ def run(
         raise SystemExit(128 + received)
 
 
-@app.command(name="check-data")
+@app.command(name="check-data", usage="Usage: python study.py check-data [OPTIONS]")
 def check_data(
     *,
     data: DataOption = "field-guide",
     test_data: TestOption = None,
-    report: Annotated[Path | None, Parameter(group=_WHERE)] = None,
+    report: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
     cache: CacheOption = None,
 ) -> None:
-    """Look at every picture of a folder, and say what a study would use and what it would leave out and why.
-
-    Nothing is changed in the folder.
+    """Look at every picture, and say which a study would leave out and why. Changes nothing.
 
     Parameters
     ----------
     data
-        A folder of class folders, or "field-guide", or "kaggle".
+        A folder with one folder of pictures per class; or "field-guide", or "kaggle".
     test_data
-        An official test set: a folder of the same class folders.
+        An official test set, a folder of the same class folders.
     report
-        Writes the verdict on every file there, as CSV.
+        Write the verdict on every file there, as CSV.
     cache
-        Where the scan is remembered. Default: the user's cache folder.
+        Where the scan is remembered. By default the user's cache folder.
     """
     from reporting import console as screen
 
@@ -238,9 +281,9 @@ def check_data(
         pictures.catalog.write_report(report, pictures.split)
 
 
-@app.command
+@app.command(usage="Usage: python study.py clean [NAME ...] [OPTIONS]")
 def clean(
-    *names: str,
+    *names: Annotated[str, Parameter(metavar="NAME")],
     results: ResultsOption = HERE / "results",
     cache: CacheOption = None,
 ) -> None:
@@ -249,11 +292,11 @@ def clean(
     Parameters
     ----------
     names
-        Studies and caches to remove, as this command lists them. None: nothing is removed.
+        What to remove, by the names that this command lists. Without any, nothing is removed.
     results
-        Where studies leave what they leave. Default: results/ beside study.py.
+        Where studies keep their folders. By default results/ beside study.py.
     cache
-        Where decoded and built-in pictures are kept. Default: the user's cache folder.
+        Where drawn and decoded pictures are kept. By default the user's cache folder.
     """
     from reporting import console as screen
     from tuning import cleaning
@@ -389,6 +432,35 @@ def _again() -> str:
     return shlex.join(["python", "study.py", *sys.argv[1:]])
 
 
+def _rule(error: CycloptsError) -> str:
+    """What was mistyped: the rule, the value and the way out, in one line."""
+    option, value = (error.argument.name, error.argument.value) if error.argument else ("an option", "something else")
+    match error:
+        case UnusedCliTokensError(unused_tokens=[word, *_]):
+            commands = [name for name in app if not name.startswith("-")]
+            rule = f"a command is one of {', '.join(commands)}, but got {word!r}{_meant(word, commands)}"
+        case UnknownOptionError():
+            word = error.token.keyword or error.token.value
+            options = [name for argument in error.argument_collection for name in argument.names]
+            rule = f"there is no option {word}{_meant(word, options)}"
+        case ValidationError():
+            rule = f"{option} {error.exception_message.rstrip('.').lower()}, but got {value}"
+        case CoercionError(token=Token() as token):
+            kinds = {int: "a whole number", float: "a number"}
+            choices = get_args(error.target_type)
+            kind = f"one of {', '.join(choices)}" if choices else kinds.get(error.target_type, "something else")
+            rule = f"{option} must be {kind}, but got {token.value!r}{_meant(token.value, choices)}"
+        case _:
+            rule = " ".join(str(error).split()).rstrip(".")
+            rule = rule[:1].lower() + rule[1:]
+    return f"{rule}; see {shlex.join(['python', 'study.py', *(error.command_chain or ())])} --help"
+
+
+def _meant(word: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def main() -> None:
     """Turns errors of the user's world into one line and exit code 2; anything else keeps its traceback."""
     try:
@@ -396,7 +468,7 @@ def main() -> None:
     except (DataError, StudyError) as error:
         message = str(error)
     except CycloptsError as error:
-        message = " ".join(str(error).split()) + "; python study.py --help shows what there is"
+        message = _rule(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     else:
