@@ -428,8 +428,10 @@ def _follow(coordinator: Coordinator, screen: Screen) -> int | None:
 
 
 def _again() -> str:
-    """The command as it was typed."""
-    return shlex.join(["python", "study.py", *sys.argv[1:]])
+    """The command as it was typed, but for passwords."""
+    from tuning.storage import without_password
+
+    return shlex.join(["python", "study.py", *map(without_password, sys.argv[1:])])
 
 
 def _rule(error: CycloptsError) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Generator
@@ -87,9 +88,10 @@ def sqlite_url(folder: Path) -> str:
     return f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
 
 
-def without_password(url: str) -> str:
-    """A storage URL as it may be shown."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+def without_password(text: str) -> str:
+    """A storage URL, or a text that holds one, as it may be shown; one that cannot be parsed has its password too."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
 
 
 def network_file_system(folder: Path) -> str | None:
@@ -164,17 +166,24 @@ def connect(url: str) -> optuna.storages.BaseStorage:
     """The storage behind a URL. Raises StudyError where there is none, or one of another Optuna schema."""
     try:
         parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         raise StudyError(
-            f"--storage is a database URL such as sqlite:///study.db or postgresql://user@host/name, but got {url!r}"
+            f"--storage is a database URL such as sqlite:///study.db or postgresql://user@host/name, but got "
+            f"{without_password(url)!r}"
         ) from None
     # The dashboard reads while we write; SQLite's own 5 seconds are short for a slow disk.
     arguments = {"connect_args": {"timeout": 60}} if parsed.get_backend_name() == "sqlite" else {}
     try:
         with explained(url):
             return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=arguments))
-    except (ImportError, RuntimeError) as error:
-        raise StudyError(f"the storage {without_password(url)} cannot be used: {error}") from error
+    except ImportError as error:
+        raise StudyError(
+            f"a --storage needs its database's driver, but for {without_password(url)} none is installed; "
+            "pip install it (psycopg2-binary for PostgreSQL, mysqlclient for MySQL)"
+        ) from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise StudyError(f"a --storage needs this Optuna's tables, but {without_password(url)}: {reason}") from error
 
 
 def open_study(
@@ -197,12 +206,12 @@ def open_study(
         study = optuna.create_study(
             storage=storage, study_name=name, sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
         )
-        if study.directions != [StudyDirection.MAXIMIZE]:
-            raise StudyError(f"study '{name}' in {without_password(url)} is not one of this program; use --study NAME")
         trials = study.get_trials(deepcopy=False)
         now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
+        stored = {key[len(IDENTITY) :]: v for key, v in study.user_attrs.items() if key.startswith(IDENTITY)}
+        if study.directions != [StudyDirection.MAXIMIZE] or (trials and now and not stored):
+            raise StudyError(f"study '{name}' in {without_password(url)} is not one of this program; use --study NAME")
         if trials:
-            stored = {key[len(IDENTITY) :]: v for key, v in study.user_attrs.items() if key.startswith(IDENTITY)}
             refuse_changes(stored, now, name)
         else:
             # No trial yet: whatever an interrupted start has left is written anew.
@@ -230,6 +239,7 @@ def write_trials_csv(study: optuna.Study, path: Path) -> None:
     table = study.trials_dataframe(
         attrs=("number", "state", "value", "datetime_start", "datetime_complete", "duration", "params", "user_attrs")
     )
+    table = table.rename(columns={f"value_{METRIC}": "value"})
     replace_file(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
