@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuning import StudyError
+
+CACHES = {"field-guide": "[0-9]*", "pictures": "[0-9a-f]" * 32, "scans": "*.npz"}
+"""Folder of a cache -> what in it is ours. Where `--cache` names a user's own folder, nothing else may go."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +21,25 @@ class Item:
     name: str
     """A study's name, or cache/<folder>."""
     path: Path
+    parts: tuple[Path, ...]
+    """What is removed; `path` itself goes with the last of it."""
     size: int
     """Bytes."""
 
 
 def find(results: Path, cache: Path) -> list[Item]:
     """Every study under `results` and every cache under `cache`."""
-    studies = [(folder.name, folder) for folder in _folders(results) if (folder / "trials").is_dir()]
-    caches = [(f"cache/{folder.name}", folder) for folder in _folders(cache)]
-    return [Item(name=name, path=folder, size=_size(folder)) for name, folder in studies + caches]
+    studies = [
+        Item(name=folder.name, path=folder, parts=(folder,), size=_size(folder))
+        for folder in (sorted(results.iterdir()) if results.is_dir() else [])
+        if (folder / "trials").is_dir() and any((folder / name).is_file() for name in ("study.lock", "data_report.csv"))
+    ]
+    caches: list[Item] = []
+    for name, ours in CACHES.items():
+        parts = tuple(sorted((cache / name).glob(ours)))
+        if parts:
+            caches.append(Item(name=f"cache/{name}", path=cache / name, parts=parts, size=sum(map(_size, parts))))
+    return studies + caches
 
 
 def choose(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
@@ -36,7 +50,7 @@ def choose(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
             raise StudyError(
                 f"clean removes what it lists, but there is no '{name}'; there are: {', '.join(by_name) or 'none'}"
             )
-    return [by_name[name] for name in names]
+    return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def remove(item: Item) -> None:
@@ -47,14 +61,17 @@ def remove(item: Item) -> None:
         with sole_coordinator(item.path):
             pass
     try:
-        shutil.rmtree(item.path)
+        for part in item.parts:
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
     except OSError as error:
         raise StudyError(f"{item.path} cannot be removed ({error.strerror}); mend its rights and try again") from error
+    with contextlib.suppress(OSError):  # gone already, or not ours alone
+        item.path.rmdir()
 
 
-def _folders(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
-
-
-def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+def _size(place: Path) -> int:
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    return sum(path.lstat().st_size for path in files)
