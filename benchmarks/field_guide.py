@@ -113,9 +113,8 @@ def measure(folder: Path, pictures: int, seeds: int) -> None:
     sizes = f"{len(parts.train)} for training, {len(parts.validation)} for validation"
     print(f"{len(found.kept)} pictures, {sizes}, {drawn:.0f} s to draw;")
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread;")
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, Pillow {PIL.__version__}"
-    )
+    versions = {"Python": platform.python_version(), **{m.__name__: m.__version__ for m in (torch, np, PIL)}}
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
     largest = max(np.bincount(cache.open_part(handle, SIZE, "validation").labels)) / len(parts.validation)
     print("| what | top-1 % | range | runs | s a run | note |\n|---|---|---|---|---|---|")
     row("the largest class, always", [(largest, 0)])
