@@ -402,6 +402,7 @@ def _sqlite(console: Console, folder: Path) -> str:
             f"Warning: {folder} is on a network file system ({kind}), on which SQLite can lose a study; "
             "use --results DIR on a local disk, or --storage with PostgreSQL.",
             style="yellow",
+            markup=False,
         )
     return storage.sqlite_url(folder)
 

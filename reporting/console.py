@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -33,6 +34,9 @@ SHOWN_TRIALS = 5
 """Rows of the table of the best trials."""
 SHOWN_FILES = 20
 """Left-out files that are listed on the screen."""
+SHOWN_CLASSES = 30
+WIDE = 100
+"""Columns from which the table of the best trials shows all of theirs; in 80 the most telling fit."""
 
 
 def percent(share: float | None) -> str:
@@ -43,7 +47,7 @@ def percent(share: float | None) -> str:
 def duration(seconds: float) -> str:
     """A time as a person says it."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(1, seconds):.0f} s"
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
@@ -68,38 +72,46 @@ def track(console: Console) -> Track:
 
 
 def print_catalog(console: Console, catalog: Catalog, split: Split) -> None:
-    """A line per class: the pictures of each part, and what is left out by verdict."""
+    """A line per class: the pictures of each part, and how many files are left out; then why they are."""
     parts = dict(split.named())
     rows = catalog.counts()
     per_part = {part: np.bincount(catalog.labels[places], minlength=len(rows)) for part, places in parts.items()}
-    left_out = [verdict for verdict in Verdict if verdict is not Verdict.KEPT]
-    found = [verdict for verdict in left_out if any(row[verdict] for row in rows.values())]
+    left_out = {
+        verdict: sum(row[verdict] for row in rows.values()) for verdict in Verdict if verdict is not Verdict.KEPT
+    }
+    any_left_out = any(left_out.values())
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ["class", *parts, *found]:
+    for heading in ["class", *parts, *["left out"] * any_left_out]:
         table.add_column(heading, justify="left" if heading == "class" else "right")
-    for label, row in rows.items():
+    shown = list(rows.items())[:SHOWN_CLASSES]
+    for label, row in shown:
         used = catalog.classes.index(label) if label in catalog.classes else None
         table.add_row(
             Text(printable(label) or "(beside the class folders)"),
-            *("" if used is None else str(per_part[part][used]) for part in parts),
-            *(str(row[verdict] or "") for verdict in found),
+            *("" if used is None else f"{per_part[part][used]:,}" for part in parts),
+            *[f"{sum(row[verdict] for verdict in left_out):,}"] * any_left_out,
         )
+    if len(rows) > len(shown):
+        table.add_row(f"... {len(rows) - len(shown):,} more", style="dim")
     table.add_row(
         "all",
-        *(str(len(positions)) for positions in parts.values()),
-        *(str(sum(row[verdict] for row in rows.values())) for verdict in found),
+        *(f"{len(positions):,}" for positions in parts.values()),
+        *[f"{sum(left_out.values()):,}"] * any_left_out,
         style="bold",
     )
     console.print(table)
+    if any_left_out:
+        reasons = [f"{count:,} {verdict.replace('_', ' ')}" for verdict, count in left_out.items() if count]
+        console.print(f"Left out: {', '.join(reasons)}.")
 
 
 def print_left_out(console: Console, catalog: Catalog, report: Path | None) -> None:
     """The first files that a study would not use, each with its reason, and how to see all of them."""
     left_out = [picture for picture in catalog.pictures if picture.verdict is not Verdict.KEPT]
     for picture in left_out[:SHOWN_FILES]:
-        console.print(Text(f"{picture.verdict}: {printable(picture.path)} ({picture.reason})"), soft_wrap=True)
+        console.print(Text(f"{picture.verdict.replace('_', ' ')}: {printable(picture.path)} ({picture.reason})"))
     if report is not None:
-        console.print(Text(f"The verdict on every file is in {report}."), soft_wrap=True)
+        console.print(Text(f"The verdict on every file is in {printable(report)}."), soft_wrap=True)
     elif len(left_out) > SHOWN_FILES:
         console.print(f"... and {len(left_out) - SHOWN_FILES:,} more; --report FILE writes the verdict on every file.")
 
@@ -117,10 +129,11 @@ def print_plan(
     """What is about to happen and how long it should take. `expected`: seconds of one trial in one slot."""
     pruned = f"pruned after epoch {first_pruning} at the earliest" if first_pruning else "never pruned"
     console.print(
-        f"Study '{study}': {wanted} of {plan.trials} trials to go, each of {epochs} epochs, {pruned}; "
-        f"{len(devices)} at once on {devices[0].partition(':')[0]}: "
-        f"about {duration(wanted * expected / len(devices))}.",
-        soft_wrap=True,
+        Text(
+            f"Study '{study}': {wanted} of {plan.trials} trials to go, each of {epochs} epochs, {pruned}; "
+            f"{len(devices)} at once on {devices[0].partition(':')[0]}: "
+            f"about {duration(wanted * expected / len(devices))}."
+        )
     )
 
 
@@ -132,18 +145,19 @@ class _Running:
     epochs: int
     known_good: str | None
     epoch: int = 0
-    share: float = 0.0
+    share: float | None = None
+    """Of the running epoch; None until the worker has been heard of."""
     top1: float | None = None
     epoch_seconds: float = 0.0
 
     @property
     def seconds_left(self) -> float:
         """Of the running epoch."""
-        return self.epoch_seconds * (1.0 - self.share)
+        return self.epoch_seconds * (1.0 - (self.share or 0.0))
 
     @property
     def done(self) -> float:
-        return min(1.0, (self.epoch + self.share) / self.epochs)
+        return min(1.0, (self.epoch + (self.share or 0.0)) / self.epochs)
 
 
 class Screen:
@@ -188,10 +202,7 @@ class Screen:
             self._stopping = True
             left = max((running.seconds_left for running in self._running.values()), default=0.0)
             self._console.print(
-                Text(
-                    f"Stopping when the running epochs end, in about {duration(left)}; once more leaves without them."
-                ),
-                soft_wrap=True,
+                Text(f"Stopping when the running epochs end, in about {duration(left)}; once more leaves without them.")
             )
 
     def show(self, happening: Happening) -> None:
@@ -205,25 +216,27 @@ class Screen:
                     epoch_seconds=self._expected / happening.config.training.epochs,
                 )
                 if happening.attempt > 1:
-                    self._line(f"trial {happening.number}: goes on from its last checkpoint")
+                    self._line(happening.number, None, "goes on from its last checkpoint")
             case TrialAdvanced() if isinstance(happening.progress, EpochMetrics):
                 running = self._running[happening.slot]
                 running.epoch, running.share = happening.progress.epoch + 1, 0.0
                 running.top1, running.epoch_seconds = happening.progress.top1, happening.progress.seconds
             case TrialAdvanced():
                 running = self._running[happening.slot]
-                running.share = max(running.share, getattr(happening.progress, "share", 0.0))
+                running.share = max(running.share or 0.0, getattr(happening.progress, "share", 0.0))
             case TrialPaused():
                 self._running.pop(happening.slot, None)
             case TrialEnded():
                 self._end(happening)
+                if self._live.is_started:
+                    self._live.refresh()
             case None:
                 pass
 
     def _end(self, ended: TrialEnded) -> None:
         running = self._running.pop(ended.slot, None) if ended.slot is not None else None
         if ended.outcome is None:
-            self._line(f"trial {ended.number}: {ended.reason}")
+            self._line(ended.number, None, ended.reason)
             return
         self._outcomes[ended.outcome] += 1
         counted = ended.outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED)
@@ -232,17 +245,19 @@ class Screen:
         better = ended.outcome is Outcome.COMPLETE and (self._best is None or (ended.value or 0.0) > self._best[0])
         if better:
             self._best = (ended.value or 0.0, ended.number)
-        name = f" ({running.known_good})" if running and running.known_good else ""
-        what = percent(ended.value) if ended.outcome is Outcome.COMPLETE else ended.reason
+        facts = [running.known_good] if running and running.known_good else []
         if ended.outcome is Outcome.PRUNED:
-            what += f", {percent(ended.value)}"
-        self._line(f"trial {ended.number}{name}: {what}" + ", the best so far" * better)
+            facts.append(ended.reason)
+        elif ended.outcome is not Outcome.COMPLETE:
+            facts.append(f"{ended.outcome}: {ended.reason}")
+        self._line(ended.number, ended.value, ", ".join([*facts, *["the best so far"] * better]))
 
-    def _line(self, text: str) -> None:
+    def _line(self, number: int, value: float | None, text: str) -> None:
+        line = f"trial {number:>{len(str(self._trials))}}  {percent(value):>8}  {text}".rstrip()
         if self._console.is_terminal:
-            self._console.print(Text(text, style="dim"))
+            self._console.print(Text(line, style="dim"))
         else:
-            self._console.print(Text(f"{text} | {self._headline()}"), soft_wrap=True)
+            self._console.print(Text(f"{line} | {self._headline()}"), soft_wrap=True)
 
     def _headline(self) -> str:
         facts = [f"{self._counted} of {self._trials} trials"]
@@ -256,14 +271,19 @@ class Screen:
 
     def _render(self) -> RenderableType:
         lines = Table.grid(padding=(0, 2))
-        for slot, running in sorted(self._running.items()):
-            name = f"trial {running.number}" + f" ({running.known_good})" * bool(running.known_good)
+        for slot in range(self._slots):
+            running = self._running.get(slot)
+            if running is None:
+                lines.add_row(Text(f"worker {slot}", style="dim"))
+                continue
+            epoch = f"epoch {min(running.epoch + 1, running.epochs)}/{running.epochs}"
             lines.add_row(
                 Text(f"worker {slot}", style="dim"),
-                Text(name),
-                Text(f"epoch {min(running.epoch + 1, running.epochs)}/{running.epochs}"),
-                ProgressBar(total=1.0, completed=running.done, width=24),
+                Text(f"trial {running.number}"),
+                Text("starting" if running.share is None else epoch),
+                ProgressBar(total=1.0, completed=running.done, width=20),
                 Text(percent(running.top1) if running.top1 is not None else ""),
+                Text(running.known_good or "", style="dim"),
             )
         elapsed = duration(time.monotonic() - self._began)
         return Group(Text(f"{self._study_name}: {self._headline()}, {elapsed} gone", style="bold"), lines)
@@ -276,53 +296,51 @@ def print_best(console: Console, study: optuna.Study) -> None:
     if not best:
         console.print("No trial has been trained to its end yet.")
         return
-    known = [t for t in top(trials, len(trials)) if t.user_attrs.get("known_good") and t not in best]
+    known = [trial for trial in top(trials, len(trials)) if trial.user_attrs.get("known_good")]
+    rows = {trial.number: _cells(trial) for trial in best + known}
+    wide = console.width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in [
-        "trial",
-        "top-1",
-        "top-3",
-        "epoch",
-        "size",
-        "width",
-        "stride",
-        "dilation",
-        "optimizer",
-        "lr",
-        "decay",
-    ]:
-        table.add_column(
-            heading, justify="left" if heading in ("stride", "dilation", "optimizer", "decay") else "right"
-        )
-    table.add_column("MFLOP", justify="right")
-    table.add_column("")
-    for trial in best + known:
-        config = trial.user_attrs["config"]
-        model, training = config["model"], config["training"]
+    for heading in rows[best[0].number]:
+        if wide or heading not in ("top-3", "epoch", "decay"):
+            left = heading in ("stride", "dilation", "optimizer", "decay")
+            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for number, cells in rows.items():
         table.add_row(
-            str(trial.number),
-            percent(trial.value),
-            percent(trial.user_attrs.get("best_top3")),
-            str(trial.user_attrs.get("best_epoch", 0) + 1),
-            str(config["image_size"]),
-            f"{model['width']:g}",
-            model["stride_pattern"],
-            model["dilation_pattern"],
-            training["optimizer"],
-            f"{training['lr']:.2g}",
-            training["schedule"],
-            f"{trial.user_attrs['flops'] / 1e6:,.0f}",
-            trial.user_attrs.get("known_good", ""),
-            style="bold" if trial is best[0] else None,
+            *(cells[str(column.header)] for column in table.columns),
+            style="bold" if number == best[0].number else None,
         )
     console.print(table)
+    if known:
+        names = [f"{trial.number} ({trial.user_attrs['known_good']})" for trial in known]
+        console.print(f"Known-good starting points: trial {', '.join(names)}.")
+
+
+def _cells(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
+    """A trial's row by heading."""
+    config = trial.user_attrs["config"]
+    model, training = config["model"], config["training"]
+    return {
+        "trial": str(trial.number),
+        "top-1": percent(trial.value),
+        "top-3": percent(trial.user_attrs.get("best_top3")),
+        "epoch": str(trial.user_attrs.get("best_epoch", 0) + 1),
+        "size": str(config["image_size"]),
+        "width": f"{model['width']:g}",
+        "stride": model["stride_pattern"],
+        "dilation": model["dilation_pattern"],
+        "optimizer": f"{training['optimizer']} {training['lr']:.2g}",
+        "decay": training["schedule"],
+        "MFLOP": f"{trial.user_attrs['flops'] / 1e6:,.0f}",
+    }
 
 
 def print_end(
     console: Console, study: optuna.Study, folder: Path, url: str, ending: Ending | None, command: str
 ) -> None:
     """The best trials, why the run ended, where the study lies, and what can be done next."""
+    console.print()
     print_best(console, study)
+    console.print()
     trials = study.get_trials(deepcopy=False)
     counted = sum(map(counts, trials))
     half_way = sum(trial.state is TrialState.RUNNING for trial in trials)
@@ -332,7 +350,7 @@ def print_end(
     else:
         lines.append(f"Go on:    the same command with a larger --trials than {counted}")
     lines += [
-        f"Look:     optuna-dashboard {url}",
+        f"Look:     optuna-dashboard {shlex.quote(url)}",
         f"Table:    {folder / 'trials.csv'}",
         f"Pictures: {folder / 'data_report.csv'}",
     ]

@@ -104,7 +104,7 @@ def network_file_system(folder: Path) -> str | None:
 
 def study_folder(results: Path, name: str) -> Path:
     """Makes the folder of a study. Raises StudyError where that, or writing in it, is impossible."""
-    if not name or name in {".", ".."} or any(character in name for character in '/\\:*?"<>|\0\n'):
+    if not name.strip(" .") or not name.isprintable() or any(character in name for character in '/\\:*?"<>|'):
         raise StudyError(
             f"a study's name is also its folder's, so it holds none of / \\ : * ? \" < > |, but got {name!r}"
         )
