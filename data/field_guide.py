@@ -27,6 +27,9 @@ GENERA: dict[str, int] = {
 }  # fmt: skip
 """Genus -> pictures in the full set: class sizes of Kaggle's maysee/mushrooms-classification-common-genuss-images."""
 
+VERSION = 1
+"""Part of the name of a drawn set's folder: to be raised by whoever changes what `draw` gives."""
+
 LEAST = 14
 """Fewest pictures of a genus: 70 / 15 / 15 leaves two for validation and for test."""
 

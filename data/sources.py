@@ -126,7 +126,8 @@ def _field_guide(cache_dir: Path, pictures: int | None, track: Track) -> Source:
     total = sum(field_guide.GENERA.values())
     wanted = total if pictures is None else pictures
     # A folder per size of set: in a shared one a small set would find the pictures of a larger one drawn before.
-    folder = field_guide.write(cache_dir / "field-guide" / str(wanted), wanted, track=track).resolve()
+    folder = cache_dir / "field-guide" / f"{wanted}-v{field_guide.VERSION}"
+    folder = field_guide.write(folder, wanted, track=track).resolve()
     citation = "the built-in field guide: drawn by procedure, no photographs"
     return Source(name="field-guide", root=folder, parts={"all": folder}, available=total, citation=citation)
 
