@@ -138,6 +138,8 @@ class _Live:
     known_good: str | None
     reported: set[int]
     """Epochs that the study knows."""
+    decided: int
+    """Epochs after which it was decided to go on, by an earlier run or before the worker was replaced."""
     history: list[EpochMetrics] = field(default_factory=list[EpochMetrics])
     deaths: int = 0
 
@@ -224,21 +226,22 @@ class Coordinator:
     def _fill_slots(self) -> Iterator[Happening]:
         for slot in range(self._workers.slots):
             while slot not in self._live:
-                trial = self._next_trial()
+                resumed = None if self._adopted else self._scheduler.resume(self._paused)
+                trial = self._next_trial(resumed)
                 if trial is None:
                     break
-                yield from self._begin(slot, trial)
+                try:
+                    yield from self._begin(slot, trial, resumed=resumed is not None)
+                except (UpdateFinishedTrialError, KeyError) as error:
+                    yield self._honour(slot, trial, error)
 
-    def _next_trial(self) -> optuna.Trial | None:
-        """One left by an earlier run, else a paused one, else a new one; None where the plan wants no more."""
+    def _next_trial(self, resumed: int | None) -> optuna.Trial | None:
+        """One left by an earlier run, else the paused one, else a new one; None where the plan wants no more."""
         if self._adopted:
             return self._running(self._adopted.popleft())
-        resumed = self._scheduler.resume(self._paused)
         if resumed is not None:
             self._paused.remove(resumed)
-            trial = self._running(resumed)
-            trial.set_user_attr("paused", False)
-            return trial
+            return self._running(resumed)
         return None if self._fulfilled(begun=len(self._live) + len(self._paused)) else self._study.ask()
 
     def _running(self, number: int) -> optuna.Trial:
@@ -256,8 +259,10 @@ class Coordinator:
             return Ending.PATIENCE
         return None
 
-    def _begin(self, slot: int, trial: optuna.Trial) -> Iterator[Happening]:
+    def _begin(self, slot: int, trial: optuna.Trial, *, resumed: bool) -> Iterator[Happening]:
         """Turns a trial into a running job, or tells at once that it is none."""
+        if resumed:
+            trial.set_user_attr("paused", False)
         config = self._suggest(trial)
         price = cost(config.model, config.image_size)
         attributes = trial.user_attrs
@@ -291,6 +296,7 @@ class Coordinator:
                 micro_batch=attributes.get("micro_batch", config.training.batch_size),
                 known_good=attributes.get("known_good"),
                 reported=set(frozen.intermediate_values),
+                decided=max(0, len(frozen.intermediate_values) - (not resumed)),
             )
             yield self._start(slot, live)
 
@@ -337,28 +343,23 @@ class Coordinator:
             else:
                 yield from self._failure(slot, live, event)
         except (UpdateFinishedTrialError, KeyError) as error:
-            if not self._ended_outside(live.trial):
-                raise
-            self._release(slot)
-            yield TrialEnded(
-                number=live.trial.number, outcome=None, reason=f"ended from outside ({error})", value=None, slot=slot
-            )
+            yield self._honour(slot, live.trial, error)
 
     def _epoch(self, slot: int, live: _Live, metrics: EpochMetrics) -> Iterator[Happening]:
-        if metrics.epoch < len(live.history):
-            # Known from before the worker was replaced; it was decided then.
-            self._workers.proceed(slot)
-            return
-        live.history.append(metrics)
-        live.deaths = 0
-        if metrics.epoch not in live.reported:
-            live.trial.report(metrics.top1, metrics.epoch)
-            live.reported.add(metrics.epoch)
-        yield TrialAdvanced(slot=slot, number=live.trial.number, progress=metrics)
+        if metrics.epoch == len(live.history):  # else repeated by the worker that replaced another
+            live.history.append(metrics)
+            live.deaths = 0
+            if metrics.epoch not in live.reported:
+                live.trial.report(metrics.top1, metrics.epoch)
+                live.reported.add(metrics.epoch)
+            yield TrialAdvanced(slot=slot, number=live.trial.number, progress=metrics)
         if metrics.epoch + 1 == live.config.training.epochs:
             yield self._end(slot, live, Outcome.COMPLETE, "trained to its last epoch")
             return
-        decision = Decision.GO_ON if live.known_good else self._scheduler.after_epoch(live.trial, metrics)
+        # A pruner looks at the last epoch that was reported: asked with an earlier one, it would end the trial there.
+        known = live.known_good or metrics.epoch < live.decided
+        decision = Decision.GO_ON if known else self._scheduler.after_epoch(live.trial, metrics)
+        live.decided = max(live.decided, metrics.epoch + 1)
         if decision is Decision.PRUNE:
             yield self._end(slot, live, Outcome.PRUNED, f"pruned after epoch {metrics.epoch + 1}")
         elif decision is Decision.PAUSE:
@@ -412,7 +413,24 @@ class Coordinator:
 
     def _release(self, slot: int) -> None:
         self._workers.stop(slot)
-        del self._live[slot]
+        self._live.pop(slot, None)  # already out where its end was told from outside in between
+
+    def _honour(self, slot: int, trial: optuna.Trial, error: Exception) -> TrialEnded:
+        """Lets go of a trial that somebody else has told. Raises what stood against it where nobody has."""
+        try:
+            ended = self._study._storage.get_trial(trial._trial_id).state.is_finished()  # pyright: ignore[reportPrivateUsage]
+        except KeyError:
+            raise StudyError(
+                f"a study stays where it is while it runs, but '{self._study.study_name}' was deleted from its "
+                "database; the same command begins it anew"
+            ) from error
+        if not ended:
+            raise error
+        self._release(slot)
+        self._remove_checkpoints(trial.number)
+        return TrialEnded(
+            number=trial.number, outcome=None, reason=f"ended from outside ({error})", value=None, slot=slot
+        )
 
     def _tell(
         self,
@@ -468,13 +486,6 @@ class Coordinator:
                 f"the last: {reason}); use fewer --workers where memory is short, or begin another study with --study "
                 "NAME and larger --max-params and --max-flops or a wider search_space.py"
             )
-
-    def _ended_outside(self, trial: optuna.Trial) -> bool:
-        """Whether somebody else has told or deleted a trial of ours."""
-        try:
-            return self._study._storage.get_trial(trial._trial_id).state.is_finished()  # pyright: ignore[reportPrivateUsage]
-        except KeyError:
-            return True
 
     # -- the disk
 
