@@ -257,7 +257,7 @@ class Screen:
         if self._console.is_terminal:
             self._console.print(Text(line, style="dim"))
         else:
-            self._console.print(Text(f"{line} | {self._headline()}"), soft_wrap=True)
+            self._console.print(Text(f"{line} | {self._headline()}, {self._time_left()}"), soft_wrap=True)
 
     def _headline(self) -> str:
         facts = [f"{self._counted} of {self._trials} trials"]
@@ -266,8 +266,10 @@ class Screen:
                 facts.append(f"{self._outcomes[outcome]} {outcome}")
         if self._best:
             facts.append(f"best {percent(self._best[0])} (trial {self._best[1]})")
-        facts.append(f"about {duration(self.seconds_left)} left" if self._counted < self._trials else "done")
         return ", ".join(facts)
+
+    def _time_left(self) -> str:
+        return f"about {duration(self.seconds_left)} left" if self._counted < self._trials else "done"
 
     def _render(self) -> RenderableType:
         lines = Table.grid(padding=(0, 2))
@@ -281,12 +283,16 @@ class Screen:
                 Text(f"worker {slot}", style="dim"),
                 Text(f"trial {running.number}"),
                 Text("starting" if running.share is None else epoch),
-                ProgressBar(total=1.0, completed=running.done, width=20),
+                ProgressBar(total=1.0, completed=running.done, width=16),
                 Text(percent(running.top1) if running.top1 is not None else ""),
                 Text(running.known_good or "", style="dim"),
             )
         elapsed = duration(time.monotonic() - self._began)
-        return Group(Text(f"{self._study_name}: {self._headline()}, {elapsed} gone", style="bold"), lines)
+        return Group(
+            Text(f"{self._study_name}: {self._headline()}", style="bold"),
+            lines,
+            Text(f"{elapsed} gone, {self._time_left()}", style="dim"),
+        )
 
 
 def print_best(console: Console, study: optuna.Study) -> None:
