@@ -315,9 +315,7 @@ def outcomes(happenings: list[Happening]) -> list[tuple[int, Any]]:
 
 def advanced(happening: Happening, number: int, kind: type) -> bool:
     """Whether this is trial `number` going forward by a `kind`: Progress or EpochMetrics."""
-    return (
-        isinstance(happening, TrialAdvanced) and happening.number == number and isinstance(happening.progress, kind)
-    )
+    return isinstance(happening, TrialAdvanced) and happening.number == number and isinstance(happening.progress, kind)
 
 
 CHANCE = {"seconds", "peak_memory", "attempts", "slot", "paused"}

@@ -33,7 +33,8 @@ class LocalWorkers:
     def __init__(self, devices: list[str], *, hang_seconds: float = HANG_SECONDS) -> None:
         self.slots = len(devices)
         self._devices = devices
-        self._hang_seconds = hang_seconds
+        self.hang_seconds = hang_seconds
+        """May be set at any time."""
         self._processes: dict[int, _Process] = {}
 
     def device(self, slot: int) -> str:
@@ -77,8 +78,8 @@ class LocalWorkers:
                 heard += [(slot, event) for event in events]
                 if any(isinstance(event, TrialFailure) and event.kind is FailureKind.DIED for event in events):
                     self._discard(slot)
-            elif time.monotonic() - process.heard > self._hang_seconds:
-                reason = f"no sign of life for {self._hang_seconds:.0f} s"
+            elif time.monotonic() - process.heard > self.hang_seconds:
+                reason = f"no sign of life for {self.hang_seconds:.0f} s"
                 heard.append((slot, TrialFailure(kind=FailureKind.HUNG, reason=reason)))
                 self._discard(slot)
         return heard
