@@ -441,7 +441,9 @@ def _rule(error: CycloptsError) -> str:
     match error:
         case UnusedCliTokensError(unused_tokens=[word, *_]):
             commands = [name for name in app if not name.startswith("-")]
-            rule = f"a command is one of {', '.join(commands)}, but got {word!r}{_meant(word, commands)}"
+            takes = f"{error.command_chain[0]} takes options" if error.command_chain else ""
+            meant = f" (did you mean --data {word}?)" if Path(word).is_dir() else _meant(word, commands)
+            rule = f"{takes or 'a command is one of ' + ', '.join(commands)}, but got {word!r}{meant}"
         case UnknownOptionError():
             word = error.token.keyword or error.token.value
             options = [name for argument in error.argument_collection for name in argument.names]
@@ -460,14 +462,14 @@ def _rule(error: CycloptsError) -> str:
 
 
 def _meant(word: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=1)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def main() -> None:
     """Turns errors of the user's world into one line and exit code 2; anything else keeps its traceback."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (DataError, StudyError) as error:
         message = str(error)
     except CycloptsError as error:

@@ -1,0 +1,329 @@
+"""The command line: its face, its help, and one line with the way out for everything a user can get wrong."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from pictures import class_folders
+
+import study
+from tuning.storage import sole_coordinator
+
+ROOT = Path(__file__).parents[1]
+
+FACE = {
+    (): {
+        *("--data", "--test-data", "--study", "--profile"),
+        *("--trials", "--epochs", "--timeout", "--patience"),
+        *("--max-params", "--max-flops", "--sampler", "--pruner", "--seed"),
+        *("--workers", "--device", "--storage", "--results", "--cache"),
+    },
+    ("check-data",): {"--data", "--test-data", "--report", "--cache"},
+    ("clean",): {"NAMES", "--results", "--cache"},
+}
+"""Every command and its options. Whoever adds one adds it here, and thinks of the README."""
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`python study.py ...` in this process."""
+
+    def run(*words: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["study.py", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "80")
+        code = 0
+        try:
+            study.main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
+    """Runs what must be refused: exit code 2, one line, and no study left behind. Returns the line."""
+
+    def refused(*words: str | Path, places: bool = True) -> str:
+        before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+        here = ("--results", tmp_path / "results", "--cache", tmp_path / "cache") if places else ()
+        ended = run(*words, *here)
+        assert ended.code == 2, ended
+        assert ended.err.startswith("error: ")
+        assert ended.err.count("\n") == 1
+        after = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+        assert {path: after.get(path) for path in before} == before
+        return ended.err.removeprefix("error: ").rstrip("\n")
+
+    return refused
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return class_folders(tmp_path / "pictures", classes=2, each=12)
+
+
+# -- the face
+
+
+def commands() -> set[tuple[str, ...]]:
+    return {(), *((name,) for name in study.app if not name.startswith("-"))}
+
+
+def options(command: tuple[str, ...]) -> set[str]:
+    app = study.app[command[0]] if command else study.app
+    return {argument.name for argument in app.assemble_argument_collection()}
+
+
+def test_the_face_is_what_it_was() -> None:
+    assert commands() == set(FACE)
+    for command in FACE:
+        assert options(command) == FACE[command]
+
+
+@pytest.mark.parametrize("command", FACE)
+def test_help_fits_a_terminal_and_explains_every_option(command: tuple[str, ...], run: Run) -> None:
+    ended = run(*command, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    shown = [line.rstrip() for line in ended.out.splitlines()]
+    assert all(len(line) <= 80 for line in shown)
+    assert shown[0].startswith(" ".join(["Usage: python study.py", *command]))
+    for option in FACE[command]:
+        lines = [line for line in shown if line.split()[:1] == [option]]
+        assert len(lines) == 1, option
+        assert len(lines[0].split()) > 3, f"{option} is not explained"
+
+
+def test_help_names_the_commands_and_every_choice(run: Run) -> None:
+    text = " ".join(run("--help").out.split())
+    quoted = [f'"{name}"' for name in ("quick", "laptop", "gpu", "auto", "tpe", "random", "median", "asha", "none")]
+    for name in ("check-data", "clean", *quoted):
+        assert name in text
+    assert "[default: 40]" in text
+
+
+# -- what is mistyped
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--trials 0", "--trials must be >= 1, but got 0; see python study.py --help"),
+        ("--trials -5", "--trials must be >= 1, but got -5; see python study.py --help"),
+        ("--trials many", "--trials must be a whole number, but got 'many'; see python study.py --help"),
+        ("--trials 1.5", "--trials must be a whole number, but got '1.5'; see python study.py --help"),
+        ("--trials", "parameter --trials requires an argument; see python study.py --help"),
+        ("--epochs 0", "--epochs must be >= 1, but got 0; see python study.py --help"),
+        ("--timeout -3", "--timeout must be > 0, but got -3.0; see python study.py --help"),
+        ("--timeout nan", "--timeout must be > 0, but got nan; see python study.py --help"),
+        ("--timeout soon", "--timeout must be a number, but got 'soon'; see python study.py --help"),
+        ("--seed -1", "--seed must be >= 0, but got -1; see python study.py --help"),
+        ("--seed 4294967296", "--seed must be < 4294967296, but got 4294967296; see python study.py --help"),
+        (
+            "--pruner medain",
+            "--pruner must be one of median, asha, none, but got 'medain' (did you mean median?); "
+            "see python study.py --help",
+        ),
+        ("--device tpu", "--device must be one of auto, cpu, cuda, mps, but got 'tpu'; see python study.py --help"),
+        ("--trails 5", "there is no option --trails (did you mean --trials?); see python study.py --help"),
+        ("-x", "there is no option -x; see python study.py --help"),
+        (
+            "cleen",
+            "a command is one of check-data, clean, but got 'cleen' (did you mean clean?); see python study.py --help",
+        ),
+        ("check-data --trials 4", "there is no option --trials; see python study.py check-data --help"),
+        ("check-data folder", "check-data takes options, but got 'folder'; see python study.py check-data --help"),
+    ],
+)
+def test_a_mistyped_command_is_answered_with_rule_value_and_way_out(
+    words: str, line: str, refused: Callable[..., str]
+) -> None:
+    assert refused(*words.split(), places=False) == line
+
+
+def test_a_folder_without_its_option_is_recognised(refused: Callable[..., str], pictures: Path) -> None:
+    for command in ([], ["check-data"]):
+        assert f"got '{pictures}' (did you mean --data {pictures}?)" in refused(*command, pictures, places=False)
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(
+    name: str, refused: Callable[..., str], pictures: Path
+) -> None:
+    if getattr(torch.backends, name).is_available() if name == "mps" else torch.cuda.is_available():
+        pytest.skip(f"this machine has {name}")
+    line = refused("--device", name, "--data", pictures)
+    assert f"--device names what this machine has, but torch {torch.__version__} finds no {name} here; use" in line
+
+
+# -- pictures that are none
+
+
+def no_folder(folder: Path) -> str:
+    return f"--data must be 'field-guide', 'kaggle' or a folder of class folders, but got '{folder}'"
+
+
+def a_file(folder: Path) -> str:
+    folder.write_text("PK")
+    return f"--data must be a folder of class folders, but {folder} is a file; if it is an archive, unpack it"
+
+
+def an_empty_folder(folder: Path) -> str:
+    folder.mkdir()
+    return f"a data set needs at least 2 class folders, but {folder} has none and 0 files beside"
+
+
+def one_class(folder: Path) -> str:
+    class_folders(folder, classes=1)
+    return f"a data set needs at least 2 class folders, but {folder} has only 'Agaricus' and 0 files beside"
+
+
+def too_few(folder: Path) -> str:
+    class_folders(folder, classes=2, each=12)
+    for path in sorted((folder / "Amanita").iterdir())[4:]:
+        path.unlink()
+    return f"a class needs at least 10 kept pictures, but 'Amanita' has 4 in {folder}"
+
+
+def only_an_unreadable_one(folder: Path) -> str:
+    class_folders(folder, classes=2, each=12)
+    (folder / "Zombie").mkdir()
+    (folder / "Zombie" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    return f"a class needs at least 10 kept pictures, but 'Zombie' has 0 in {folder} (its files: 1 unreadable"
+
+
+@pytest.mark.parametrize("spoil", [no_folder, a_file, an_empty_folder, one_class, too_few, only_an_unreadable_one])
+@pytest.mark.parametrize("command", [(), ("check-data",)])
+def test_pictures_that_make_no_study_are_told_by_rule_and_path(
+    command: tuple[str, ...], spoil: Callable[[Path], str], run: Run, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    line = spoil(tmp_path / "data")
+    if command:
+        ended = run(*command, "--data", tmp_path / "data", "--cache", tmp_path / "cache")
+        assert ended.code == 2
+        assert ended.err.startswith(f"error: {line}")
+        assert ended.err.count("\n") == 1
+    else:
+        assert refused("--data", tmp_path / "data").startswith(line)
+        assert not (tmp_path / "results").exists()
+
+
+# -- places that cannot be
+
+
+def test_results_under_a_file_are_refused(refused: Callable[..., str], pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("mine")
+    line = refused("--data", pictures, "--results", tmp_path / "a file", "--cache", tmp_path / "cache", places=False)
+    assert line.startswith(f"a study writes into its folder, but {tmp_path / 'a file' / 'pictures'} cannot be written")
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
+def test_a_cache_under_a_file_is_refused(refused: Callable[..., str], pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("mine")
+    line = refused("--data", pictures, "--cache", tmp_path / "a file", "--results", tmp_path / "results", places=False)
+    assert str(tmp_path / "a file") in line
+
+
+def test_a_report_that_cannot_be_written_is_refused(run: Run, pictures: Path, tmp_path: Path) -> None:
+    report = tmp_path / "a file" / "report.csv"
+    report.parent.write_text("mine")
+    ended = run("check-data", "--data", pictures, "--cache", tmp_path / "cache", "--report", report)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert str(report) in ended.err
+
+
+def test_a_database_that_is_none_is_refused_and_left_alone(
+    refused: Callable[..., str], pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "results" / "pictures").mkdir(parents=True)
+    (tmp_path / "results" / "pictures" / "study.db").write_text("somebody's own file")
+    line = refused("--data", pictures)
+    assert "pictures/study.db says: file is not a database; mend it, or name another with --study NAME or" in line
+
+
+def test_a_storage_that_is_none_is_refused_without_its_password(refused: Callable[..., str], pictures: Path) -> None:
+    line = refused("--data", pictures, "--storage", "nosuchdatabase://me:s3cret@host/name")
+    assert "nosuchdatabase://me:***@host/name" in line
+    assert "s3cret" not in line
+
+
+def test_the_command_to_go_on_with_hides_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", "--data", "my pictures", "--storage", "postgresql://me:s3cret@h/n"])
+    assert study._again() == "python study.py --data 'my pictures' --storage 'postgresql://me:***@h/n'"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".."])
+def test_a_name_that_is_no_folder_is_refused(name: str, refused: Callable[..., str], pictures: Path) -> None:
+    assert refused("--data", pictures, "--study", name).endswith(f"but got {name!r}")
+
+
+def test_a_second_coordinator_is_refused(refused: Callable[..., str], pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "pictures"
+    folder.mkdir(parents=True)
+    with sole_coordinator(folder):
+        line = refused("--data", pictures)
+    assert line.startswith(f"a study has one coordinator, but {folder} is being run by process {os.getpid()} on ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts are made in a namespace of Linux")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("ro", r"cannot be written \(Read-only file system\); free or mend it, or choose another place with --results"),
+        ("size=64k", "(database or disk is full|No space left on device)"),
+        ("size=1m", "needs [0-9]+ MB of free disk for its checkpoints, but .* has [01] MB; free some"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_told_in_one_line(options: str, said: str, pictures: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this system allows no mount namespace")
+    command = [sys.executable, str(ROOT / "study.py"), "--data", str(pictures), "--results", str(disk)]
+    command += ["--cache", str(tmp_path / "cache"), "--profile", "quick", "--workers", "1", "--epochs", "1"]
+    mount = ["sh", "-c", 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"', "sh", options, str(disk)]
+    ended = subprocess.run(["unshare", "-rm", *mount, *command], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2, ended
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert str(disk) in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert re.search(said, ended.stderr)
+
+
+# -- clean
+
+
+def test_clean_lists_and_removes_what_is_named(run: Run, refused: Callable[..., str], tmp_path: Path) -> None:
+    for name in ("mushrooms", "birds"):
+        (tmp_path / "results" / name / "trials").mkdir(parents=True)
+        (tmp_path / "results" / name / "study.lock").touch()
+    places = ("--results", tmp_path / "results", "--cache", tmp_path / "cache")
+    listed = run("clean", *places)
+    assert listed.code == 0
+    assert "mushrooms" in listed.out
+    assert "birds" in listed.out
+    assert refused("clean", "mushroom").startswith("clean removes what it lists, but there is no 'mushroom'")
+    assert run("clean", "mushrooms", *places).out == "removed mushrooms (0.0 MB)\n"
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["birds"]
+
+
+def test_clean_where_nothing_is_says_so(run: Run, tmp_path: Path) -> None:
+    ended = run("clean", "--results", tmp_path / "none", "--cache", tmp_path / "none either")
+    assert ended == (0, "No studies and no caches.\n", "")
