@@ -97,6 +97,7 @@ def run(
     *,
     data: DataOption = "field-guide",
     test_data: TestOption = None,
+    pictures: Annotated[int | None, _count(_WHAT)] = None,
     study: Annotated[str | None, Parameter(group=_WHAT, metavar="NAME")] = None,
     profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], _choice(_WHAT)] = "auto",
     trials: Annotated[int, _count(_FAR)] = 40,
@@ -123,6 +124,8 @@ def run(
         "kaggle", photographs of the same genera, downloaded.
     test_data
         An official test set, a folder of the same class folders. The study does not look at it.
+    pictures
+        How many pictures are used, at most. By default as many as the profile says.
     study
         What the study is called, and its folder under results/. By default the data's name.
     profile
@@ -167,15 +170,15 @@ def run(
 
     console = screen.make_console()
     devices, threads = _slots(device, workers)
-    profile_name, limits = _limits(profile, devices[0], epochs)
-    pictures = _read(console, data, test_data, _cache(cache), limits.pictures)
-    name = pictures.name if study is None else study
+    profile_name, limits = _limits(profile, devices[0], epochs, pictures)
+    found = _read(console, data, test_data, _cache(cache), limits.pictures)
+    name = found.name if study is None else study
     folder = stored.study_folder(results, name)
     with stored.sole_coordinator(folder):
-        pictures.catalog.write_report(folder / "data_report.csv", pictures.split)
-        screen.print_catalog(console, pictures.catalog, pictures.split)
-        limits = _fitting(console, limits, pictures.catalog)
-        handle = _decode(console, pictures, limits.sizes, _cache(cache))
+        found.catalog.write_report(folder / "data_report.csv", found.split)
+        screen.print_catalog(console, found.catalog, found.split)
+        limits = _fitting(console, limits, found.catalog)
+        handle = _decode(console, found, limits.sizes, _cache(cache))
         plan = Plan(
             trials=trials,
             timeout=timeout * 60 if timeout else None,
@@ -187,7 +190,7 @@ def run(
         )
         draw = partial(suggest, profile=limits, classes=len(handle.classes))
         facts = {
-            "data": f"{len(pictures.catalog.kept)} pictures, fingerprint {handle.fingerprint}, split {handle.split}",
+            "data": f"{len(found.catalog.kept)} pictures, fingerprint {handle.fingerprint}, split {handle.split}",
             "profile": profile_name,
             "epochs": limits.epochs,
             "views": limits.views,
@@ -224,7 +227,7 @@ def run(
                 expected = forecast.seconds_per_trial(
                     draw,
                     feasible=plan.feasible,
-                    pictures=len(pictures.split.train),
+                    pictures=len(found.split.train),
                     pruned=prunes,
                     device=devices[0],
                     threads=threads,
@@ -373,11 +376,12 @@ def _slots(device: str, workers: int | None) -> tuple[list[str], int]:
     return devices, max(1, cores // len(devices))
 
 
-def _limits(profile: str, device: str, epochs: int | None) -> tuple[str, Profile]:
+def _limits(profile: str, device: str, epochs: int | None, pictures: int | None) -> tuple[str, Profile]:
     from search_space import PROFILES
 
     name = ("gpu" if device.startswith("cuda") else "quick") if profile == "auto" else profile
-    return name, replace(PROFILES[name], epochs=epochs or PROFILES[name].epochs)
+    chosen = PROFILES[name]
+    return name, replace(chosen, epochs=epochs or chosen.epochs, pictures=pictures or chosen.pictures)
 
 
 def _fitting(console: Console, limits: Profile, catalog: Catalog) -> Profile:

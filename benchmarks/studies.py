@@ -1,7 +1,7 @@
 """Whole studies as a user runs them, one per seed: best accuracy, outcomes and minutes, beside the known-good recipes.
 
     python benchmarks/studies.py --seeds 0 1 2
-    python benchmarks/studies.py --seeds 0 --data PATH
+    python benchmarks/studies.py --seeds 0 -- --data PATH --pictures 5000
 
 Each study starts anew in a temporary folder, with the decoded pictures already in the cache, and runs with the defaults
 of `study.py`; the minutes are those of its trials, from the first one's start to the last one's end.
@@ -27,10 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--data", default="field-guide")
+    parser.add_argument("options", nargs="*", help="further options of study.py, after --")
     chosen = parser.parse_args()
 
-    rows = [run(chosen.data, chosen.trials, seed) for seed in chosen.seeds]
+    rows = [run(chosen.trials, seed, chosen.options) for seed in chosen.seeds]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, ",
         end="",
@@ -44,11 +44,11 @@ def main() -> None:
         print(row)
 
 
-def run(data: str, trials: int, seed: int) -> str:
+def run(trials: int, seed: int, options: list[str]) -> str:
     """One study in a folder of its own; its row of the table."""
     with tempfile.TemporaryDirectory() as results:
         command = [sys.executable, str(STUDY), "--results", results, "--study", "benchmark"]
-        command += ["--data", data, "--trials", str(trials), "--seed", str(seed)]
+        command += ["--trials", str(trials), "--seed", str(seed), *options]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         expected = next(line for line in output.splitlines() if line.startswith("Study ")).rpartition("about ")[2]
         storage = f"sqlite:///{results}/benchmark/study.db"
