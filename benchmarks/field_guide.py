@@ -46,7 +46,7 @@ MODELS = {
 TRAINING = TrainingConfig(
     optimizer="adamw", lr=0.004, weight_decay=0.05, schedule="one-cycle", epochs=12, batch_size=32, label_smoothing=0.05
 )
-"""SGD with Nesterov momentum, lr 0.05 and one-cycle was 12 to 16 points worse in so few epochs."""
+"""SGD with Nesterov momentum, lr 0.05 and one-cycle was 11 to 14 points worse on earlier drafts, one run each."""
 AUGMENT = AugmentConfig(strength=0.3, reuse_originals=True, fresh=True)
 
 
