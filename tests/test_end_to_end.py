@@ -189,7 +189,7 @@ class TestFlawed:
     ) -> None:
         words = ["check-data", "--data", str(flawed), "--cache", str(folder / "cache"), "--report"]
         monkeypatch.setattr(sys, "argv", ["study.py", *words, str(folder / "report.csv")])
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             study.main()
         out, err = capsys.readouterr()
         assert err == ""
