@@ -15,7 +15,7 @@ from model.training import make_optimizer
 from search_space import Config
 from tuning.identity import random_points
 
-POINTS = 48
+POINTS = 24
 """Random points whose mean cost stands for a trial's."""
 TIMED = 3
 """Of them, how many have their steps timed."""
