@@ -350,7 +350,10 @@ def print_end(
     trials = study.get_trials(deepcopy=False)
     counted = sum(map(counts, trials))
     half_way = sum(trial.state is TrialState.RUNNING for trial in trials)
-    lines = [f"{counted} trials: {ending}." + f" {half_way} half-way, their finished epochs are kept." * bool(half_way)]
+    lines = [
+        f"{counted} trial{'s' * (counted != 1)}: {ending}."
+        + f" {half_way} half-way, their finished epochs are kept." * bool(half_way)
+    ]
     if ending in (Ending.TIMEOUT, Ending.STOPPED):
         lines.append(f"Go on:    {command}")
     else:

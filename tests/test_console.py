@@ -227,7 +227,7 @@ def test_an_interrupted_study_names_the_command_that_goes_on() -> None:
     half.ask()
     screen.print_end(console, half, Path("/r"), "sqlite:////r/study.db", Ending.STOPPED, "python study.py --trials 9")
     assert lines(console)[-5:-3] == [
-        "1 trials: stopped. 1 half-way, their finished epochs are kept.",
+        "1 trial: stopped. 1 half-way, their finished epochs are kept.",
         "Go on:    python study.py --trials 9",
     ]
 
