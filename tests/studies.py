@@ -154,15 +154,17 @@ class Tiny:
 
     # -- the command
 
-    @property
-    def arguments(self) -> list[str]:
+    def arguments(self, *more: str) -> list[str]:
+        """Of the command; a later option replaces an earlier one of its name."""
         places = ["--data", str(self.folder), "--cache", str(self.folder.parent / "cache"), "--results"]
-        return [*places, str(self.results), "--study", "tiny", "--profile", "quick", "--epochs", "3", *self.options]
+        words = [*places, str(self.results), "--study", "tiny", "--profile", "quick", "--epochs", "3"]
+        words += [*self.options, *more]
+        return [word for pair in dict(zip(words[::2], words[1::2], strict=True)).items() for word in pair]
 
     def command(self, *more: str) -> Finished:
-        """Runs it here, with worker processes, to its end; repeated options count as the last says."""
+        """Runs it here, with worker processes, to its end."""
         out, err, before = io.StringIO(), io.StringIO(), sys.argv
-        sys.argv = ["study.py", *self.arguments, *more]
+        sys.argv = ["study.py", *self.arguments(*more)]
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 command_line.main()
@@ -180,7 +182,7 @@ class Tiny:
         output = self.results / f"output-{time.monotonic_ns()}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, str(HERE / "study.py"), *self.arguments, *more],
+                [sys.executable, str(HERE / "study.py"), *self.arguments(*more)],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},

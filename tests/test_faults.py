@@ -1,0 +1,256 @@
+"""What may befall a study: the command itself, killed, stopped, disturbed and given wrong input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from pictures import class_folders
+from studies import HERE, Begun, Tiny, essence, gone, prepare, until
+
+from model import checkpoint
+from tuning.storage import counts
+
+TRIALS = 4
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """One thread per worker on any machine: of two threads that share a busy core, one spins while it waits."""
+    process = psutil.Process()
+    if not hasattr(process, "cpu_affinity"):
+        yield
+        return
+    allowed = process.cpu_affinity()
+    process.cpu_affinity(allowed[-1:])
+    yield
+    process.cpu_affinity(allowed)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return prepare(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A study of one worker that nobody disturbs."""
+    study = tiny.at(tmp_path_factory.mktemp("undisturbed"), "--workers", "1", "--trials", str(TRIALS))
+    finished = study.command()
+    assert (finished.code, finished.err) == (0, "")
+    assert f"{TRIALS} trials: all trials are done." in finished.out
+    return study
+
+
+def in_mid_epoch(study: Tiny, begun: Begun, number: int) -> psutil.Process:
+    """Waits until a worker is within an epoch of this trial, and stops it there."""
+
+    def caught() -> bool:
+        # After an epoch's report the worker waits for a word, and then trains; it must not be done with the next one.
+        if not study.running(number) or not begun.workers:
+            return False
+        begun.workers[0].suspend()
+        if study.running(number) and beyond(study, number) == 0:
+            return True
+        begun.workers[0].resume()
+        return False
+
+    begun.until(caught, f"an epoch of trial {number}")
+    return begun.workers[0]
+
+
+def beyond(study: Tiny, number: int) -> int:
+    """Epochs in the checkpoint that the study does not know yet."""
+    return len(checkpoint.load(study.directory(number) / "last.pt").history) - study.epochs()[number][1]
+
+
+def assert_finished(study: Tiny, trials: int = TRIALS) -> None:
+    """Exactly so many counted trials, none running, none twice, and nothing left on the disk but what is kept."""
+    found = study.trials()
+    assert sum(map(counts, found)) == trials
+    assert all(trial.state.is_finished() for trial in found)
+    assert [trial.number for trial in found] == list(range(len(found)))
+    kept = {path.name for path in study.study_folder.glob("trials/*/*")}
+    assert kept <= {"best.pt", "history.json"}
+    assert len(list(study.study_folder.glob("trials/*/best.pt"))) == 3
+
+
+def test_killed_in_mid_epoch_worker_and_coordinator_and_it_equals_an_undisturbed_study(
+    undisturbed: Tiny, tmp_path: Path
+) -> None:
+    """The worker is killed in trial 1, the coordinator in trial 2, while its worker sleeps and so outlives it.
+
+    It wakes when the study has been finished by others: it must leave, and write nothing.
+    """
+    study = undisturbed.at(tmp_path, *undisturbed.options)
+    with study.begin() as begun:
+        in_mid_epoch(study, begun, 1).kill()
+        sleeper = in_mid_epoch(study, begun, 2)
+        begun.process.send_signal(signal.SIGKILL)
+        assert begun.end() == -signal.SIGKILL
+        assert study.running(2)
+        finished = study.command()
+        assert (finished.code, finished.err) == (0, "")
+        files = {path: path.stat().st_mtime_ns for path in study.study_folder.rglob("*") if path.is_file()}
+        sleeper.resume()
+        until(lambda: gone(sleeper), "the end of the orphan")
+    assert {path: path.stat().st_mtime_ns for path in study.study_folder.rglob("*") if path.is_file()} == files
+    assert_finished(study)
+    assert essence(study.trials()) == essence(undisturbed.trials())
+    assert [trial.user_attrs["attempts"] for trial in study.trials()] == [1, 2, 2, 1]
+
+
+def test_a_killed_coordinator_leaves_no_process(tiny: Tiny, tmp_path: Path) -> None:
+    study = tiny.at(tmp_path, "--workers", "2", "--trials", "20")
+    with study.begin() as begun:
+        begun.until(lambda: study.running(0) or study.running(1) or study.running(2), "a running trial")
+        family = psutil.Process(begun.process.pid).children(recursive=True)
+        assert len(begun.workers) == 2
+        begun.process.kill()
+        begun.end()
+        until(lambda: all(map(gone, family)), "the end of every process")
+
+
+def test_ctrl_c_keeps_finished_epochs_and_a_second_coordinator_is_refused(undisturbed: Tiny, tmp_path: Path) -> None:
+    """The signal reaches the whole group, workers too, as a terminal sends it; here while an epoch is running."""
+    study = undisturbed.at(tmp_path, *undisturbed.options)
+    with study.begin() as begun:
+        worker = in_mid_epoch(study, begun, 1)
+        refused = study.command()
+        assert refused.code == 2
+        assert refused.err.count("\n") == 1
+        assert f"is being run by process {begun.process.pid} on" in refused.err
+        assert "--study NAME" in refused.err
+
+        known = study.epochs()[1][1]
+        os.killpg(begun.process.pid, signal.SIGINT)
+        begun.until(lambda: "Stopping when the running epochs end" in begun.text, "word of the stop")
+        worker.resume()
+        assert begun.end() == 130
+        until(lambda: gone(worker), "the end of the worker")
+    assert study.epochs()[1][1] == known + 1
+    assert "Go on:" in begun.text and "study.py --data" in begun.text
+    assert "Traceback" not in begun.text
+    assert study.command().code == 0
+    assert_finished(study)
+    assert essence(study.trials()) == essence(undisturbed.trials())
+
+
+def test_a_second_signal_leaves_without_the_running_epoch(undisturbed: Tiny, tmp_path: Path) -> None:
+    """The worker sleeps, so that its epoch never ends. The exit code is the first signal's, here SIGTERM's."""
+    study = undisturbed.at(tmp_path, *undisturbed.options)
+    with study.begin() as begun:
+        worker = in_mid_epoch(study, begun, 0)
+        known = study.epochs()[0]
+        begun.process.terminate()
+        begun.until(lambda: "once more leaves without them" in begun.text, "word of the stop")
+        begun.process.send_signal(signal.SIGINT)
+        assert begun.end() == 143
+        until(lambda: gone(worker), "the end of the worker")
+    assert study.epochs()[0] == known
+    assert (study.study_folder / "trials.csv").exists()
+
+
+def test_a_closed_pipe_ends_the_run_and_its_workers(tiny: Tiny, tmp_path: Path) -> None:
+    """`study.py | head` once hung: the workers ignore the SIGTERM with which Python ends them at its own end."""
+    study = tiny.at(tmp_path, "--workers", "1", "--trials", "3")
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "study.py"), *study.arguments()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        until(lambda: study.running(0) or process.poll() is not None, "a running trial")
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.stdout.close()
+        until(lambda: process.poll() is not None, "the end of the command")
+        assert process.stderr.read() == ""
+        until(lambda: all(map(gone, family)), "the end of every process")
+
+
+def test_a_second_run_is_a_no_op_and_says_so(undisturbed: Tiny) -> None:
+    before = essence(undisturbed.trials())
+    again = undisturbed.command()
+    assert (again.code, again.err) == (0, "")
+    assert f"{TRIALS} trials: all trials are done." in again.out
+    assert essence(undisturbed.trials()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--seed", "1"], "seed: 0 -> 1"),
+        (["--epochs", "4"], "epochs: 3 -> 4"),
+        (["--max-params", "1e6"], "max params: none -> "),
+        (["--sampler", "random"], "sampler: tpe -> random"),
+        (["--pruner", "none"], "pruner: median -> none"),
+        (["--profile", "laptop"], "profile: quick -> laptop"),
+    ],
+)
+def test_a_study_keeps_its_settings(undisturbed: Tiny, options: list[str], named: str) -> None:
+    before = essence(undisturbed.trials())
+    refused = undisturbed.command(*options, "--trials", "9")
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert named in refused.err
+    assert "--study NAME" in refused.err
+    assert essence(undisturbed.trials()) == before
+
+
+def test_a_study_keeps_its_data(undisturbed: Tiny, tmp_path: Path) -> None:
+    before = essence(undisturbed.trials())
+    refused = undisturbed.command("--data", str(class_folders(tmp_path / "other", 3, 15)), "--trials", "9")
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "data: 42 pictures" in refused.err and "-> 45 pictures" in refused.err
+    assert essence(undisturbed.trials()) == before
+
+
+def test_workers_and_time_may_change(undisturbed: Tiny) -> None:
+    before = essence(undisturbed.trials())
+    assert undisturbed.command("--workers", "2", "--timeout", "5", "--patience", "30").code == 0
+    assert essence(undisturbed.trials()) == before
+
+
+def garbage(folder: Path) -> list[str]:
+    (folder / "results" / "tiny").mkdir(parents=True)
+    (folder / "results" / "tiny" / "study.db").write_bytes(b"this is no database " * 99)
+    return ["--results", str(folder / "results")]
+
+
+def a_file_for_results(folder: Path) -> list[str]:
+    (folder / "file").write_text("no folder")
+    return ["--results", str(folder / "file")]
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (lambda folder: ["--data", str(folder / "nowhere")], "nowhere"),
+        (lambda folder: ["--data", str(class_folders(folder / "one", 1, 12))], "at least 2 class folders"),
+        (lambda folder: ["--data", str(class_folders(folder / "few", 3, 5))], "at least 10"),
+        (a_file_for_results, "cannot be written"),
+        (garbage, "needs a database"),
+        (lambda folder: ["--storage", "nonsense"], "database URL"),
+        (lambda folder: ["--study", "a/b"], "a study's name"),
+        (lambda folder: ["--trials", "none"], "--trials"),
+        (lambda folder: ["--workers", "0"], "--workers"),
+        (lambda folder: ["--colour", "red"], "--colour"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tiny: Tiny, tmp_path: Path, options: Callable[[Path], list[str]], rule: str
+) -> None:
+    refused = tiny.at(tmp_path / "results-of-none").command(*options(tmp_path))
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert refused.err.startswith("error: ")
+    assert rule in refused.err
