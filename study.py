@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -472,6 +473,10 @@ def _meant(word: str, names: Sequence[str]) -> str:
 
 def main() -> None:
     """Turns errors of the user's world into one line and exit code 2; anything else keeps its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # Where the terminal's or log's encoding lacks a character of a name, an escape stands for it.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (DataError, StudyError) as error:

@@ -64,7 +64,7 @@ def track(console: Console) -> Track:
 
     def tracked(iterable: Iterable[Any], description: str, total: int) -> Iterable[Any]:
         if not console.is_terminal:
-            console.print(f"{description} ({total:,}) …")
+            console.print(f"{description} ({total:,}) ...")
             return iterable
         return rich_track(iterable, description, total, console=console, transient=True)
 

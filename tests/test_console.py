@@ -315,7 +315,7 @@ def test_left_out_files_are_listed_up_to_a_screenful(tmp_path: Path) -> None:
 def test_a_long_pass_is_a_bar_in_a_terminal_and_a_line_in_a_log() -> None:
     console = log()
     assert list(screen.track(console)([1, 2, 3], "Looking at the pictures", 3)) == [1, 2, 3]
-    assert lines(console) == ["Looking at the pictures (3) …"]
+    assert lines(console) == ["Looking at the pictures (3) ..."]
     assert list(screen.track(terminal())([1, 2, 3], "Looking at the pictures", 3)) == [1, 2, 3]
 
 

@@ -225,6 +225,16 @@ def test_pictures_that_make_no_study_are_told_by_rule_and_path(
         assert not (tmp_path / "results").exists()
 
 
+def test_a_log_that_knows_ascii_alone_shows_names_as_escapes(pictures: Path, tmp_path: Path) -> None:
+    """A study on a server without a locale ended in a UnicodeEncodeError at its first line."""
+    (pictures / "Agaricus").rename(pictures / "Röhrling")
+    words = [sys.executable, str(ROOT / "study.py"), "check-data", "--data", str(pictures), "--cache", str(tmp_path)]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(words, capture_output=True, timeout=60, env=ascii_only)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"\nR\\xf6hrling" in ended.stdout
+
+
 # -- places that cannot be
 
 
