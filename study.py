@@ -176,7 +176,6 @@ def run(
     name = found.name if study is None else study
     folder = stored.study_folder(results, name)
     with stored.sole_coordinator(folder):
-        found.catalog.write_report(folder / "data_report.csv", found.split)
         screen.print_catalog(console, found.catalog, found.split)
         limits = _fitting(console, limits, found.catalog)
         handle = _decode(console, found, limits.sizes, _cache(cache))
@@ -212,6 +211,7 @@ def run(
                 identity=facts | identity.describe_space(draw),
                 first_trials=known_good(limits),
             )
+            found.catalog.write_report(folder / "data_report.csv", found.split)
             coordinator = Coordinator(
                 opened,
                 workers=LocalWorkers(devices),

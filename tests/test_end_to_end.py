@@ -240,11 +240,14 @@ class TestFlawed:
         assert sum(map(counts, after)) == 4
 
     def test_changed_pictures_are_refused(self, again: Any, folder: Path, flawed: Path) -> None:
+        """The refusal came after the old study's data report had been replaced by the new pictures'."""
+        report = (folder / "results" / "flawed" / "data_report.csv").read_bytes()
         (flawed / "Agaricus" / "0003.jpg").unlink()
         code, _, err = again("--trials", "4", "--epochs", "2")
         assert code == 2
         assert "begun with others (data: 50 pictures, fingerprint " in err
         assert " -> 49 pictures, fingerprint " in err
+        assert (folder / "results" / "flawed" / "data_report.csv").read_bytes() == report
         assert sum(map(counts, stored(folder).get_trials())) == 4
 
 
