@@ -280,3 +280,24 @@ def test_a_process_out_of_memory_says_so_and_trains_again_when_there_is_some(
     rest(processes, 1)
     assert pid(processes) == process.pid
     processes.stop(0)
+
+
+def test_a_full_disk_is_told_as_such_and_leaves_the_last_checkpoint_whole(processes: LocalWorkers, job: Jobs) -> None:
+    """No file may grow beyond a hundred kilobytes: to a program that looks like a disk that fills as it writes."""
+    if not hasattr(psutil.Process, "rlimit"):
+        pytest.skip("no limit of a file's size here")
+    processes.start(0, job())
+    heard(processes)
+    process = psutil.Process(pid(processes))
+    before = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (100_000, before[1]))
+    processes.proceed(0)
+    failure = heard(processes)
+    process.rlimit(psutil.RLIMIT_FSIZE, before)
+    assert isinstance(failure, TrialFailure)
+    assert failure.kind is FailureKind.DISK, failure.reason
+    assert len(checkpoint.load(job.directory / "0" / "last.pt").history) == 1
+    assert not list((job.directory / "0").glob("*.tmp"))
+    processes.start(0, job(attempt=2))
+    rest(processes, TINY.epochs)
+    processes.stop(0)

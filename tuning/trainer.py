@@ -73,6 +73,9 @@ def run(job: TrialJob, link: Link) -> bool:
         elif "CUDA error" in text or "cuDNN error" in text:
             _fail(link, FailureKind.DIED, _first_line(error))
             return False
+        elif isinstance(error.__context__, OSError):
+            # torch.save on a full disk: its zip writer fails once more as it closes, and that is what reaches us.
+            _fail(link, FailureKind.DISK, str(error.__context__))
         else:
             _fail(link, FailureKind.BUG, traceback.format_exc())
     except (OSError, DataError) as error:
