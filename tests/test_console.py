@@ -1,7 +1,6 @@
 """The screen: what a person reads, in a terminal of 80 columns, in a log, and with names that are meant to break it."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,7 +258,7 @@ ODD = ("[red]x", "[bold", "a\nb", "Pilze äöü 蘑菇", "\x1b[31mred", "[link=x
 
 
 @pytest.fixture
-def odd_folder(tmp_path: Path) -> Iterator[Path]:
+def odd_folder(tmp_path: Path) -> Path:
     class_folders(tmp_path / "clean", classes=1)
     for label, name in enumerate(ODD):
         folder = tmp_path / "odd" / name

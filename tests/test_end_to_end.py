@@ -68,7 +68,8 @@ def again(folder: Path, flawed: Path, capsys: pytest.CaptureFixture[str], monkey
             study.main()
         except SystemExit as leaving:
             code = int(leaving.code or 0)
-        return code, *capsys.readouterr()
+        said = capsys.readouterr()
+        return code, said.out, said.err
 
     return again
 

@@ -76,7 +76,7 @@ def test_a_trial_counts_when_it_was_trained_and_has_ended(
     state: TrialState, outcome: Outcome | None, counted: bool
 ) -> None:
     value = 0.5 if state is TrialState.COMPLETE else None
-    attrs = {"outcome": str(outcome)} if outcome else {}
+    attrs: dict[str, Any] = {"outcome": str(outcome)} if outcome else {}
     assert storage.counts(trial(0, state, value, **attrs)) == counted
 
 
@@ -340,7 +340,7 @@ def test_pandas_reads_the_table_of_trials(tmp_path: Path) -> None:
     assert table["value"].tolist() == [0.25, 0.5]
     assert table["params_x"].tolist() == [0.25, 0.75]
     assert table["state"].tolist() == ["COMPLETE", "COMPLETE"]
-    assert table["user_attrs_reason"][0] == 'käse, "quoted"\nsecond line'
+    assert table["user_attrs_reason"].tolist()[0] == 'käse, "quoted"\nsecond line'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.db", "trials.csv"]
 
 

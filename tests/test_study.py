@@ -52,7 +52,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
             study.main()
         except SystemExit as leaving:
             code = int(leaving.code or 0)
-        return Ended(code, *capsys.readouterr())
+        said = capsys.readouterr()
+        return Ended(code, said.out, said.err)
 
     return run
 
