@@ -271,6 +271,8 @@ class _Memory:
             for entry, look in zip(entries, looks, strict=True)
             if look is not None and look.lasting and entry.verdict is None
         ]
+        if not rows:
+            return
         document = {
             "versions": _versions(),
             "looks": [
