@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from io import TextIOWrapper
@@ -422,8 +423,9 @@ def _follow(coordinator: Coordinator, screen: Screen) -> int | None:
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with screen:
-            for happening in coordinator.run():
+        # Closed whatever ends the loop: workers ignore the SIGTERM with which Python would end them, and it would wait.
+        with screen, closing(coordinator.run()) as run:
+            for happening in run:
                 screen.show(happening)
                 if received:
                     screen.stop()
@@ -456,7 +458,7 @@ def _rule(error: CycloptsError) -> str:
         case ValidationError():
             rule = f"{option} {error.exception_message.rstrip('.').lower()}, but got {value}"
         case CoercionError(token=Token() as token):
-            kinds = {int: "a whole number", float: "a number"}
+            kinds: dict[object, str] = {int: "a whole number", float: "a number"}
             choices = get_args(error.target_type)
             kind = f"one of {', '.join(choices)}" if choices else kinds.get(error.target_type, "something else")
             rule = f"{option} must be {kind}, but got {token.value!r}{_meant(token.value, choices)}"

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import optuna
 import psutil
 import pytest
 from pictures import class_folders
 from studies import HERE, Begun, Tiny, essence, gone, prepare, until
 
 from model import checkpoint
+from tuning import StudyError, storage
 from tuning.storage import counts
 
 TRIALS = 4
@@ -159,7 +161,7 @@ def test_a_second_signal_leaves_without_the_running_epoch(undisturbed: Tiny, tmp
 
 
 def test_a_closed_pipe_ends_the_run_and_its_workers(tiny: Tiny, tmp_path: Path) -> None:
-    """`study.py | head` once hung: the workers ignore the SIGTERM with which Python ends them at its own end."""
+    """As `study.py | head`. The workers ignore the SIGTERM with which Python would end them at its own end."""
     study = tiny.at(tmp_path, "--workers", "1", "--trials", "3")
     with subprocess.Popen(
         [sys.executable, str(HERE / "study.py"), *study.arguments()],
@@ -229,6 +231,13 @@ def garbage(folder: Path) -> list[str]:
 def a_file_for_results(folder: Path) -> list[str]:
     (folder / "file").write_text("no folder")
     return ["--results", str(folder / "file")]
+
+
+def test_a_table_that_cannot_be_written_is_one_line(undisturbed: Tiny, tmp_path: Path) -> None:
+    """On a full disk the traceback of the table hid the line that said so."""
+    study = optuna.load_study(study_name="tiny", storage=storage.sqlite_url(undisturbed.study_folder))
+    with pytest.raises(StudyError, match=r"gone/trials\.csv cannot be written"):
+        storage.write_trials_csv(study, tmp_path / "gone" / "trials.csv")
 
 
 @pytest.mark.parametrize(

@@ -300,8 +300,8 @@ def test_a_changed_identity_is_refused_and_nothing_is_written(tmp_path: Path) ->
 def test_two_studies_share_a_database_by_name(tmp_path: Path) -> None:
     opened(tmp_path, "a")
     opened(tmp_path, "b", identity={"seed": 5})
-    assert storage.find_study(storage.sqlite_url(tmp_path), "b").user_attrs["identity:seed"] == 5  # type: ignore[union-attr]
-    assert storage.find_study(storage.sqlite_url(tmp_path), "c") is None
+    assert optuna.load_study(study_name="b", storage=storage.sqlite_url(tmp_path)).user_attrs["identity:seed"] == 5
+    assert opened(tmp_path, "a").user_attrs["identity:seed"] == 0
 
 
 def test_a_database_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -184,7 +184,7 @@ class Coordinator:
         """First call: running epochs end, then the run does. Second: it ends now. Safe in a signal handler."""
         self._stops += 1
 
-    def run(self) -> Iterator[Happening]:
+    def run(self) -> Generator[Happening]:
         """Trains until the plan is fulfilled or a stop is asked for, and yields what happens.
 
         Raises StudyError: too many trials in a row that do not count, a full disk, a study deleted meanwhile.

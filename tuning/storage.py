@@ -226,21 +226,22 @@ def open_study(
     return study
 
 
-def find_study(url: str, name: str) -> optuna.Study | None:
-    """The study as it is stored, to read; None where there is none."""
-    storage = connect(url)
-    with explained(url), contextlib.suppress(KeyError):
-        return optuna.load_study(study_name=name, storage=storage)
-    return None
-
-
 def write_trials_csv(study: optuna.Study, path: Path) -> None:
-    """One line per trial: number, state, value, times, parameters and attributes; written whole or not at all."""
+    """One line per trial: number, state, value, times, parameters and attributes; written whole or not at all.
+
+    Raises StudyError where it cannot be written.
+    """
     table = study.trials_dataframe(
         attrs=("number", "state", "value", "datetime_start", "datetime_complete", "duration", "params", "user_attrs")
     )
     table = table.rename(columns={f"value_{METRIC}": "value"})
-    replace_file(path, lambda temporary: table.to_csv(temporary, index=False))
+    try:
+        replace_file(path, lambda temporary: table.to_csv(temporary, index=False))
+    except OSError as error:
+        raise StudyError(
+            f"a study ends with its table, but {path} cannot be written ({error.strerror or error}); "
+            "free or mend the disk, and the same command writes it: the study itself is whole"
+        ) from error
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
