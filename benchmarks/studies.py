@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="further options of study.py, after --")
     chosen = parser.parse_args()
 
-    rows = [run(chosen.trials, seed, chosen.options) for seed in chosen.seeds]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, ",
         end="",
@@ -40,8 +39,8 @@ def main() -> None:
     columns += ["minutes", "expected"]
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
-    for row in rows:
-        print(row)
+    for seed in chosen.seeds:
+        print(run(chosen.trials, seed, chosen.options), flush=True)
 
 
 def run(trials: int, seed: int, options: list[str]) -> str:
