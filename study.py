@@ -321,10 +321,8 @@ class _Pictures:
     """What a command reads before it does anything else."""
 
     name: str
-    scanned: Catalog
-    """Every file."""
     catalog: Catalog
-    """Those that the profile uses."""
+    """Every file with its verdict; kept are those that the profile uses."""
     split: Split
 
 
@@ -339,7 +337,7 @@ def _read(console: Console, data: str, test_data: Path | None, cache: Path, limi
     available = max(source.available or 0, len(scanned.kept))
     some = f"{len(used.kept):,} of {available:,}" if len(used.kept) < available else f"{len(used.kept):,}"
     console.print(f"{source.name}: {some} pictures of {len(used.classes)} classes", style="bold", highlight=False)
-    return _Pictures(name=source.name, scanned=scanned, catalog=used, split=catalog.split(used))
+    return _Pictures(name=source.name, catalog=used, split=catalog.split(used))
 
 
 def _decode(console: Console, pictures: _Pictures, sizes: tuple[int, ...], cache: Path) -> CacheHandle:
