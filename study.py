@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -38,13 +39,17 @@ from data import DataError
 from tuning import StudyError
 
 if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
     from rich.console import Console
 
     from data.cache import CacheHandle
     from data.catalog import Catalog, Split
     from reporting.console import Screen
-    from search_space import Profile
+    from search_space import Config, Profile
     from tuning.coordinator import Coordinator
+    from tuning.fixed_runs import FixedRun
+    from tuning.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 
@@ -71,6 +76,8 @@ DataOption = Annotated[str, Parameter(name="--data", group=_WHAT, metavar="PATH|
 TestOption = Annotated[Path | None, Parameter(name="--test-data", group=_WHAT, metavar="PATH")]
 CacheOption = Annotated[Path | None, Parameter(name="--cache", group=_WHERE, metavar="DIR")]
 ResultsOption = Annotated[Path, Parameter(name="--results", group=_WHERE, metavar="DIR", show_default=False)]
+StudyOption = Annotated[str | None, Parameter(name="--study", group=_WHAT, metavar="NAME")]
+StorageOption = Annotated[str | None, Parameter(name="--storage", group=_WHERE, metavar="URL")]
 
 
 def _choice(group: Group) -> Parameter:
@@ -94,13 +101,17 @@ def _amount(group: Group, metavar: str = "N") -> Parameter:
     return Parameter(group=group, metavar=metavar, validator=Number(gt=0))
 
 
+WorkersOption = Annotated[int | None, _count(_WHERE)]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda", "mps"], _choice(_WHERE)]
+
+
 @app.default
 def run(
     *,
     data: DataOption = "field-guide",
     test_data: TestOption = None,
     pictures: Annotated[int | None, _count(_WHAT)] = None,
-    study: Annotated[str | None, Parameter(group=_WHAT, metavar="NAME")] = None,
+    study: StudyOption = None,
     profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], _choice(_WHAT)] = "auto",
     trials: Annotated[int, _count(_FAR)] = 40,
     epochs: Annotated[int | None, _count(_FAR)] = None,
@@ -111,9 +122,9 @@ def run(
     sampler: Annotated[Literal["tpe", "random"], _choice(_HOW)] = "tpe",
     pruner: Annotated[Literal["median", "asha", "none"], _choice(_HOW)] = "median",
     seed: Annotated[int, _count(_HOW, least=0)] = 0,
-    workers: Annotated[int | None, _count(_WHERE)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], _choice(_WHERE)] = "auto",
-    storage: Annotated[str | None, Parameter(group=_WHERE, metavar="URL")] = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    storage: StorageOption = None,
     results: ResultsOption = HERE / "results",
     cache: CacheOption = None,
 ) -> None:
@@ -167,7 +178,9 @@ def run(
     from search_space import known_good, suggest
     from tuning import forecast, identity, sampling, scheduling
     from tuning import storage as stored
-    from tuning.coordinator import Coordinator, Plan
+    from tuning.coordinator import Coordinator, Plan, search
+    from tuning.folder import study_folder
+    from tuning.settings import Settings
     from tuning.workers import LocalWorkers
 
     console = screen.make_console()
@@ -175,7 +188,7 @@ def run(
     profile_name, limits = _limits(profile, devices[0], epochs, pictures)
     found = _read(console, data, test_data, _cache(cache), limits.pictures)
     name = found.name if study is None else study
-    folder = stored.study_folder(results, name)
+    folder = study_folder(results, name)
     with stored.sole_coordinator(folder):
         screen.print_catalog(console, found.catalog, found.split)
         limits = _fitting(console, limits, found.catalog)
@@ -186,12 +199,11 @@ def run(
             patience=patience,
             max_parameters=max_params,
             max_flops=max_flops or limits.max_flops,
-            seed=seed,
             threads=threads,
         )
         draw = partial(suggest, profile=limits, classes=len(handle.classes))
         facts = {
-            "data": f"{len(found.catalog.kept)} pictures, fingerprint {handle.fingerprint}, split {handle.split}",
+            "data": _pictures(found, handle),
             "profile": profile_name,
             "epochs": limits.epochs,
             "views": limits.views,
@@ -213,11 +225,17 @@ def run(
                 first_trials=known_good(limits),
             )
             found.catalog.write_report(folder / "data_report.csv", found.split)
+            Settings(
+                data=data if data == found.name else str(Path(data).absolute()),
+                test_data=str(test_data.absolute()) if test_data else None,
+                pictures=limits.pictures,
+                storage=stored.without_password(storage) if storage else None,
+            ).save(folder)
             coordinator = Coordinator(
                 opened,
                 workers=LocalWorkers(devices),
                 scheduler=scheduling.PrunerScheduler(),
-                suggest=draw,
+                assign=search(draw, seed),
                 plan=plan,
                 data=handle,
                 folder=folder,
@@ -253,6 +271,97 @@ def run(
             screen.print_end(console, opened, folder, stored.without_password(url), coordinator.ending, _again())
     if received is not None:
         raise SystemExit(128 + received)
+
+
+@app.command(usage="Usage: python study.py retrain [OPTIONS]")
+def retrain(
+    *,
+    study: StudyOption = None,
+    data: Annotated[str | None, Parameter(group=_WHAT, metavar="PATH|NAME")] = None,
+    trial: Annotated[int | None, _count(_HOW, least=0)] = None,
+    finalists: Annotated[int, _count(_HOW)] = 3,
+    seeds: Annotated[int, _count(_HOW)] = 3,
+    baseline: Annotated[bool, Parameter(group=_HOW, negative="")] = False,
+    look_again: Annotated[bool, Parameter(group=_HOW, negative="")] = False,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    storage: StorageOption = None,
+    results: ResultsOption = HERE / "results",
+    cache: CacheOption = None,
+) -> None:
+    """Train the best trials again over several seeds, then the winner on all but the test part, and test it once.
+
+    Interrupted, the same command goes on.
+
+    Parameters
+    ----------
+    study
+        Which study. By default the one run last.
+    data
+        Where its pictures are now. By default where they were.
+    trial
+        Take this trial instead of the best ones. It is first trained once more just as it was.
+    finalists
+        How many of the best trials are trained again.
+    seeds
+        With how many seeds each. The best mean validation accuracy wins.
+    baseline
+        Train the recipe that was improved by hand in the same way, with and without warm-up, to compare with.
+    look_again
+        Look at the test part although other networks have been tested on it before, which flatters the better ones.
+    workers
+        How many runs are trained at once. By default one per CPU core, or one per GPU.
+    device
+        Where networks train: "cpu", "cuda", "mps", or "auto", the fastest that is there.
+    storage
+        The study's database, where the study was run with one.
+    results
+        Where studies keep their folders. By default results/ beside study.py.
+    cache
+        Where drawn and decoded pictures are kept. By default the user's cache folder.
+    """
+    from reporting import console as screen
+    from reporting import finals
+    from tuning import finalists as best
+    from tuning import looks, retraining
+    from tuning import storage as stored
+
+    console = screen.make_console()
+    devices, threads = _slots(device, workers)
+    searched = _recall(console, results, study, storage)
+    with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
+        opened = stored.load_study(searched.url, searched.name)
+        chosen = best.candidates(opened, finalists) if trial is None else [best.candidate(opened, trial)]
+        chosen += best.baselines(opened) if baseline else []
+        handle = _same_pictures(console, searched, opened, data, _cache(cache), [one.config for one in chosen])
+        train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
+        fixed = best.seeds(opened, seeds)
+
+        replays = [best.replay(chosen[0], opened.get_trials()[trial])] if trial is not None else []
+        runs = [run for one in chosen for run in one.runs(fixed)]
+        ended = iter(train(retraining.FINALISTS, stored.METRIC, replays + runs))
+        if trial is not None:
+            finals.print_replay(console, opened.get_trials()[trial], next(ended))
+        standings = [best.Standing(candidate=one, runs=tuple(islice(ended, seeds))) for one in chosen]
+        won = best.winner(standings)
+        best.write_csv(standings, searched.folder / "finalists.csv")
+        finals.print_standings(console, standings, won)
+
+        tested = [won, *(one for one in standings if one.candidate.baseline and one.complete)]
+        runs = [run for one in tested for run in retraining.final_runs(one, fixed)]
+        ended = iter(train(retraining.FINAL_RUNS, retraining.FINAL_METRIC, runs))
+        trained = [retraining.Finals(candidate=one.candidate, runs=tuple(islice(ended, seeds))) for one in tested]
+        retrained = retraining.conclude(won, trained[0], handle, searched.folder, devices[0])
+        earlier = looks.by_others(results, handle.fingerprint, retrained.networks)
+        if earlier and not look_again:
+            finals.print_not_tested(console, earlier)
+        else:
+            looks.count(results, handle.fingerprint, retrained.networks, searched.name)
+            seen = retraining.look(trained, retrained.temperature, handle, searched.folder, devices[0])
+            retrained = replace(retrained, results=seen | {"looks": len(earlier) + 1})
+            finals.print_retrained(console, retrained, handle.classes)
+        retrained.save(searched.folder)
+        finals.print_next(console, searched.folder)
 
 
 @app.command(name="check-data", usage="Usage: python study.py check-data [OPTIONS]")
@@ -317,7 +426,7 @@ def clean(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pictures:
+class _Found:
     """What a command reads before it does anything else."""
 
     name: str
@@ -326,7 +435,7 @@ class _Pictures:
     split: Split
 
 
-def _read(console: Console, data: str, test_data: Path | None, cache: Path, limit: int | None) -> _Pictures:
+def _read(console: Console, data: str, test_data: Path | None, cache: Path, limit: int | None) -> _Found:
     """Source -> catalog -> split."""
     from data import catalog, sources
     from reporting.console import track
@@ -337,10 +446,10 @@ def _read(console: Console, data: str, test_data: Path | None, cache: Path, limi
     available = max(source.available or 0, len(scanned.kept))
     some = f"{len(used.kept):,} of {available:,}" if len(used.kept) < available else f"{len(used.kept):,}"
     console.print(f"{source.name}: {some} pictures of {len(used.classes)} classes", style="bold", highlight=False)
-    return _Pictures(name=source.name, catalog=used, split=catalog.split(used))
+    return _Found(name=source.name, catalog=used, split=catalog.split(used))
 
 
-def _decode(console: Console, pictures: _Pictures, sizes: tuple[int, ...], cache: Path) -> CacheHandle:
+def _decode(console: Console, pictures: _Found, sizes: tuple[int, ...], cache: Path) -> CacheHandle:
     from data.cache import build
     from reporting.console import track
 
@@ -351,6 +460,101 @@ def _cache(chosen: Path | None) -> Path:
     from platformdirs import user_cache_path
 
     return chosen or user_cache_path("mushroom-study", appauthor=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Searched:
+    """A study that has been run, for the commands that come after it."""
+
+    name: str
+    folder: Path
+    url: str
+    settings: Settings
+
+
+def _recall(console: Console, results: Path, study: str | None, storage: str | None) -> _Searched:
+    """The study that is named, else the one run last; says which."""
+    from tuning import settings
+
+    folder, begun = settings.recall(results, study)
+    console.print(f"Study '{folder.name}' in {folder}", style="bold", markup=False, soft_wrap=True)
+    return _Searched(name=folder.name, folder=folder, url=settings.url(begun, folder, storage), settings=begun)
+
+
+def _pictures(found: _Found, handle: CacheHandle) -> str:
+    """Which pictures, split how: what a study may not change."""
+    return f"{len(found.catalog.kept)} pictures, fingerprint {handle.fingerprint}, split {handle.split}"
+
+
+def _same_pictures(
+    console: Console, searched: _Searched, study: optuna.Study, data: str | None, cache: Path, configs: list[Config]
+) -> CacheHandle:
+    """The study's own pictures at the sizes of these configurations. Raises StudyError where they have changed."""
+    from data.changes import describe
+    from tuning.storage import IDENTITY
+
+    begun = searched.settings
+    place = data or begun.data
+    found = _read(console, place, Path(begun.test_data) if begun.test_data else None, cache, begun.pictures)
+    handle = _decode(console, found, tuple({config.image_size for config in configs}), cache)
+    then, now = study.user_attrs[IDENTITY + "data"], _pictures(found, handle)
+    if then != now:
+        changes = describe(searched.folder / "data_report.csv", found.catalog, found.split)
+        raise StudyError(
+            f"what comes after a study uses its own pictures, but {place} has others: {then} -> {now}"
+            f"{f' ({changes})' if changes else ''}; restore them, say where they are now with --data PATH, or begin "
+            "another study with --study NAME"
+        )
+    return handle
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trainer:
+    """Trains what is missing of runs that are decided beforehand."""
+
+    console: Console
+    searched: _Searched
+    data: CacheHandle
+    devices: list[str]
+    threads: int
+
+    def __call__(self, kind: str, metric: str, runs: list[FixedRun]) -> list[FrozenTrial]:
+        """In the study's sibling of this kind; returns the trial of each run. Leaves the program when interrupted."""
+        from reporting import console as screen
+        from tuning import fixed_runs
+        from tuning.coordinator import Coordinator, Plan
+        from tuning.folder import study_folder
+        from tuning.scheduling import PrunerScheduler
+        from tuning.workers import LocalWorkers
+
+        folder = study_folder(self.searched.folder, kind)
+        pool = fixed_runs.open_pool(self.searched.url, f"{self.searched.name}-{kind}", metric, runs, folder)
+        coordinator = Coordinator(
+            pool,
+            workers=LocalWorkers(self.devices),
+            scheduler=PrunerScheduler(),
+            assign=fixed_runs.assign,
+            plan=Plan(trials=None, threads=self.threads),
+            data=self.data,
+            folder=folder,
+            keep=len(pool.trials),
+        )
+        if wanted := coordinator.wanted:
+            expected = fixed_runs.seconds(pool) / wanted
+            screen.print_runs(self.console, kind, wanted, self.devices, expected)
+            shown = screen.Screen(
+                self.console,
+                pool,
+                trials=len(pool.trials),
+                slots=len(self.devices),
+                expected=expected,
+                searches=False,
+            )
+            received = _follow(coordinator, shown)
+            if received is not None:
+                self.console.print(f"Go on: {_again()}", markup=False, soft_wrap=True)
+                raise SystemExit(128 + received)
+        return fixed_runs.finished(pool, runs)
 
 
 def _slots(device: str, workers: int | None) -> tuple[list[str], int]:
@@ -398,9 +602,10 @@ def _fitting(console: Console, limits: Profile, catalog: Catalog) -> Profile:
 
 def _sqlite(console: Console, folder: Path) -> str:
     """The study's own database, with a warning where its locks cannot be trusted."""
-    from tuning import storage
+    from tuning.folder import sqlite_url
+    from tuning.storage import network_file_system
 
-    kind = storage.network_file_system(folder)
+    kind = network_file_system(folder)
     if kind:
         console.print(
             f"Warning: {folder} is on a network file system ({kind}), on which SQLite can lose a study; "
@@ -408,7 +613,7 @@ def _sqlite(console: Console, folder: Path) -> str:
             style="yellow",
             markup=False,
         )
-    return storage.sqlite_url(folder)
+    return sqlite_url(folder)
 
 
 def _follow(coordinator: Coordinator, screen: Screen) -> int | None:

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import IO, Literal, TypeVar, get_args
 from uuid import uuid4
 from zipfile import BadZipFile
 
@@ -30,7 +30,8 @@ from data.sources import printable
 from data.verdicts import write_whole
 from model.preprocessing import PictureError, load_square
 
-PARTS = ("train", "validation", "test")
+PartName = Literal["train", "validation", "test"]
+PARTS = get_args(PartName)
 """The names of `Split`'s parts."""
 
 AHEAD = 64
@@ -102,13 +103,13 @@ def build(
     return handle
 
 
-def open_part(handle: CacheHandle, image_size: int, part: Literal["train", "validation", "test"]) -> Part:
-    """One part at one of the sizes that were built. Raises DataError when the cache has gone or is damaged."""
+def open_part(handle: CacheHandle, image_size: int, *parts: PartName) -> Part:
+    """One part, or several as one, at a size that was built. Raises DataError when the cache has gone or is damaged."""
     path = _split_path(handle)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             labels: npt.NDArray[np.int64] = stored["labels"]
-            indices: npt.NDArray[np.int64] = stored[part]
+            indices: npt.NDArray[np.int64] = np.concatenate([stored[part] for part in parts])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise _gone(path) from error
     images = _images(handle, image_size, len(labels))

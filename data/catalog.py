@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,19 @@ MIN_KEPT = 10
 PART_SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
 """Laid along [0, 1) in this order; where a part is given, the others share the line in the same proportions."""
 
-REPORT_COLUMNS = ("path", "class", "part", "verdict", "reason", "width", "height", "mode", "bytes", "group", "split")
+REPORT_COLUMNS: tuple[str, ...] = (
+    "path",
+    "class",
+    "part",
+    "verdict",
+    "reason",
+    "width",
+    "height",
+    "mode",
+    "bytes",
+    "group",
+    "split",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,11 +152,11 @@ class Catalog:
         unused = self.unused.union((picture.part, picture.path) for *_, picture in ranked[pictures:])
         return replace(self, unused=unused)
 
-    def write_report(self, path: Path, parts: "Split | None" = None) -> None:
-        """data_report.csv: a line per file, with the part of the split it is used in if `parts` is given.
+    def report_rows(self, parts: "Split | None" = None) -> Iterator[dict[str, str]]:
+        """A row per file by REPORT_COLUMNS, with the part of the split it is used in if `parts` is given.
 
         Paths are relative to the source's root. Control characters in names are written as escapes, so that a line is
-        a line and no terminal obeys it. Raises DataError when the file cannot be written.
+        a line and no terminal obeys it.
         """
         if parts and sum(len(positions) for _, positions in parts.named()) != len(self.kept):
             raise ValueError("the split must be of this catalog, not of one with more or fewer pictures")
@@ -152,27 +164,30 @@ class Catalog:
         for name, positions in parts.named() if parts else ():
             for position in map(int, positions):
                 used[self.kept[position].part, self.kept[position].path] = name
-        table = io.StringIO(newline="")
-        writer = csv.writer(table)
-        writer.writerow(REPORT_COLUMNS)
         for picture in self.pictures:
             where = self.file(picture)
             shown = where.relative_to(self.source.root) if where.is_relative_to(self.source.root) else where
-            writer.writerow(
-                (
-                    printable(shown.as_posix()),
-                    printable(picture.label),
-                    picture.part,
-                    picture.verdict,
-                    printable(picture.reason),
-                    picture.width,
-                    picture.height,
-                    picture.mode,
-                    picture.size_bytes,
-                    picture.group,
-                    used.get((picture.part, picture.path), ""),
-                )
+            row = (
+                printable(shown.as_posix()),
+                printable(picture.label),
+                picture.part,
+                picture.verdict,
+                printable(picture.reason),
+                str(picture.width),
+                str(picture.height),
+                picture.mode,
+                str(picture.size_bytes),
+                picture.group,
+                used.get((picture.part, picture.path), ""),
             )
+            yield dict(zip(REPORT_COLUMNS, row, strict=True))
+
+    def write_report(self, path: Path, parts: "Split | None" = None) -> None:
+        """data_report.csv: what `report_rows` gives. Raises DataError when the file cannot be written."""
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, REPORT_COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.report_rows(parts))
         write_whole(path, table.getvalue().encode())
 
 

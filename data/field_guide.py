@@ -197,6 +197,8 @@ def write(folder: Path, total: int, *, size: int = 256, seed: int = 0, track: Tr
             paths = [folder / genus / f"{genus}_{index + 1:04d}.jpg" for index in range(number)]
             tasks += [(path, genus, index, size, seed) for index, path in enumerate(paths) if path.name not in there]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if not tasks:
+            return folder
         # A process takes about half a second to start: as long as ten pictures.
         workers = min(cores, len(tasks) // 50)
         describe = f"drawing {len(tasks):,} mushrooms"

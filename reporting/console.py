@@ -137,13 +137,20 @@ def print_plan(
     )
 
 
+def print_runs(console: Console, kind: str, wanted: int, devices: list[str], expected: float) -> None:
+    """What is about to be trained again. `expected`: seconds of one run in one slot."""
+    runs = f"{wanted} run{'s' * (wanted != 1)}"
+    took = duration(wanted * expected / len(devices))
+    console.print(f"{kind}: {runs} to go, {len(devices)} at once on {devices[0].partition(':')[0]}: about {took}.")
+
+
 @dataclass(kw_only=True)
 class _Running:
     """What a slot's line shows."""
 
     number: int
     epochs: int
-    known_good: str | None
+    name: str | None
     epoch: int = 0
     share: float | None = None
     """Of the running epoch; None until the worker has been heard of."""
@@ -163,15 +170,28 @@ class _Running:
 class Screen:
     """Follows a running study: a headline and a line per worker, or a plain line per finished trial."""
 
-    def __init__(self, console: Console, study: optuna.Study, *, trials: int, slots: int, expected: float) -> None:
-        """`expected`: seconds of one trial in one slot, until enough have ended to know better."""
+    def __init__(
+        self,
+        console: Console,
+        study: optuna.Study,
+        *,
+        trials: int,
+        slots: int,
+        expected: float,
+        searches: bool = True,
+    ) -> None:
+        """`expected`: seconds of one trial in one slot, until enough have ended to know better.
+
+        `searches`: whether the best of them is looked for; else they are runs that were decided beforehand.
+        """
         finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
         self._outcomes = Counter(trial.user_attrs.get("outcome", Outcome.FAILED) for trial in finished)
         self._counted = sum(map(counts, finished))
         best = top(finished, 1)
-        self._best = (best[0].value or 0.0, best[0].number) if best else None
+        self._best = (best[0].value or 0.0, best[0].number) if best and searches else None
         self._console, self._study_name = console, study.study_name
         self._trials, self._slots, self._expected = trials, slots, expected
+        self._searches, self._unit = searches, "trial" if searches else "run"
         self._running: dict[int, _Running] = {}
         self._began, self._ended_here = time.monotonic(), 0
         self._stopping = False
@@ -211,9 +231,9 @@ class Screen:
             case TrialStarted():
                 self._running[happening.slot] = _Running(
                     number=happening.number,
-                    epochs=happening.config.training.epochs,
-                    known_good=happening.known_good,
-                    epoch_seconds=self._expected / happening.config.training.epochs,
+                    epochs=happening.assignment.epochs,
+                    name=happening.assignment.name,
+                    epoch_seconds=self._expected / happening.assignment.epochs,
                 )
                 if happening.attempt > 1:
                     self._line(happening.number, None, "goes on from its last checkpoint")
@@ -242,10 +262,14 @@ class Screen:
         counted = ended.outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED)
         self._counted += counted
         self._ended_here += counted
-        better = ended.outcome is Outcome.COMPLETE and (self._best is None or (ended.value or 0.0) > self._best[0])
+        better = (
+            self._searches
+            and ended.outcome is Outcome.COMPLETE
+            and (self._best is None or (ended.value or 0.0) > self._best[0])
+        )
         if better:
             self._best = (ended.value or 0.0, ended.number)
-        facts = [running.known_good] if running and running.known_good else []
+        facts = [running.name] if running and running.name else []
         if ended.outcome is Outcome.PRUNED:
             facts.append(ended.reason)
         elif ended.outcome is not Outcome.COMPLETE:
@@ -253,16 +277,16 @@ class Screen:
         self._line(ended.number, ended.value, ", ".join([*facts, *["the best so far"] * better]))
 
     def _line(self, number: int, value: float | None, text: str) -> None:
-        line = f"trial {number:>{len(str(self._trials))}}  {percent(value):>8}  {text}".rstrip()
+        line = f"{self._unit} {number:>{len(str(self._trials))}}  {percent(value):>8}  {text}".rstrip()
         if self._console.is_terminal:
             self._console.print(Text(line, style="dim"))
         else:
             self._console.print(Text(f"{line} | {self._headline()}, {self._time_left()}"), soft_wrap=True)
 
     def _headline(self) -> str:
-        facts = [f"{self._counted} of {self._trials} trials"]
+        facts = [f"{self._counted} of {self._trials} {self._unit}s"]
         for outcome in (Outcome.PRUNED, Outcome.DIVERGED, Outcome.INFEASIBLE, Outcome.DUPLICATE, Outcome.FAILED):
-            if self._outcomes[outcome] or outcome in (Outcome.PRUNED, Outcome.FAILED):
+            if self._outcomes[outcome] or (self._searches and outcome in (Outcome.PRUNED, Outcome.FAILED)):
                 facts.append(f"{self._outcomes[outcome]} {outcome}")
         if self._best:
             facts.append(f"best {percent(self._best[0])} (trial {self._best[1]})")
@@ -281,11 +305,11 @@ class Screen:
             epoch = f"epoch {min(running.epoch + 1, running.epochs)}/{running.epochs}"
             lines.add_row(
                 Text(f"worker {slot}", style="dim"),
-                Text(f"trial {running.number}"),
+                Text(f"{self._unit} {running.number}"),
                 Text("starting" if running.share is None else epoch),
                 ProgressBar(total=1.0, completed=running.done, width=16),
                 Text(percent(running.top1) if running.top1 is not None else ""),
-                Text(running.known_good or "", style="dim"),
+                Text(running.name or "", style="dim"),
             )
         elapsed = duration(time.monotonic() - self._began)
         return Group(

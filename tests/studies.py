@@ -35,7 +35,8 @@ from data import catalog, sources
 from data.cache import CacheHandle, build
 from search_space import PROFILES, Config, suggest
 from tuning import storage, trainer
-from tuning.coordinator import Coordinator, Happening, Plan, TrialAdvanced, TrialEnded
+from tuning.coordinator import Coordinator, Happening, Plan, TrialAdvanced, TrialEnded, search
+from tuning.folder import sqlite_url, study_folder
 from tuning.jobs import Event, TrialJob, Workers
 from tuning.sampling import SeededTPESampler
 from tuning.scheduling import PrunerScheduler, Scheduler
@@ -133,7 +134,7 @@ class Tiny:
 
     def trials(self) -> list[FrozenTrial]:
         """As anybody reads them."""
-        stored = optuna.load_study(study_name="tiny", storage=storage.sqlite_url(self.study_folder))
+        stored = optuna.load_study(study_name="tiny", storage=sqlite_url(self.study_folder))
         return stored.get_trials()
 
     def epochs(self) -> dict[int, tuple[str, int]]:
@@ -209,7 +210,7 @@ class Tiny:
     ) -> optuna.Study:
         """The study with fresh objects of everything, as a new process has them."""
         return storage.open_study(
-            storage.sqlite_url(storage.study_folder(self.results, "tiny")),
+            sqlite_url(study_folder(self.results, "tiny")),
             "tiny",
             sampler=sampler or SeededTPESampler(0),
             pruner=pruner or NopPruner(),
@@ -232,7 +233,7 @@ class Tiny:
             study or self.open(),
             workers=workers or ThreadWorkers(),
             scheduler=scheduler or PrunerScheduler(),
-            suggest=draw or self.draw,
+            assign=search(draw or self.draw, seed=0),
             plan=Plan(trials=trials, **plan),
             data=self.data,
             folder=self.study_folder,

@@ -17,7 +17,7 @@ from model.training import EpochMetrics
 from reporting import console as screen
 from search_space import PROFILES, Config, known_good, suggest
 from tuning.coordinator import Ending, Plan, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
-from tuning.jobs import Progress
+from tuning.jobs import Assignment, Progress
 from tuning.storage import METRIC, Outcome
 
 
@@ -60,7 +60,8 @@ def study(values: list[float | None], name: str = "mushrooms") -> optuna.Study:
 def started(slot: int, number: int, *, attempt: int = 1, known: str | None = None) -> TrialStarted:
     point = config()
     price = cost(point.model, point.image_size)
-    return TrialStarted(slot=slot, number=number, attempt=attempt, config=point, cost=price, known_good=known)
+    work = Assignment(config=point, seed=0, epochs=point.training.epochs, key=point.digest, name=known)
+    return TrialStarted(slot=slot, number=number, attempt=attempt, assignment=work, cost=price)
 
 
 def epoch(number: int, top1: float) -> EpochMetrics:

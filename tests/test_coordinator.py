@@ -18,8 +18,9 @@ from studies import TINY, ThreadWorkers, Tiny, advanced, essence, outcomes, prep
 
 from model.training import EpochMetrics
 from search_space import Config, known_good
-from tuning import StudyError, storage
+from tuning import StudyError
 from tuning.coordinator import UNCOUNTED_IN_A_ROW, Ending, TrialAdvanced, TrialStarted
+from tuning.folder import sqlite_url
 from tuning.identity import random_points
 from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob
 from tuning.storage import Outcome
@@ -184,7 +185,7 @@ def test_a_trial_told_from_outside_is_let_go_and_the_study_goes_on(tiny: Tiny, t
     for happening in study.coordinator(2).run():
         happenings.append(happening)
         if advanced(happening, 0, EpochMetrics):
-            stranger = optuna.load_study(study_name="tiny", storage=storage.sqlite_url(study.study_folder))
+            stranger = optuna.load_study(study_name="tiny", storage=sqlite_url(study.study_folder))
             with contextlib.suppress(Exception):
                 stranger.tell(0, state=TrialState.FAIL)
     assert outcomes(happenings) == [(0, None), (1, Outcome.COMPLETE), (2, Outcome.COMPLETE)]
@@ -209,7 +210,7 @@ def test_a_deleted_study_ends_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"'tiny' was deleted from its database"):
         for happening in run:
             if advanced(happening, 0, EpochMetrics):
-                optuna.delete_study(study_name="tiny", storage=storage.sqlite_url(study.study_folder))
+                optuna.delete_study(study_name="tiny", storage=sqlite_url(study.study_folder))
 
 
 def test_known_good_ones_are_never_pruned_poor_ones_early_and_only_the_best_are_kept(

@@ -24,7 +24,8 @@ from optuna.trial import TrialState
 from pictures import FLAWED, flawed_folder
 
 import study
-from tuning.storage import counts, sqlite_url
+from tuning.folder import sqlite_url
+from tuning.storage import counts
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent

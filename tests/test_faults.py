@@ -17,6 +17,7 @@ from studies import HERE, Begun, Tiny, essence, gone, prepare, until
 
 from model import checkpoint
 from tuning import StudyError, storage
+from tuning.folder import sqlite_url
 from tuning.storage import counts
 
 TRIALS = 4
@@ -235,7 +236,7 @@ def a_file_for_results(folder: Path) -> list[str]:
 
 def test_a_table_that_cannot_be_written_is_one_line(undisturbed: Tiny, tmp_path: Path) -> None:
     """On a full disk the traceback of the table hid the line that said so."""
-    study = optuna.load_study(study_name="tiny", storage=storage.sqlite_url(undisturbed.study_folder))
+    study = optuna.load_study(study_name="tiny", storage=sqlite_url(undisturbed.study_folder))
     with pytest.raises(StudyError, match=r"gone/trials\.csv cannot be written"):
         storage.write_trials_csv(study, tmp_path / "gone" / "trials.csv")
 

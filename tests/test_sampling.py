@@ -15,6 +15,7 @@ from studies import TINY
 
 from search_space import suggest
 from tuning import storage
+from tuning.folder import sqlite_url
 from tuning.sampling import SAMPLERS, STARTUP_TRIALS, draw_seed
 
 draw = partial(suggest, profile=TINY, classes=3)
@@ -49,7 +50,7 @@ class Dying:
 def opened(folder: Path, sampler: BaseSampler) -> optuna.Study:
     """As a new process opens it."""
     study = storage.open_study(
-        storage.sqlite_url(folder), "s", sampler=sampler, pruner=NopPruner(), identity={}, first_trials={}
+        sqlite_url(folder), "s", sampler=sampler, pruner=NopPruner(), identity={}, first_trials={}
     )
     study.get_trials()
     return study

@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning import StudyError, storage
+from tuning.folder import replace_file, sqlite_url, study_folder
 from tuning.storage import Outcome
 
 IDENTITY = {"data": "9 pictures", "seed": 0, "max flops": None, "space lr": ["{}"]}
@@ -38,7 +39,7 @@ def closed_databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def opened(folder: Path, name: str = "mushrooms", **changes: Any) -> optuna.Study:
     return storage.open_study(
-        storage.sqlite_url(folder),
+        sqlite_url(folder),
         name,
         sampler=optuna.samplers.RandomSampler(seed=0),
         pruner=optuna.pruners.NopPruner(),
@@ -124,7 +125,7 @@ def test_the_best_trials_come_best_first_and_of_equals_the_earlier() -> None:
 )
 def test_a_study_name_that_is_no_folder_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"^a study's name is also its folder's, so it holds none of ") as caught:
-        storage.study_folder(tmp_path, name)
+        study_folder(tmp_path, name)
     assert repr(name) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -132,14 +133,14 @@ def test_a_study_name_that_is_no_folder_name_is_refused(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["mushrooms", "Pilze & Käfer", "蘑菇", "a.b", "-x", "with space"])
 def test_any_other_name_is_a_folder(name: str, tmp_path: Path) -> None:
-    assert storage.study_folder(tmp_path / "results", name) == tmp_path / "results" / name
+    assert study_folder(tmp_path / "results", name) == tmp_path / "results" / name
     assert (tmp_path / "results" / name / "trials").is_dir()
 
 
 def test_a_folder_that_cannot_be_is_named_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file")
     with pytest.raises(StudyError) as caught:
-        storage.study_folder(tmp_path / "results", "mushrooms")
+        study_folder(tmp_path / "results", "mushrooms")
     assert str(caught.value) == (
         f"a study writes into its folder, but {tmp_path / 'results' / 'mushrooms'} cannot be written "
         "(Not a directory); free or mend it, or choose another place with --results DIR"
@@ -149,12 +150,12 @@ def test_a_folder_that_cannot_be_is_named_with_the_way_out(tmp_path: Path) -> No
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux has /proc")
 def test_a_folder_on_a_file_system_that_takes_no_files_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"but /proc/self/mushrooms cannot be written \(.+\)"):
-        storage.study_folder(Path("/proc/self"), "mushrooms")
+        study_folder(Path("/proc/self"), "mushrooms")
 
 
 def test_a_name_too_long_for_the_file_system_is_told(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"cannot be written \(File name too long\)"):
-        storage.study_folder(tmp_path, "x" * 300)
+        study_folder(tmp_path, "x" * 300)
 
 
 def test_a_second_coordinator_is_told_who_the_first_is(tmp_path: Path) -> None:
@@ -220,9 +221,7 @@ def test_what_is_no_database_is_named_and_left_alone(spoil: Any, tmp_path: Path)
     with pytest.raises(StudyError) as caught:
         opened(tmp_path)
     text = str(caught.value)
-    assert text.startswith(
-        f"a study needs a database that it can read and write, but {storage.sqlite_url(tmp_path)} says: "
-    )
+    assert text.startswith(f"a study needs a database that it can read and write, but {sqlite_url(tmp_path)} says: ")
     assert said in text
     assert text.endswith("; mend it, or name another with --study NAME or --storage URL")
     assert "\n" not in text
@@ -258,7 +257,7 @@ def test_a_shown_url_keeps_all_but_the_password() -> None:
 
 
 def test_a_study_that_minimises_is_not_ours(tmp_path: Path) -> None:
-    optuna.create_study(storage=storage.sqlite_url(tmp_path), study_name="mushrooms", direction="minimize")
+    optuna.create_study(storage=sqlite_url(tmp_path), study_name="mushrooms", direction="minimize")
     with pytest.raises(
         StudyError, match=r"^study 'mushrooms' in sqlite:.* is not one of this program; use --study NAME"
     ):
@@ -267,7 +266,7 @@ def test_a_study_that_minimises_is_not_ours(tmp_path: Path) -> None:
 
 def test_another_programs_study_of_the_same_name_is_not_ours(tmp_path: Path) -> None:
     """It was refused with a list of every setting that it lacks."""
-    other = optuna.create_study(storage=storage.sqlite_url(tmp_path), study_name="mushrooms", direction="maximize")
+    other = optuna.create_study(storage=sqlite_url(tmp_path), study_name="mushrooms", direction="maximize")
     other.tell(other.ask(), 0.5)
     with pytest.raises(StudyError, match="is not one of this program; use --study NAME"):
         opened(tmp_path)
@@ -300,14 +299,14 @@ def test_a_changed_identity_is_refused_and_nothing_is_written(tmp_path: Path) ->
 def test_two_studies_share_a_database_by_name(tmp_path: Path) -> None:
     opened(tmp_path, "a")
     opened(tmp_path, "b", identity={"seed": 5})
-    assert optuna.load_study(study_name="b", storage=storage.sqlite_url(tmp_path)).user_attrs["identity:seed"] == 5
+    assert optuna.load_study(study_name="b", storage=sqlite_url(tmp_path)).user_attrs["identity:seed"] == 5
     assert opened(tmp_path, "a").user_attrs["identity:seed"] == 0
 
 
 def test_a_database_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
     """SQLite's own limit on pages stands in for the disk's: the same error by the same way."""
     study = opened(tmp_path)
-    url = storage.sqlite_url(tmp_path)
+    url = sqlite_url(tmp_path)
     with pytest.raises(StudyError, match=r"says: database or disk is full; mend it"), storage.explained(url):
         raise_full(study)
     with sqlite3.connect(tmp_path / "study.db") as connection:
@@ -356,5 +355,5 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
     (tmp_path / "file").write_text("old")
     with pytest.raises(OSError, match="disk full"):
-        storage.replace_file(tmp_path / "file", torn)
+        replace_file(tmp_path / "file", torn)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

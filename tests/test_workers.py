@@ -21,9 +21,9 @@ from model import checkpoint
 from model.training import EpochMetrics
 from search_space import Config, suggest
 from tuning import trainer
+from tuning.folder import replace_file
 from tuning.identity import random_points
-from tuning.jobs import Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
-from tuning.storage import replace_file
+from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
 from tuning.workers import LocalWorkers
 
 CONFIG: Config = next(random_points(partial(suggest, profile=TINY, classes=3), 1))
@@ -64,8 +64,7 @@ class Jobs:
         return TrialJob(
             number=number,
             attempt=attempt,
-            config=config,
-            seed=7 + number,
+            assignment=Assignment(config=config, seed=7 + number, epochs=config.training.epochs, key=config.digest),
             data=self.data,
             device="cpu",
             threads=1,

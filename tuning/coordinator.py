@@ -1,6 +1,6 @@
 """The coordinator: asks Optuna for a configuration, has a worker train it an epoch at a time, decides, and tells.
 
-It is the only writer of the study. The way of a trial: ask -> suggest -> Config -> TrialJob -> EpochMetrics ... ->
+It is the only writer of the study. The way of a trial: ask -> Assignment -> TrialJob -> EpochMetrics ... ->
 report -> go on, pause or prune -> attributes -> tell. Everything is on disk before anyone is told, so that the same
 command goes on after anything: a trial left RUNNING is taken over under its own number, from its last checkpoint.
 """
@@ -26,10 +26,12 @@ from model.network import Cost, cost
 from model.training import EpochMetrics
 from search_space import Config
 from tuning import StudyError
-from tuning.jobs import Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
+from tuning.environment import environment
+from tuning.folder import replace_file, trial_directory
+from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
 from tuning.scheduling import Decision, Scheduler
-from tuning.storage import Outcome, counts, replace_file, top, trials_since_best
-from tuning.trainer import best_epoch
+from tuning.storage import Outcome, counts, top, trials_since_best
+from tuning.trainer import chosen_epoch
 
 KEPT_CHECKPOINTS = 3
 """Finished trials whose best checkpoint stays: as many as are trained again as finalists."""
@@ -45,10 +47,10 @@ LONGEST_ATTRIBUTE = 2045
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How far a run goes and what a trial may cost. Budgets and seed belong to the study, the rest to the run."""
+    """How far a run goes and what a trial may cost. Budgets belong to the study, the rest to the run."""
 
-    trials: int
-    """Counted trials in all, over restarts and workers."""
+    trials: int | None
+    """Counted trials in all, over restarts and workers; None: those that wait in the study, and no others."""
     timeout: float | None = None
     """Seconds after which this run leaves, in mid-epoch too."""
     patience: int | None = None
@@ -56,7 +58,6 @@ class Plan:
     max_parameters: float | None = None
     max_flops: float | None = None
     """Forward FLOPs of one picture."""
-    seed: int = 0
     threads: int = 1
     """CPU threads per worker."""
 
@@ -86,10 +87,8 @@ class TrialStarted:
     slot: int
     number: int
     attempt: int
-    config: Config
+    assignment: Assignment
     cost: Cost
-    known_good: str | None
-    """The name of the known-good configuration that this trial is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +130,11 @@ class _Live:
     """A trial in a slot."""
 
     trial: optuna.Trial
-    config: Config
+    assignment: Assignment
     cost: Cost
     attempt: int
     micro_batch: int
-    known_good: str | None
+    prunable: bool
     reported: set[int]
     """Epochs that the study knows."""
     decided: int
@@ -153,18 +152,21 @@ class Coordinator:
         *,
         workers: Workers,
         scheduler: Scheduler,
-        suggest: Callable[[optuna.Trial], Config],
+        assign: Callable[[optuna.Trial], Assignment],
         plan: Plan,
         data: CacheHandle,
         folder: Path,
+        keep: int = KEPT_CHECKPOINTS,
     ) -> None:
+        """`keep`: how many finished trials, the best of them, keep the checkpoint of their chosen epoch."""
         self._study = study
         self._workers = workers
         self._scheduler = scheduler
-        self._suggest = suggest
+        self._assign = assign
         self._plan = plan
         self._data = data
         self._folder = folder
+        self._keep = keep
         self._live: dict[int, _Live] = {}
         self._adopted: deque[int] = deque()
         self._paused: list[int] = []
@@ -177,7 +179,9 @@ class Coordinator:
     def wanted(self) -> int:
         """Counted trials that the plan still lacks, those that an earlier run left half-way among them."""
         trials = self._study.get_trials(deepcopy=False)
-        begun = any(trial.state is TrialState.RUNNING for trial in trials)
+        begun = sum(trial.state is TrialState.RUNNING for trial in trials)
+        if self._plan.trials is None:
+            return begun + sum(trial.state is TrialState.WAITING for trial in trials)
         return 0 if self._fulfilled() and not begun else max(1, self._plan.trials - sum(map(counts, trials)))
 
     def stop(self) -> None:
@@ -196,9 +200,9 @@ class Coordinator:
             if trial.state is TrialState.RUNNING:
                 (self._paused if trial.user_attrs.get("paused") else self._adopted).append(trial.number)
         self._seen = {
-            trial.user_attrs["config_digest"]: trial.number
+            trial.user_attrs["key"]: trial.number
             for trial in reversed(trials)
-            if "config_digest" in trial.user_attrs and trial.user_attrs.get("outcome") != Outcome.DUPLICATE
+            if "key" in trial.user_attrs and trial.user_attrs.get("outcome") != Outcome.DUPLICATE
         }
         self._remove_checkpoints()
         try:
@@ -253,6 +257,8 @@ class Coordinator:
     def _fulfilled(self, begun: int = 0) -> Ending | None:
         """Whether no new trial is wanted, counting those that have begun as if they will count."""
         trials = self._study.get_trials(deepcopy=False)
+        if self._plan.trials is None:
+            return None if any(trial.state is TrialState.WAITING for trial in trials) else Ending.TRIALS
         if sum(map(counts, trials)) + begun >= self._plan.trials:
             return Ending.TRIALS
         if self._plan.patience is not None and trials_since_best(trials) >= self._plan.patience:
@@ -263,23 +269,24 @@ class Coordinator:
         """Turns a trial into a running job, or tells at once that it is none."""
         if resumed:
             trial.set_user_attr("paused", False)
-        config = self._suggest(trial)
-        price = cost(config.model, config.image_size)
+        work = self._assign(trial)
+        price = cost(work.config.model, work.config.image_size)
         attributes = trial.user_attrs
         stored = {
-            "config": config.to_dict(),
-            "config_digest": config.digest,
+            "config": work.config.to_dict(),
+            "key": work.key,
+            "seed": work.seed,
             "parameters": price.parameters,
             "flops": price.flops,
         }
         for name, value in stored.items():
-            if name not in attributes:
+            if name not in attributes and value is not None:
                 trial.set_user_attr(name, value)
         excess = self._plan.over_budget(price)
         for name, value in excess.items():
             if name not in trial.constraints:
                 trial.set_constraint(name, value)
-        twin = self._seen.setdefault(config.digest, trial.number)
+        twin = trial.number if work.key is None else self._seen.setdefault(work.key, trial.number)
         if not self._plan.feasible(price):
             over = ", ".join(f"{name} {value:.0%} over budget" for name, value in excess.items() if value > 0)
             yield self._tell(trial, Outcome.INFEASIBLE, over)
@@ -290,11 +297,11 @@ class Coordinator:
             frozen = self._study._storage.get_trial(trial._trial_id)  # pyright: ignore[reportPrivateUsage]
             live = _Live(
                 trial=trial,
-                config=config,
+                assignment=work,
                 cost=price,
                 attempt=attributes.get("attempts", 0),
-                micro_batch=attributes.get("micro_batch", config.training.batch_size),
-                known_good=attributes.get("known_good"),
+                micro_batch=attributes.get("micro_batch", work.config.training.batch_size),
+                prunable="known_good" not in attributes,
                 reported=set(frozen.intermediate_values),
                 decided=max(0, len(frozen.intermediate_values) - (not resumed)),
             )
@@ -304,19 +311,20 @@ class Coordinator:
         """Hands the trial to the slot's worker, as a new attempt that owns the trial's folder."""
         number = live.trial.number
         live.attempt += 1
-        directory = self._directory(number)
+        directory = trial_directory(self._folder, number)
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "attempt", lambda path: path.write_text(str(live.attempt)))
+        device = self._workers.device(slot)
         live.trial.set_user_attr("attempts", live.attempt)
         live.trial.set_user_attr("slot", slot)
+        live.trial.set_user_attr("environment", environment(device, self._plan.threads))
         self._live[slot] = live
         job = TrialJob(
             number=number,
             attempt=live.attempt,
-            config=live.config,
-            seed=trial_seed(self._plan.seed, number),
+            assignment=live.assignment,
             data=self._data,
-            device=self._workers.device(slot),
+            device=device,
             threads=self._plan.threads,
             micro_batch=live.micro_batch,
             directory=directory,
@@ -326,9 +334,8 @@ class Coordinator:
             slot=slot,
             number=number,
             attempt=live.attempt,
-            config=live.config,
+            assignment=live.assignment,
             cost=live.cost,
-            known_good=live.known_good,
         )
 
     # -- what a slot says
@@ -353,12 +360,12 @@ class Coordinator:
                 live.trial.report(metrics.top1, metrics.epoch)
                 live.reported.add(metrics.epoch)
             yield TrialAdvanced(slot=slot, number=live.trial.number, progress=metrics)
-        if metrics.epoch + 1 == live.config.training.epochs:
+        if metrics.epoch + 1 == live.assignment.epochs:
             yield self._end(slot, live, Outcome.COMPLETE, "trained to its last epoch")
             return
         # A pruner looks at the last epoch that was reported: asked with an earlier one, it would end the trial there.
-        known = live.known_good or metrics.epoch < live.decided
-        decision = Decision.GO_ON if known else self._scheduler.after_epoch(live.trial, metrics)
+        stays = not live.prunable or metrics.epoch < live.decided
+        decision = Decision.GO_ON if stays else self._scheduler.after_epoch(live.trial, metrics)
         live.decided = max(live.decided, metrics.epoch + 1)
         if decision is Decision.PRUNE:
             yield self._end(slot, live, Outcome.PRUNED, f"pruned after epoch {metrics.epoch + 1}")
@@ -386,7 +393,7 @@ class Coordinator:
                     live.trial.set_constraint("diverged", 1.0)
                 yield self._end(slot, live, Outcome.DIVERGED, failure.reason)
                 return
-            case FailureKind.OUT_OF_MEMORY if live.micro_batch == live.config.training.batch_size > 1:
+            case FailureKind.OUT_OF_MEMORY if live.micro_batch == live.assignment.config.training.batch_size > 1:
                 live.micro_batch //= 2
                 live.trial.set_user_attr("micro_batch", live.micro_batch)
                 again = True
@@ -407,7 +414,7 @@ class Coordinator:
     def _end(self, slot: int, live: _Live, outcome: Outcome, reason: str) -> TrialEnded:
         """Frees the slot and tells the trial, with all that is known of it."""
         self._release(slot)
-        ended = self._tell(live.trial, outcome, reason, live.history, slot)
+        ended = self._tell(live.trial, outcome, reason, live, slot)
         self._remove_checkpoints(live.trial.number)
         return ended
 
@@ -437,16 +444,17 @@ class Coordinator:
         trial: optuna.Trial,
         outcome: Outcome,
         reason: str,
-        history: list[EpochMetrics] | None = None,
+        live: _Live | None = None,
         slot: int | None = None,
     ) -> TrialEnded:
         """Attributes first: after the tell a trial takes none."""
         value = None
-        if history:
-            best = best_epoch(history)
+        if live is not None and live.history:
+            history = live.history
+            best = chosen_epoch(history, live.assignment)
             value = best.top1
             replace_file(
-                self._directory(trial.number) / "history.json",
+                trial_directory(self._folder, trial.number) / "history.json",
                 lambda path: path.write_text(json.dumps([metrics.to_dict() for metrics in history])),
             )
             attributes = {
@@ -489,9 +497,6 @@ class Coordinator:
 
     # -- the disk
 
-    def _directory(self, number: int) -> Path:
-        return self._folder / "trials" / f"{number:04d}"
-
     def _require_space(self, price: Cost) -> None:
         # Weights and two moments for the optimizer, in last and best, each with its temporary copy.
         needed = 4 * price.parameters * (3 + 1) * 2 * self._workers.slots + SPARE_BYTES
@@ -508,19 +513,30 @@ class Coordinator:
         With `ended` only that trial and the one that it may have pushed out are looked at, so that it stays cheap.
         """
         trials = self._study.get_trials(deepcopy=False)
-        best = {trial.number for trial in top(trials, KEPT_CHECKPOINTS)}
+        best = {trial.number for trial in top(trials, self._keep)}
         if ended is None:
             suspects = {trial.number for trial in trials}
         else:
-            suspects = {ended} | {trial.number for trial in top(trials, KEPT_CHECKPOINTS + 1)}
+            suspects = {ended} | {trial.number for trial in top(trials, self._keep + 1)}
         for trial in trials:
             if trial.number in suspects and trial.state.is_finished():
                 stays = {"history.json"} | ({"best.pt"} if trial.number in best else set[str]())
-                for path in self._directory(trial.number).glob("*"):
+                for path in trial_directory(self._folder, trial.number).glob("*"):
                     if path.name not in stays:
                         path.unlink(missing_ok=True)
 
 
-def trial_seed(seed: int, number: int) -> int:
-    """The seed of a trial's weights, order, augmentation and dropout, 0 <= seed < 2**32."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+def search(suggest: Callable[[optuna.Trial], Config], seed: int) -> Callable[[optuna.Trial], Assignment]:
+    """What a search has its trials train: a point of the space each, with a seed of its own, and no point twice."""
+
+    def assign(trial: optuna.Trial) -> Assignment:
+        config = suggest(trial)
+        return Assignment(
+            config=config,
+            seed=int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0]),
+            epochs=config.training.epochs,
+            key=config.digest,
+            name=trial.user_attrs.get("known_good"),
+        )
+
+    return assign

@@ -13,6 +13,23 @@ from search_space import Config
 
 
 @dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a trial trains."""
+
+    config: Config
+    seed: int
+    """Seeds weights, order, augmentation and dropout."""
+    epochs: int
+    """How many it trains when it is not pruned; the lr schedule's horizon is the configuration's own."""
+    final: bool = False
+    """Trains on the validation pictures too. No epoch can be chosen by them then, so the last one is kept."""
+    key: str | None = None
+    """Equal for trials of which only the first is worth training; None for one that always is."""
+    name: str | None = None
+    """What it is called beside its number."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialJob:
     """One trial, or the rest of one, for a worker to train."""
 
@@ -20,9 +37,7 @@ class TrialJob:
     """The trial's number in the study."""
     attempt: int
     """Counts the starts of this trial; a worker of an earlier attempt may replace no file of a later one."""
-    config: Config
-    seed: int
-    """Seeds weights, order, augmentation and dropout."""
+    assignment: Assignment
     data: CacheHandle
     device: str
     """As torch names it: cpu, cuda:0, mps."""

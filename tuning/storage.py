@@ -10,9 +10,8 @@ import json
 import os
 import platform
 import re
-import tempfile
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +27,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning import StudyError
+from tuning.folder import replace_file
 from tuning.identity import refuse_changes
 
 IDENTITY = "identity:"
@@ -83,11 +83,6 @@ def top(trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
     return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
 
 
-def sqlite_url(folder: Path) -> str:
-    """The default storage of a study with this folder."""
-    return f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
-
-
 def without_password(text: str) -> str:
     """A storage URL, or a text that holds one, as it may be shown; one that cannot be parsed has its password too."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
@@ -100,25 +95,6 @@ def network_file_system(folder: Path) -> str | None:
     mounts = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
     kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower() if mounts else ""
     return kind if kind in NETWORK_FILE_SYSTEMS else None
-
-
-def study_folder(results: Path, name: str) -> Path:
-    """Makes the folder of a study. Raises StudyError where that, or writing in it, is impossible."""
-    if not name.strip(" .") or not name.isprintable() or any(character in name for character in '/\\:*?"<>|'):
-        raise StudyError(
-            f"a study's name is also its folder's, so it holds none of / \\ : * ? \" < > |, but got {name!r}"
-        )
-    folder = results / name
-    try:
-        (folder / "trials").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise StudyError(
-            f"a study writes into its folder, but {folder} cannot be written ({error.strerror}); "
-            "free or mend it, or choose another place with --results DIR"
-        ) from error
-    return folder
 
 
 @contextlib.contextmanager
@@ -194,10 +170,12 @@ def open_study(
     pruner: optuna.pruners.BasePruner,
     identity: dict[str, Any],
     first_trials: dict[str, dict[str, Any]],
+    metric: str = METRIC,
 ) -> optuna.Study:
     """Opens a study and holds it to its identity, or creates it with its first trials waiting.
 
-    Args: `identity`: JSON values by name, compared and refused when they differ; `first_trials`: parameters by name.
+    Args: `identity`: JSON values by name, compared and refused when they differ; `first_trials`: parameters by name;
+    `metric`: what the dashboard calls a trial's value.
     Raises StudyError: another study's database, a changed identity, a database that cannot be used.
     """
     storage = connect(url)
@@ -217,12 +195,29 @@ def open_study(
             # No trial yet: whatever an interrupted start has left is written anew.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names([METRIC])
+                study.set_metric_names([metric])
             for key, value in now.items():
                 study.set_user_attr(IDENTITY + key, value)
         if len(trials) < len(first_trials):
             for known, parameters in first_trials.items():
                 study.enqueue_trial(parameters, user_attrs={"known_good": known}, skip_if_exists=True)
+    return study
+
+
+def load_study(url: str, name: str) -> optuna.Study:
+    """A study that is there. Raises StudyError where it is not, or the database cannot be used."""
+    storage = connect(url)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with explained(url):
+        try:
+            study = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            raise StudyError(
+                f"this command goes on from a study, but {without_password(url)} has none called '{name}'; "
+                "run it first, or name another with --study NAME"
+            ) from None
+        if not any(key.startswith(IDENTITY) for key in study.user_attrs):
+            raise StudyError(f"study '{name}' in {without_password(url)} is not one of this program; use --study NAME")
     return study
 
 
@@ -242,13 +237,3 @@ def write_trials_csv(study: optuna.Study, path: Path) -> None:
             f"a study ends with its table, but {path} cannot be written ({error.strerror or error}); "
             "free or mend the disk, and the same command writes it: the study itself is whole"
         ) from error
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

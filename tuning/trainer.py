@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -17,11 +18,11 @@ import torch
 
 from data import DataError
 from data.batches import EvaluationBatches, TrainingBatches
-from data.cache import open_part
+from data.cache import PartName, open_part
 from model import checkpoint
 from model.network import MushroomCNN
 from model.training import Batches, Diverged, EpochMetrics, fit, make_optimizer
-from tuning.jobs import Event, FailureKind, Progress, TrialFailure, TrialJob
+from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,19 +88,21 @@ def run(job: TrialJob, link: Link) -> bool:
 
 
 def _train(job: TrialJob, link: Link) -> None:
-    config, device = job.config, torch.device(job.device)
+    work, device = job.assignment, torch.device(job.device)
+    config = work.config
     torch.set_num_threads(job.threads)
+    parts: tuple[PartName, ...] = ("train", "validation") if work.final else ("train",)
     train = TrainingBatches(
-        open_part(job.data, config.image_size, "train"),
+        open_part(job.data, config.image_size, *parts),
         batch_size=config.training.batch_size,
         views=config.views,
         augment=config.augment,
         oversample=config.training.class_balance == "oversampling",
-        seed=job.seed,
+        seed=work.seed,
         device=device,
     )
     validation = EvaluationBatches(open_part(job.data, config.image_size, "validation"), device=device)
-    torch.manual_seed(job.seed)
+    torch.manual_seed(work.seed)
     model = MushroomCNN(config.model).to(device)
     optimizer = make_optimizer(model, config.training)
 
@@ -111,18 +114,18 @@ def _train(job: TrialJob, link: Link) -> None:
         if saved.optimizer is not None:
             optimizer.load_state_dict(saved.optimizer)
         for metrics in saved.history:
-            _tell(link, metrics, config.training.epochs)
+            _tell(link, metrics, work.epochs)
     epochs = fit(
         model,
         _Beating(train, link),
         _Beating(validation, link),
         config.training,
-        seed=job.seed,
+        seed=work.seed,
         optimizer=optimizer,
         start_epoch=len(history),
         micro_batch=job.micro_batch,
     )
-    for metrics in epochs:
+    for metrics in islice(epochs, max(0, work.epochs - len(history))):
         history.append(metrics)
         state = checkpoint.Checkpoint(
             attempt=job.attempt,
@@ -134,15 +137,15 @@ def _train(job: TrialJob, link: Link) -> None:
         if read_attempt(job.directory) != job.attempt:
             raise Stopped
         # The best first: killed between the two, the epoch is trained again and writes the same file again.
-        if metrics.epoch == best_epoch(history).epoch:
+        if metrics.epoch == chosen_epoch(history, work).epoch:
             checkpoint.save(job.directory / "best.pt", replace(state, optimizer=None))
         checkpoint.save(job.directory / "last.pt", state)
-        _tell(link, metrics, config.training.epochs)
+        _tell(link, metrics, work.epochs)
 
 
-def best_epoch(history: list[EpochMetrics]) -> EpochMetrics:
-    """The epoch of the highest validation top-1, the first of equals."""
-    return max(history, key=lambda metrics: (metrics.top1, -metrics.epoch))
+def chosen_epoch(history: list[EpochMetrics], assignment: Assignment) -> EpochMetrics:
+    """The epoch that stands for the trial: highest validation top-1, the first of equals; of a final, the last."""
+    return history[-1] if assignment.final else max(history, key=lambda metrics: (metrics.top1, -metrics.epoch))
 
 
 def read_attempt(directory: Path) -> int:
@@ -159,7 +162,7 @@ def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
         saved = checkpoint.load(job.directory / "last.pt")
     except checkpoint.CheckpointError:
         return None
-    return saved if saved.config_digest == job.config.digest else None
+    return saved if saved.config_digest == job.assignment.config.digest else None
 
 
 def _tell(link: Link, metrics: EpochMetrics, epochs: int) -> None:

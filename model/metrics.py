@@ -1,0 +1,127 @@
+"""What a network's logits are worth: accuracy with its interval, calibration and the temperature that mends it.
+
+network, batches -> `logits` -> (N, C) and labels (N,)        -> `temperature`, fitted on one set of pictures
+                                                              -> `measure` with it, on another
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.training import Batches, Confusion
+
+Z95 = 1.959964
+"""Of the normal distribution: 95 % lie within so many standard deviations."""
+BINS = 15
+"""Of the calibration error, as in Guo et al. 2017."""
+TEMPERATURES = (0.05, 20.0)
+"""Beyond these a network is right, or wrong, about everything, and no finite temperature is best."""
+
+
+Logits = tuple[Tensor, Tensor]
+"""Logits (N, C) float32 and labels (N,) int64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a network makes of pictures that it was not trained on."""
+
+    pictures: int
+    loss: float
+    """Cross entropy per picture of the tempered probabilities."""
+    top1: float
+    """Share of the pictures whose class is the most probable one, 0 to 1."""
+    top1_interval: tuple[float, float]
+    """95 % Wilson interval."""
+    top3: float
+    """Share of the pictures whose class is among the three most probable."""
+    top3_interval: tuple[float, float]
+    ece: float
+    """Expected calibration error of the tempered probabilities, 0 to 1."""
+    per_class: tuple[float | None, ...]
+    """Accuracy within each true class; None for a class without pictures."""
+    confusion: Confusion
+    """Pictures by truth (rows) and prediction (columns)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, batches: Batches) -> Logits:
+    """All pictures of an epoch through the network, the results on the CPU.
+
+    In full precision on a GPU too, as an exported network computes.
+    """
+    model.eval()
+    outputs, labels = zip(
+        *((model(images).float().cpu(), truth.cpu()) for images, truth in batches.epoch(0)), strict=True
+    )
+    return torch.cat(outputs), torch.cat(labels)
+
+
+def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
+    """Logits (N, C), labels (N,), N >= 1. The temperature changes loss and calibration, and no prediction."""
+    pictures, classes = logits.shape
+    predictions = logits.argmax(dim=1)
+    confusion = torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+    rows = tuple(tuple(map(int, row)) for row in confusion.unbind())
+    top1 = int(confusion.trace())
+    top3 = int((logits.topk(min(3, classes), dim=1).indices == labels[:, None]).sum())
+    tempered = logits.double() / temperature
+    return Measured(
+        pictures=pictures,
+        loss=float(functional.cross_entropy(tempered, labels)),
+        top1=top1 / pictures,
+        top1_interval=wilson(top1, pictures),
+        top3=top3 / pictures,
+        top3_interval=wilson(top3, pictures),
+        ece=calibration_error(tempered.softmax(dim=1), labels),
+        per_class=tuple(row[label] / sum(row) if sum(row) else None for label, row in enumerate(rows)),
+        confusion=rows,
+    )
+
+
+def wilson(hits: int, pictures: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927): within 0 to 1, and honest for few pictures and rare errors."""
+    share, weight = hits / pictures, Z95**2 / pictures
+    middle = (share + weight / 2) / (1 + weight)
+    half = Z95 / (1 + weight) * math.sqrt(share * (1 - share) / pictures + weight / (4 * pictures))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """How far confidence is from accuracy, averaged over the pictures of BINS equally wide bins of confidence.
+
+    Guo et al. 2017, arXiv:1706.04599, equation 5. Probabilities (N, C), labels (N,).
+    """
+    confidence, predictions = probabilities.double().max(dim=1)
+    surplus = confidence - (predictions == labels).double()
+    # A bin holds its upper edge, as in the paper
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, surplus)
+    return float(sums.abs().sum()) / len(labels)
+
+
+def temperature(logits: Tensor, labels: Tensor) -> float:
+    """The one number that logits are divided by for the lowest loss (Guo et al. 2017, section 4.2).
+
+    The loss is convex in its inverse, so the place where the slope changes sign is found by halving, within
+    TEMPERATURES. Logits (N, C), labels (N,); fit it on pictures that the weights were not fitted on.
+    """
+    exact = logits.double()
+    truth = exact.gather(1, labels[:, None])[:, 0]
+    low, high = (math.log(1 / bound) for bound in reversed(TEMPERATURES))
+    for _ in range(60):
+        middle = (low + high) / 2
+        expected = ((exact * math.exp(middle)).softmax(dim=1) * exact).sum(dim=1)
+        if float((expected - truth).mean()) > 0:
+            high = middle
+        else:
+            low = middle
+    return math.exp(-(low + high) / 2)

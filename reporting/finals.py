@@ -1,0 +1,139 @@
+"""What a person sees of `retrain`, `export` and `predict` in the terminal."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reporting.console import percent
+from tuning.environment import differences
+from tuning.finalists import Standing
+from tuning.looks import Look
+from tuning.retraining import Retrained, same_curve
+
+
+def print_replay(console: Console, trial: FrozenTrial, again: FrozenTrial) -> None:
+    """How far a replayed trial is from what was recorded, and why."""
+    difference, epoch = same_curve(trial, again)
+    recorded, replayed = trial.user_attrs["best_top1"], again.user_attrs["best_top1"]
+    line = f"Replay of trial {trial.number}: recorded {percent(recorded)}, now {percent(replayed)}, "
+    if epoch is None:
+        line += f"the same in each of its {len(trial.intermediate_values)} epochs."
+    else:
+        set_up = differences(trial.user_attrs.get("environment", {}), again.user_attrs.get("environment", {}))
+        why = f"the set-up differs ({', '.join(set_up)})" if set_up else "several threads, or a GPU, add in any order"
+        line += f"{100 * difference:+.2f} points; the curves part at epoch {epoch + 1}: {why}."
+    console.print(Text(line), soft_wrap=True)
+
+
+def print_standings(console: Console, standings: list[Standing], won: Standing) -> None:
+    """Each candidate's runs on the validation part, the winner in bold."""
+    table = Table(box=None, pad_edge=False, header_style="dim", title="Validation top-1", title_justify="left")
+    seeds = max(len(standing.runs) for standing in standings)
+    for heading in ("", "in the study", *(f"seed {index + 1}" for index in range(seeds)), "mean", "sd", "best epoch"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for standing in standings:
+        table.add_row(
+            standing.candidate.name,
+            percent(standing.candidate.recorded),
+            *(percent(run.value) if run in standing.complete else "diverged" for run in standing.runs),
+            percent(standing.mean) if standing.top1 else "-",
+            percent(standing.spread),
+            str(standing.epochs) if standing.complete else "-",
+            style="bold" if standing is won else "dim" if standing.candidate.baseline else None,
+        )
+    console.print(table)
+    flattered = 100 * (won.candidate.recorded - won.mean)
+    console.print(
+        f"{won.candidate.name} wins; its run in the study had {'flattered' if flattered >= 0 else 'belittled'} it by "
+        f"{abs(flattered):.2f} points."
+    )
+
+
+def print_retrained(console: Console, retrained: Retrained, classes: tuple[str, ...]) -> None:
+    """The test part's verdict."""
+    results = retrained.results
+    if results is None:
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
+    for heading in ("Test part", "top-1", "95 % interval", "top-3", "mean of seeds", "sd"):
+        table.add_column(heading, justify="left" if heading == "Test part" else "right", no_wrap=True)
+    table.add_row(
+        f"{retrained.name}, seed 1: exported",
+        percent(results["top1"]),
+        _interval(results["top1_interval"]),
+        percent(results["top3"]),
+        percent(results["top1_mean"]),
+        percent(results["top1_sd"]),
+        style="bold",
+    )
+    for other in results["baselines"]:
+        table.add_row(
+            other["name"],
+            percent(other["top1"][0]),
+            "",
+            percent(other["top3_mean"]),
+            percent(other["top1_mean"]),
+            percent(other["top1_sd"]),
+            style="dim",
+        )
+    console.print(table)
+    looked = "once" if results["looks"] == 1 else f"{results['looks']} times"
+    console.print(
+        f"{results['pictures']:,} pictures, looked at {looked}; ECE {percent(results['ece'])} "
+        f"at temperature {retrained.temperature:.2f}."
+    )
+    console.print(_per_class(results, classes))
+
+
+def _interval(bounds: list[float]) -> str:
+    return f"{100 * bounds[0]:.1f} - {100 * bounds[1]:.1f} %"
+
+
+def _per_class(results: dict[str, Any], classes: tuple[str, ...]) -> Table:
+    """Each class: pictures, accuracy, what it is most often taken for."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("class", "pictures", "top-1", "most often taken for"):
+        table.add_column(heading, justify="right" if heading in ("pictures", "top-1") else "left", overflow="fold")
+    for label, (name, row) in enumerate(zip(classes, results["confusion"], strict=True)):
+        wrong = [(count, classes[other]) for other, count in enumerate(row) if other != label and count]
+        most = max(wrong, key=lambda pair: pair[0], default=None)
+        table.add_row(
+            Text(name),
+            f"{sum(row):,}",
+            percent(results["per_class"][label]),
+            Text(f"{most[1]} ({most[0]})" if most else ""),
+        )
+    return table
+
+
+def print_not_tested(console: Console, earlier: list[Look]) -> None:
+    """Why the test part was not looked at."""
+    last = earlier[-1]
+    times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
+    console.print(
+        Text(
+            f"Not tested: other networks have looked at the test part of these pictures {times} before, the last time "
+            f"in study '{last.study}' at {last.when}, and who looks often finds a lucky one. The same command with "
+            "--look-again looks all the same."
+        ),
+        style="yellow",
+        soft_wrap=True,
+    )
+
+
+def print_next(console: Console, folder: Path) -> None:
+    """What has been written, and the command that goes on."""
+    console.print()
+    for line in (
+        f"Finalists: {folder / 'finalists.csv'}",
+        f"Result:    {folder / 'retrained.json'}",
+        f"Export:    python study.py export --study {shlex.quote(folder.name)}",
+    ):
+        console.print(Text(line), soft_wrap=True)

@@ -1,0 +1,118 @@
+"""Trials that are decided beforehand, in a study beside the one that was searched: finalists, replays, final runs.
+
+FixedRun ... -> `add`: a waiting trial each -> the coordinator, workers, checkpoints and resume of a search, with
+`assign` -> `finished`. A run is trained once, however often it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from search_space import Config
+from tuning import StudyError
+from tuning.folder import trial_directory
+from tuning.jobs import Assignment
+from tuning.storage import counts, open_study
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedRun:
+    """One training that is wanted."""
+
+    key: str
+    """Tells it from all others of its study."""
+    assignment: Assignment
+    trial: int
+    """The trial of the searched study whose configuration it has, or comes from."""
+    seed_index: int
+    """Which of the seeds it has, from 0."""
+    seconds: float
+    """That it should take."""
+
+
+def open_pool(url: str, name: str, metric: str, runs: Iterable[FixedRun], folder: Path) -> optuna.Study:
+    """The study of that name, made where it is missing, in which these runs wait or have ended; for `finished`."""
+    pool = open_study(
+        url,
+        name,
+        sampler=RandomSampler(),
+        pruner=NopPruner(),
+        identity={"runs": folder.name},
+        first_trials={},
+        metric=metric,
+    )
+    add(pool, runs, folder)
+    return pool
+
+
+def add(study: optuna.Study, runs: Iterable[FixedRun], folder: Path) -> None:
+    """Lets each run wait in the study, but for those that are there; one that failed or lost its weights waits anew."""
+    there = {
+        trial.user_attrs["run"]
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state is not TrialState.FAIL
+        and (trial.state is not TrialState.COMPLETE or weights(folder, trial).is_file())
+    }
+    for run in runs:
+        work = run.assignment
+        if run.key not in there:
+            there.add(run.key)
+            attributes: dict[str, Any] = {
+                "run": run.key,
+                "name": work.name,
+                "config": work.config.to_dict(),
+                "seed": work.seed,
+                "epochs": work.epochs,
+                "final": work.final,
+                "expected_seconds": run.seconds,
+            }
+            study.enqueue_trial({"trial": run.trial, "seed": run.seed_index}, user_attrs=attributes)
+
+
+def assign(trial: optuna.Trial) -> Assignment:
+    """What `add` let wait; shows the dashboard which trial and seed it is."""
+    for name in ("trial", "seed"):
+        trial.suggest_int(name, 0, 2**31 - 1)
+    attributes = trial.user_attrs
+    return Assignment(
+        config=Config.from_dict(attributes["config"]),
+        seed=attributes["seed"],
+        epochs=attributes["epochs"],
+        final=attributes["final"],
+        name=attributes["name"],
+    )
+
+
+def seconds(study: optuna.Study) -> float:
+    """What the runs that have not ended should take, one after the other."""
+    open_ones = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
+    return sum(trial.user_attrs["expected_seconds"] for trial in open_ones)
+
+
+def weights(folder: Path, trial: FrozenTrial) -> Path:
+    """The checkpoint of a complete run's chosen epoch."""
+    return trial_directory(folder, trial.number) / "best.pt"
+
+
+def finished(study: optuna.Study, runs: Iterable[FixedRun]) -> list[FrozenTrial]:
+    """The trial of each run, in their order: complete, or diverged. Raises StudyError naming one that failed."""
+    trials = {trial.user_attrs["run"]: trial for trial in study.get_trials(deepcopy=False)}
+    found: list[FrozenTrial] = []
+    for run in runs:
+        trial = trials[run.key]
+        if not counts(trial):
+            reason = trial.user_attrs.get("reason", "stopped from outside")
+            raise StudyError(
+                f"every run must come to its end, but {run.assignment.name} did not ({reason}); the same command "
+                "tries it again, with fewer --workers where memory is short"
+            )
+        found.append(trial)
+    return found

@@ -1,0 +1,66 @@
+"""How often a test part has been looked at: every look but the first makes its figures a little less honest.
+
+A line per look in `results/test-looks.tsv`, beside the studies, because a second study of the same pictures looks at
+the same test part. The line is written before the look. The same networks may look again: they see what they saw.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import astuple, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+
+from tuning import StudyError
+
+FILE = "test-looks.tsv"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at the test part."""
+
+    fingerprint: str
+    """Of the data."""
+    networks: str
+    """Which networks looked; equal for equal ones."""
+    study: str
+    when: str
+    """ISO date."""
+
+
+def looks(results: Path, fingerprint: str) -> list[Look]:
+    """All looks at the test part of these pictures, the first one first."""
+    path = results / FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(
+            f"looks at test parts are counted in {path}, but it cannot be read ({error}); mend it"
+        ) from error
+    rows = [line.split("\t") for line in lines]
+    return [Look(*row) for row in rows if len(row) == len(fields(Look)) and row[0] == fingerprint]
+
+
+def by_others(results: Path, fingerprint: str, networks: str) -> list[Look]:
+    """The looks of other networks than these."""
+    return [one for one in looks(results, fingerprint) if one.networks != networks]
+
+
+def count(results: Path, fingerprint: str, networks: str, study: str) -> None:
+    """Writes a look down, safe on the disk before the look is taken; the same networks are counted once."""
+    if any(one.networks == networks for one in looks(results, fingerprint)):
+        return
+    look = Look(fingerprint, networks, study, datetime.now().isoformat(timespec="seconds"))
+    try:
+        with (results / FILE).open("a", encoding="utf-8") as file:
+            file.write("\t".join(astuple(look)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StudyError(
+            f"a look at the test part is counted before it is taken, but {results / FILE} cannot be written "
+            f"({error.strerror}); mend its rights or free some disk, and the same command goes on"
+        ) from error

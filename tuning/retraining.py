@@ -1,0 +1,225 @@
+"""The winner, trained on all that is not the test part, and measured once.
+
+winner's finalist runs -> how long it trains, and the temperature of its probabilities (from validation logits)
+    -> `final_runs` on train + validation, one per seed -> `look`: all of them on the test part, once -> `Retrained`
+The first seed's network is the one that is exported; which that is, is fixed before the test part is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.trial import FrozenTrial
+
+from data.batches import EvaluationBatches
+from data.cache import CacheHandle, PartName, open_part
+from model import checkpoint, metrics
+from model.network import MushroomCNN
+from search_space import Config
+from tuning import StudyError
+from tuning.finalists import Candidate, Standing
+from tuning.fixed_runs import FixedRun, weights
+from tuning.folder import replace_file
+from tuning.jobs import Assignment
+from tuning.storage import Outcome
+
+FORMAT = 1
+"""Of retrained.json."""
+FINALISTS = "finalists"
+FINAL_RUNS = "retrained"
+"""The sibling studies, and their folders within the study's."""
+FINAL_METRIC = "top-1 on validation pictures that it has trained on"
+"""What the dashboard calls a final run's value: it shows that the network has learned, and nothing else."""
+
+
+def final_runs(standing: Standing, seeds: list[int]) -> list[FixedRun]:
+    """A candidate on train + validation, for its finalist runs' median best epoch; the lr schedule stays as it was."""
+    candidate, epochs = standing.candidate, standing.epochs
+    return [
+        FixedRun(
+            key=f"{candidate.config.digest} seed {seed}, {epochs} epochs",
+            trial=candidate.trial,
+            seed_index=index,
+            seconds=candidate.epoch_seconds * epochs,
+            assignment=Assignment(
+                config=candidate.config,
+                seed=seed,
+                epochs=epochs,
+                final=True,
+                name=f"{candidate.name}, seed {index + 1} of {len(seeds)}",
+            ),
+        )
+        for index, seed in enumerate(seeds)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finals:
+    """A candidate's final runs, in the seeds' order."""
+
+    candidate: Candidate
+    runs: tuple[FrozenTrial, ...]
+
+    @property
+    def trained(self) -> list[FrozenTrial]:
+        """Those that did not diverge. Raises StudyError where none is left."""
+        trained = [run for run in self.runs if run.user_attrs["outcome"] == Outcome.COMPLETE]
+        if not trained:
+            raise StudyError(
+                f"a final run must not diverge, but {self.candidate.name} did with every seed; choose another one "
+                "with --trial N"
+            )
+        return trained
+
+
+def load_network(config: Config, path: Path) -> MushroomCNN:
+    """A run's network with the weights of its chosen epoch, on the CPU. Raises StudyError where they are gone."""
+    network = MushroomCNN(config.model)
+    try:
+        network.load_state_dict(checkpoint.load(path).model)
+    except (checkpoint.CheckpointError, RuntimeError) as error:
+        raise StudyError(
+            f"the weights of a finished run must stay until it is exported, but {' '.join(str(error).split())}; "
+            f"remove {path.parent}, and the same command trains it again"
+        ) from error
+    return network
+
+
+def logits(config: Config, path: Path, data: CacheHandle, part: PartName, device: str) -> metrics.Logits:
+    """What a run's network makes of a part of the pictures."""
+    network = load_network(config, path).to(device)
+    batches = EvaluationBatches(open_part(data, config.image_size, part), device=torch.device(device))
+    return metrics.logits(network, batches)
+
+
+def fit_temperature(config: Config, paths: list[Path], data: CacheHandle, device: str) -> float:
+    """One temperature for a configuration, from the validation pictures' logits of runs that did not train on them."""
+    pairs = [logits(config, path, data, "validation", device) for path in paths]
+    outputs, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return metrics.temperature(outputs, labels)
+
+
+def look(finals: list[Finals], temperature: float, data: CacheHandle, folder: Path, device: str) -> dict[str, Any]:
+    """The test part, seen by every final run: the winner's, which come first, and those it is compared with.
+
+    Returns: what the exported network reaches, mean and standard deviation over the seeds, and the others' top-1.
+    """
+    won, *others = finals
+    seen = [_on_test(one, temperature if one is won else 1.0, data, folder, device) for one in finals]
+    first, top1 = seen[0][0], [one.top1 for one in seen[0]]
+    return first.to_dict() | {
+        "seeds": [
+            {"seed": run.user_attrs["seed"], "top1": one.top1, "top3": one.top3, "ece": one.ece}
+            for run, one in zip(won.trained, seen[0], strict=True)
+        ],
+        "top1_mean": statistics.fmean(top1),
+        "top1_sd": _spread(top1),
+        "tested": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "baselines": [
+            {
+                "name": one.candidate.name,
+                "top1": [each.top1 for each in measured],
+                "top1_mean": statistics.fmean(each.top1 for each in measured),
+                "top1_sd": _spread([each.top1 for each in measured]),
+                "top3_mean": statistics.fmean(each.top3 for each in measured),
+            }
+            for one, measured in zip(others, seen[1:], strict=True)
+        ],
+    }
+
+
+def _on_test(
+    finals: Finals, temperature: float, data: CacheHandle, folder: Path, device: str
+) -> list[metrics.Measured]:
+    config = finals.candidate.config
+    paths = [weights(folder / FINAL_RUNS, run) for run in finals.trained]
+    return [metrics.measure(*logits(config, path, data, "test", device), temperature) for path in paths]
+
+
+def _spread(values: list[float]) -> float | None:
+    """Standard deviation; None of one value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def conclude(won: Standing, finals: Finals, data: CacheHandle, folder: Path, device: str) -> Retrained:
+    """What is known of the winner before the test part is seen."""
+    config, run = won.candidate.config, finals.trained[0]
+    finalists = [weights(folder / FINALISTS, one) for one in won.complete]
+    return Retrained(
+        name=won.candidate.name,
+        trial=won.candidate.trial,
+        config=config.to_dict(),
+        epochs=won.epochs,
+        temperature=fit_temperature(config, finalists, data, device),
+        weights=weights(folder / FINAL_RUNS, run).relative_to(folder).as_posix(),
+        seed=run.user_attrs["seed"],
+        networks=" ".join(one.user_attrs["run"] for one in finals.runs),
+        fingerprint=data.fingerprint,
+        validation={
+            "recorded": won.candidate.recorded,
+            "finalists_mean": won.mean,
+            "finalists_sd": won.spread,
+        },
+        results=None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrained:
+    """What `retrain` leaves for `export`, the report and the next `retrain`: `retrained.json` in the study's folder."""
+
+    name: str
+    """The winner's."""
+    trial: int
+    config: dict[str, Any]
+    epochs: int
+    """That the final runs trained."""
+    temperature: float
+    weights: str
+    """The exported network's checkpoint, relative to the study's folder."""
+    seed: int
+    """Of the exported network."""
+    networks: str
+    """Tells these final runs from any others."""
+    fingerprint: str
+    """Of the data."""
+    validation: dict[str, float | None]
+    """`recorded` in the study; `finalists_mean` and `finalists_sd` over its finalist runs."""
+    results: dict[str, Any] | None
+    """What `look` returns, and how many `looks` at the test part there have been; None before it was looked at."""
+
+    def save(self, folder: Path) -> None:
+        """Writes retrained.json, whole or not at all."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        replace_file(folder / "retrained.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, folder: Path) -> Retrained | None:
+        """What was saved; None where nothing was. Raises StudyError for a file that is not whole."""
+        path = folder / "retrained.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != FORMAT:
+                raise ValueError("another format")
+            return cls(**values)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StudyError(
+                f"retrained.json is what `retrain` has written, but {path} is not ({error}); remove it and retrain "
+                "again: its runs are kept"
+            ) from error
+
+
+def same_curve(trial: FrozenTrial, again: FrozenTrial) -> tuple[float, int | None]:
+    """Replayed value minus the recorded one, and the first epoch (from 0) whose validation top-1 differs, or None."""
+    then, now = trial.intermediate_values, again.intermediate_values
+    apart = [epoch for epoch in sorted(then) if now.get(epoch) != then[epoch]]
+    difference = again.user_attrs["best_top1"] - trial.user_attrs["best_top1"]
+    return difference, apart[0] if apart else None

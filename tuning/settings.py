@@ -1,0 +1,73 @@
+"""What a study was begun with, for the commands that come after it: `results/<study>/settings.json`.
+
+Written anew by every run, so that the file's time tells which study was run last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tuning import StudyError
+from tuning.folder import replace_file, sqlite_url
+
+FILE = "settings.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where a study's pictures and trials are."""
+
+    data: str
+    """As `--data` takes it; a folder with its whole path."""
+    test_data: str | None
+    pictures: int | None
+    """How many are used; None: all."""
+    storage: str | None
+    """The database's URL without its password; None: the SQLite file in the study's folder."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the file, whole or not at all."""
+        replace_file(folder / FILE, lambda path: path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8"))
+
+
+def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
+    """A study's folder and settings; by default of the one run last. Raises StudyError where there is none."""
+    names = [study] if study is not None else _by_time(results)
+    path = results / names[0] / FILE if names else results / "*" / FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return path.parent, Settings(**values)
+    except FileNotFoundError:
+        there = f"; there are: {', '.join(_by_time(results))}" if names and _by_time(results) else ""
+        raise StudyError(
+            f"this command goes on from a study, but there is no {path}{there}; run one with python study.py, "
+            "or name it with --study NAME and its place with --results DIR"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise StudyError(
+            f"{FILE} is what a run of a study has written, but {path} is not ({error}); run the study's own command "
+            "again, which writes it anew"
+        ) from error
+
+
+def url(settings: Settings, folder: Path, given: str | None) -> str:
+    """The study's database: the one that is named now, else the one that it was begun with.
+
+    Raises StudyError where its password is needed and only the name was kept.
+    """
+    if given is not None:
+        return given
+    if settings.storage is not None and "***" in settings.storage:
+        raise StudyError(
+            f"passwords are not written down, so a command after the study needs --storage URL again; it was "
+            f"{settings.storage}"
+        )
+    return settings.storage or sqlite_url(folder)
+
+
+def _by_time(results: Path) -> list[str]:
+    """The studies' names, the last run first."""
+    found = sorted(results.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent.name for path in found]
