@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from tuning.settings import Settings
 
 HERE = Path(__file__).resolve().parent
+
+CHECKED = 64
+"""Pictures on which the formats of a bundle are compared."""
 
 _NO_BOX = Box("\n".join(["    "] * 8))
 
@@ -333,7 +336,7 @@ def retrain(
         opened = stored.load_study(searched.url, searched.name)
         chosen = best.candidates(opened, finalists) if trial is None else [best.candidate(opened, trial)]
         chosen += best.baselines(opened) if baseline else []
-        handle = _same_pictures(console, searched, opened, data, _cache(cache), [one.config for one in chosen])
+        _, handle = _same_pictures(console, searched, opened, data, _cache(cache), [one.config for one in chosen])
         train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
         fixed = best.seeds(opened, seeds)
 
@@ -351,17 +354,164 @@ def retrain(
         runs = [run for one in tested for run in retraining.final_runs(one, fixed)]
         ended = iter(train(retraining.FINAL_RUNS, retraining.FINAL_METRIC, runs))
         trained = [retraining.Finals(candidate=one.candidate, runs=tuple(islice(ended, seeds))) for one in tested]
-        retrained = retraining.conclude(won, trained[0], handle, searched.folder, devices[0])
-        earlier = looks.by_others(results, handle.fingerprint, retrained.networks)
+        winner = retraining.conclude(won, trained[0], handle, searched.folder, devices[0])
+        earlier = looks.by_others(results, handle.fingerprint, winner.networks)
         if earlier and not look_again:
             finals.print_not_tested(console, earlier)
         else:
-            looks.count(results, handle.fingerprint, retrained.networks, searched.name)
-            seen = retraining.look(trained, retrained.temperature, handle, searched.folder, devices[0])
-            retrained = replace(retrained, results=seen | {"looks": len(earlier) + 1})
-            finals.print_retrained(console, retrained, handle.classes)
-        retrained.save(searched.folder)
+            looks.count(results, handle.fingerprint, winner.networks, searched.name)
+            seen = retraining.look(trained, winner.temperature or 1.0, handle, searched.folder, devices[0])
+            winner = replace(winner, results=seen | {"looks": len(earlier) + 1})
+            finals.print_tested(console, winner, handle.classes)
+        winner.save(searched.folder)
         finals.print_next(console, searched.folder)
+
+
+@app.command(usage="Usage: python study.py export [OPTIONS]")
+def export(
+    *,
+    study: StudyOption = None,
+    data: Annotated[str | None, Parameter(group=_WHAT, metavar="PATH|NAME")] = None,
+    storage: StorageOption = None,
+    results: ResultsOption = HERE / "results",
+    cache: CacheOption = None,
+) -> None:
+    """Make the retrained winner a folder that needs nothing else: safetensors, ONNX, torch.export and a model card.
+
+    A study that has not been retrained gives its best trial, untested. Each format is proven before it is kept.
+
+    Parameters
+    ----------
+    study
+        Which study. By default the one run last.
+    data
+        Where its pictures are now. By default where they were.
+    storage
+        The study's database, where the study was run with one.
+    results
+        Where studies keep their folders. By default results/ beside study.py.
+    cache
+        Where drawn and decoded pictures are kept. By default the user's cache folder.
+    """
+    from data.cache import open_part
+    from model.bundle import Bundle, BundleError
+    from model.formats import publish
+    from reporting import console as screen
+    from reporting import finals
+    from search_space import Config
+    from tuning import retraining
+    from tuning import storage as stored
+    from tuning.environment import commit, versions
+
+    console = screen.make_console()
+    searched = _recall(console, results, study, storage)
+    with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
+        opened = stored.load_study(searched.url, searched.name)
+        winner = retraining.Winner.load(searched.folder) or retraining.best_so_far(opened)
+        config, weights = Config.from_dict(winner.config), searched.folder / winner.weights
+        found, handle = _same_pictures(console, searched, opened, data, _cache(cache), [config])
+        network = retraining.load_network(config, weights)
+        bundle = Bundle(
+            model=config.model,
+            classes=handle.classes,
+            image_size=config.image_size,
+            temperature=winner.temperature or retraining.fit_temperature(config, [weights], handle, "cpu"),
+            provenance={
+                "study": searched.name,
+                "trial": winner.trial,
+                "data": found.name,
+                "pictures": _pictures(found, handle),
+                "citation": found.citation,
+                "trained_on": winner.trained_on,
+                "epochs": winner.epochs,
+                "seed": winner.seed,
+                "config": winner.config,
+                "validation": winner.validation,
+                "versions": versions(),
+                "commit": commit(HERE),
+            },
+            results=winner.results and winner.results | {"validation": winner.validation},
+        )
+        part = open_part(handle, config.image_size, "validation")
+        try:
+            published = publish(
+                searched.folder / "best", bundle, network.state_dict(), part.images[part.indices[:CHECKED]]
+            )
+        except BundleError as error:
+            raise StudyError(str(error)) from error
+        finals.print_published(console, published, winner)
+
+
+@app.command(usage="Usage: python study.py predict PICTURE-OR-FOLDER ... [OPTIONS]")
+def predict(
+    *pictures: Annotated[Path, Parameter(metavar="PICTURE-OR-FOLDER")],
+    model: Annotated[Path | None, Parameter(group=_WHAT, metavar="PATH")] = None,
+    study: StudyOption = None,
+    top: Annotated[int, _count(_WHAT)] = 3,
+    as_json: Annotated[bool, Parameter(name="--json", group=_WHAT, negative="")] = False,
+    as_csv: Annotated[bool, Parameter(name="--csv", group=_WHAT, negative="")] = False,
+    device: DeviceOption = "cpu",
+    results: ResultsOption = HERE / "results",
+) -> None:
+    """Say what is on pictures, with an exported bundle.
+
+    Parameters
+    ----------
+    pictures
+        Picture files, and folders of them.
+    model
+        The bundle's folder, wherever it is. By default the one exported from a study.
+    study
+        Which study's bundle. By default that of the one run last.
+    top
+        How many classes are shown, the most probable first.
+    as_json
+        One JSON array instead of a table.
+    as_csv
+        CSV instead of a table.
+    device
+        Where the network runs: "cpu", "cuda", "mps", or "auto", the fastest that is there.
+    results
+        Where studies keep their folders. By default results/ beside study.py.
+    """
+    from model.bundle import BundleError
+    from model.predict import Classifier, PredictError, Prediction, pictures_in
+    from reporting import predictions
+    from tuning.settings import recall
+
+    if not pictures:
+        raise StudyError("predict needs at least one picture or folder; see python study.py predict --help")
+    if as_json and as_csv:
+        raise StudyError("predictions have one form, but got --json and --csv; choose one of them")
+    failures: list[Prediction] = []
+    shown = 0
+
+    def noted(found: Iterable[Prediction]) -> Iterator[Prediction]:
+        nonlocal shown
+        for one in found:
+            shown += one.error is None
+            failures.extend([one] * (one.error is not None))
+            yield one
+
+    try:
+        folder = model or recall(results, study)[0] / "best"
+        classifier = Classifier.load(folder, _slots(device, 1)[0][0])
+        classes = classifier.bundle.classes
+        top = min(top, len(classes))
+        found = noted(classifier.predict(pictures_in(pictures), top=top))
+        if as_json:
+            predictions.write_json(found, sys.stdout)
+        elif as_csv:
+            predictions.write_csv(found, top, sys.stdout)
+        else:
+            predictions.write_table(found, classes, top, sys.stdout)
+        sys.stdout.flush()
+    except (BundleError, PredictError) as error:
+        raise StudyError(str(error)) from error
+    if failures:
+        print(f"{len(failures)} of {len(failures) + shown} pictures could not be used", file=sys.stderr)
+    if not shown:
+        raise StudyError("no picture could be classified; name at least one, or a folder that has some")
 
 
 @app.command(name="check-data", usage="Usage: python study.py check-data [OPTIONS]")
@@ -430,6 +580,7 @@ class _Found:
     """What a command reads before it does anything else."""
 
     name: str
+    citation: str
     catalog: Catalog
     """Every file with its verdict; kept are those that the profile uses."""
     split: Split
@@ -446,7 +597,7 @@ def _read(console: Console, data: str, test_data: Path | None, cache: Path, limi
     available = max(source.available or 0, len(scanned.kept))
     some = f"{len(used.kept):,} of {available:,}" if len(used.kept) < available else f"{len(used.kept):,}"
     console.print(f"{source.name}: {some} pictures of {len(used.classes)} classes", style="bold", highlight=False)
-    return _Found(name=source.name, catalog=used, split=catalog.split(used))
+    return _Found(name=source.name, citation=source.citation, catalog=used, split=catalog.split(used))
 
 
 def _decode(console: Console, pictures: _Found, sizes: tuple[int, ...], cache: Path) -> CacheHandle:
@@ -488,7 +639,7 @@ def _pictures(found: _Found, handle: CacheHandle) -> str:
 
 def _same_pictures(
     console: Console, searched: _Searched, study: optuna.Study, data: str | None, cache: Path, configs: list[Config]
-) -> CacheHandle:
+) -> tuple[_Found, CacheHandle]:
     """The study's own pictures at the sizes of these configurations. Raises StudyError where they have changed."""
     from data.changes import describe
     from tuning.storage import IDENTITY
@@ -505,7 +656,7 @@ def _same_pictures(
             f"{f' ({changes})' if changes else ''}; restore them, say where they are now with --data PATH, or begin "
             "another study with --study NAME"
         )
-    return handle
+    return found, handle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from model.formats import Published
 from reporting.console import percent
 from tuning.environment import differences
 from tuning.finalists import Standing
 from tuning.looks import Look
-from tuning.retraining import Retrained, same_curve
+from tuning.retraining import Winner, same_curve
 
 
 def print_replay(console: Console, trial: FrozenTrial, again: FrozenTrial) -> None:
@@ -56,16 +57,16 @@ def print_standings(console: Console, standings: list[Standing], won: Standing) 
     )
 
 
-def print_retrained(console: Console, retrained: Retrained, classes: tuple[str, ...]) -> None:
+def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> None:
     """The test part's verdict."""
-    results = retrained.results
+    results = winner.results
     if results is None:
         return
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
     for heading in ("Test part", "top-1", "95 % interval", "top-3", "mean of seeds", "sd"):
         table.add_column(heading, justify="left" if heading == "Test part" else "right", no_wrap=True)
     table.add_row(
-        f"{retrained.name}, seed 1: exported",
+        f"{winner.name}, seed 1: exported",
         percent(results["top1"]),
         _interval(results["top1_interval"]),
         percent(results["top3"]),
@@ -87,7 +88,7 @@ def print_retrained(console: Console, retrained: Retrained, classes: tuple[str, 
     looked = "once" if results["looks"] == 1 else f"{results['looks']} times"
     console.print(
         f"{results['pictures']:,} pictures, looked at {looked}; ECE {percent(results['ece'])} "
-        f"at temperature {retrained.temperature:.2f}."
+        f"at temperature {winner.temperature:.2f}."
     )
     console.print(_per_class(results, classes))
 
@@ -137,3 +138,23 @@ def print_next(console: Console, folder: Path) -> None:
         f"Export:    python study.py export --study {shlex.quote(folder.name)}",
     ):
         console.print(Text(line), soft_wrap=True)
+
+
+def print_published(console: Console, published: Published, winner: Winner) -> None:
+    """The bundle's files, each with its size and how far it is from the network that was trained."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("file", "kB", "max |difference|", "other top-1"):
+        table.add_column(heading, justify="left" if heading == "file" else "right")
+    for name, size in published.sizes.items():
+        parity = published.parity.get(name)
+        table.add_row(
+            name,
+            f"{size / 1e3:,.0f}",
+            f"{parity.log_probability:.1e}" if parity else "",
+            f"{parity.disagreements} of {parity.pictures}" if parity else "",
+        )
+    console.print(table)
+    tested = winner.results
+    said = f"test top-1 {percent(tested['top1'])}" if tested else "not tested: python study.py retrain does"
+    console.print(Text(f"{winner.name} in {published.folder} ({said})."), soft_wrap=True)
+    console.print(Text(f"Use it:  python study.py predict PICTURE ... --model {published.folder}"), soft_wrap=True)

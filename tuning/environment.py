@@ -11,13 +11,17 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "numpy", "pillow")
-"""Those that decide the numbers."""
+"""That decide the numbers."""
 
 
 def environment(device: str, threads: int) -> dict[str, str]:
     """Facts by name, as they stand with each trial."""
-    facts = {"device": _device_name(device), "threads": str(threads)}
-    return facts | {package: version(package) for package in PACKAGES}
+    return {"device": _device_name(device), "threads": str(threads)} | versions()
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
 
 
 def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The winner, trained on all that is not the test part, and measured once.
 
 winner's finalist runs -> how long it trains, and the temperature of its probabilities (from validation logits)
-    -> `final_runs` on train + validation, one per seed -> `look`: all of them on the test part, once -> `Retrained`
+    -> `final_runs` on train + validation, one per seed -> `look`: all of them on the test part, once -> `Winner`
 The first seed's network is the one that is exported; which that is, is fixed before the test part is seen.
 """
 
@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 from optuna.trial import FrozenTrial
 
@@ -23,7 +24,7 @@ from model import checkpoint, metrics
 from model.network import MushroomCNN
 from search_space import Config
 from tuning import StudyError
-from tuning.finalists import Candidate, Standing
+from tuning.finalists import Candidate, Standing, candidates
 from tuning.fixed_runs import FixedRun, weights
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
@@ -86,7 +87,7 @@ def load_network(config: Config, path: Path) -> MushroomCNN:
     except (checkpoint.CheckpointError, RuntimeError) as error:
         raise StudyError(
             f"the weights of a finished run must stay until it is exported, but {' '.join(str(error).split())}; "
-            f"remove {path.parent}, and the same command trains it again"
+            f"remove {path}, and python study.py retrain trains it again"
         ) from error
     return network
 
@@ -147,20 +148,20 @@ def _spread(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def conclude(won: Standing, finals: Finals, data: CacheHandle, folder: Path, device: str) -> Retrained:
+def conclude(won: Standing, finals: Finals, data: CacheHandle, folder: Path, device: str) -> Winner:
     """What is known of the winner before the test part is seen."""
     config, run = won.candidate.config, finals.trained[0]
     finalists = [weights(folder / FINALISTS, one) for one in won.complete]
-    return Retrained(
+    return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
         config=config.to_dict(),
-        epochs=won.epochs,
-        temperature=fit_temperature(config, finalists, data, device),
-        weights=weights(folder / FINAL_RUNS, run).relative_to(folder).as_posix(),
         seed=run.user_attrs["seed"],
+        epochs=won.epochs,
+        trained_on=["train", "validation"],
+        weights=weights(folder / FINAL_RUNS, run).relative_to(folder).as_posix(),
+        temperature=fit_temperature(config, finalists, data, device),
         networks=" ".join(one.user_attrs["run"] for one in finals.runs),
-        fingerprint=data.fingerprint,
         validation={
             "recorded": won.candidate.recorded,
             "finalists_mean": won.mean,
@@ -171,24 +172,24 @@ def conclude(won: Standing, finals: Finals, data: CacheHandle, folder: Path, dev
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrained:
-    """What `retrain` leaves for `export`, the report and the next `retrain`: `retrained.json` in the study's folder."""
+class Winner:
+    """The network that is exported: `retrained.json` in the study's folder, once it has been retrained."""
 
     name: str
-    """The winner's."""
     trial: int
+    """The trial of the study that has its configuration."""
     config: dict[str, Any]
-    epochs: int
-    """That the final runs trained."""
-    temperature: float
-    weights: str
-    """The exported network's checkpoint, relative to the study's folder."""
+    """As `Config.to_dict` gives it."""
     seed: int
-    """Of the exported network."""
+    epochs: int
+    """That it was trained."""
+    trained_on: list[PartName]
+    weights: str
+    """Its checkpoint, relative to the study's folder."""
+    temperature: float | None
+    """Divides its logits; None: not fitted."""
     networks: str
-    """Tells these final runs from any others."""
-    fingerprint: str
-    """Of the data."""
+    """Tells the final runs, of which it is the first, from any others."""
     validation: dict[str, float | None]
     """`recorded` in the study; `finalists_mean` and `finalists_sd` over its finalist runs."""
     results: dict[str, Any] | None
@@ -200,7 +201,7 @@ class Retrained:
         replace_file(folder / "retrained.json", lambda path: path.write_text(text, encoding="utf-8"))
 
     @classmethod
-    def load(cls, folder: Path) -> Retrained | None:
+    def load(cls, folder: Path) -> Winner | None:
         """What was saved; None where nothing was. Raises StudyError for a file that is not whole."""
         path = folder / "retrained.json"
         try:
@@ -215,6 +216,25 @@ class Retrained:
                 f"retrained.json is what `retrain` has written, but {path} is not ({error}); remove it and retrain "
                 "again: its runs are kept"
             ) from error
+
+
+def best_so_far(study: optuna.Study) -> Winner:
+    """A study's best trial as it is, for an export before `retrain`. Raises StudyError where it has none."""
+    best = candidates(study, 1)[0]
+    trial = study.get_trials(deepcopy=False)[best.trial]
+    return Winner(
+        name=best.name,
+        trial=best.trial,
+        config=best.config.to_dict(),
+        seed=trial.user_attrs["seed"],
+        epochs=trial.user_attrs["best_epoch"] + 1,
+        trained_on=["train"],
+        weights=weights(Path(), trial).as_posix(),
+        temperature=None,
+        networks="",
+        validation={"recorded": best.recorded},
+        results=None,
+    )
 
 
 def same_curve(trial: FrozenTrial, again: FrozenTrial) -> tuple[float, int | None]:

@@ -1,0 +1,55 @@
+"""Predictions as a person or a program reads them: a table, JSON, or CSV, each line written as soon as it is known."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TextIO
+
+from model.bundle import printable
+from model.predict import Prediction
+
+WIDEST = 28
+"""Characters of a class name in the table; longer ones are cut there, and nowhere else."""
+
+
+def write_table(predictions: Iterable[Prediction], classes: Iterable[str], top: int, out: TextIO) -> None:
+    """A line per picture: the most probable classes, the picture's path. Names come last, as they have any length."""
+    width = min(WIDEST, max(len(printable(name)) for name in classes))
+    headings = [f"{f'top-{place + 1}':<{width + 9}}" for place in range(top)]
+    out.write("  ".join([*headings, "picture"]) + "\n")
+    for one in predictions:
+        cells = [f"{_cut(printable(name), width):<{width}} {100 * share:6.2f} %" for name, share in one.classes]
+        if one.error is not None:
+            cells = [f"error: {one.error}"]
+        line = "  ".join(cells).ljust((width + 9) * top + 2 * (top - 1))
+        out.write(f"{line}  {printable(one.path)}\n")
+
+
+def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
+    """One array; an object per picture: path, classes (each with its probability), error (null where there is none)."""
+    before = chain(["[\n"], _forever(",\n"))
+    for one in predictions:
+        classes = [{"class": name, "probability": share} for name, share in one.classes]
+        out.write(next(before) + json.dumps({"path": str(one.path), "classes": classes, "error": one.error}))
+    out.write("\n]\n" if next(before) != "[\n" else "[]\n")
+
+
+def write_csv(predictions: Iterable[Prediction], top: int, out: TextIO) -> None:
+    """path, error, then class_1, probability_1 and so on, best first."""
+    table = csv.writer(out, lineterminator="\n")
+    numbers = range(1, top + 1)
+    table.writerow(["path", "error", *(f"{name}_{n}" for n in numbers for name in ("class", "probability"))])
+    for one in predictions:
+        table.writerow([str(one.path), one.error or "", *chain.from_iterable(one.classes)])
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _forever(text: str) -> Iterator[str]:
+    while True:
+        yield text
