@@ -96,11 +96,13 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
         target.parent.mkdir(parents=True, exist_ok=True)
         _tidy(target)
         _refuse_foreign(target)
+        shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         save(new, bundle, weights)
         load(new)
-        network = MushroomCNN(bundle.model)
-        network.load_state_dict(weights)
+        with torch.device("meta"):  # the weights as they were given, not as they were written
+            network = MushroomCNN(bundle.model)
+        network.load_state_dict(weights, assign=True)
         parity = export(new, bundle, network, check)
         sizes = {name: (new / name).stat().st_size for name in parity}
         write(new / CARD, card(bundle, parity, sizes).encode("utf-8", errors="backslashreplace"))
@@ -122,14 +124,22 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
 def export(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures) -> dict[str, Parity]:
     """Write model.pt2 and model.onnx beside the weights that `save` wrote, and hold all three to `network`.
 
+    Raises BundleError as `compare` does, and when an exporter fails.
+    """
+    _python(_WRITE, folder.resolve())
+    return compare(folder, bundle, network, check)
+
+
+def compare(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures) -> dict[str, Parity]:
+    """The parity of each format by file name.
+
     Each is read in a fresh process and sees `check`, uint8 (n, S, S, 3), one by one, in batches of SOME, and at once.
-    The network itself answers here, on the CPU. Raises BundleError: an exporter or reader fails, or a log-probability
-    is off by more than TOLERANCE.
+    The network itself answers here, on the CPU. Raises BundleError: a reader fails, or a log-probability is off by more
+    than TOLERANCE.
     """
     square = (bundle.image_size, bundle.image_size, 3)
     if check.dtype != np.uint8 or check.shape[1:] != square or not len(check):
         raise ValueError(f"`check` must be uint8 (n >= 1, {square}), but is {check.dtype} {check.shape}")
-    _python(_WRITE, folder.resolve())
     deployed = Deployed(copy.deepcopy(network), bundle.temperature).cpu().eval()
     with torch.inference_mode():
         eager = deployed(torch.from_numpy(check)).numpy()
@@ -141,7 +151,7 @@ def export(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures) 
         def compared(name: str) -> Parity:
             answers = Path(scratch, f"{name}.npy")
             _python(_READERS[name] + _ANSWER, (folder / name).resolve(), pictures, answers, *sizes)
-            return _compare(folder / name, eager, np.load(answers, allow_pickle=False), sizes)
+            return _parity(folder / name, eager, np.load(answers, allow_pickle=False), sizes)
 
         return dict(zip(_READERS, pool.map(compared, _READERS), strict=True))
 
@@ -174,6 +184,10 @@ def write_graphs(folder: Path) -> None:
     graph = converted.model_proto
     for part in (*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
         del part.metadata_props[:]  # the exporter's own notes, stack traces among them
+    for part in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+        for dimension in part.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = "n"  # the exporter calls it s32 or the like
     graph.graph.input[0].doc_string = (
         f"uint8 (n, {', '.join(map(str, square))}): upright RGB, shorter side resized to {bundle.image_size} pixels "
         "(bicubic, antialiased), central square"
@@ -254,7 +268,7 @@ def _python(program: str, *arguments: object) -> None:
         )
 
 
-def _compare(
+def _parity(
     path: Path, eager: npt.NDArray[np.float32], answers: npt.NDArray[np.float32], sizes: tuple[int, ...]
 ) -> Parity:
     """`eager` (n, classes) against `answers` (batch sizes, n, classes)."""
@@ -295,11 +309,13 @@ def _tidy(target: Path) -> None:
 
 def _refuse_foreign(target: Path) -> None:
     """Only a bundle is ever replaced: whatever else lies there is somebody's."""
-    if not target.exists():
-        return
-    foreign = sorted(path.name for path in target.iterdir() if path.name not in NAMES) if target.is_dir() else [""]
-    if foreign:
-        what = f"holds {printable(foreign[0])!r}, which is not of a bundle" if target.is_dir() else "is a file"
+    if target.is_dir():
+        names = sorted(path.name for path in target.iterdir())
+        foreign = [name for name in names if name not in NAMES and not name.startswith(".")]
+        what = f"holds '{printable(foreign[0])}', which is none of its files" if foreign else None
+    else:
+        what = "is a file" if target.exists() else None
+    if what:
         raise BundleError(
             f"a bundle replaces another one only, but {printable(target)} {what}; move that away or name another place"
         )

@@ -1,0 +1,243 @@
+"""The model card: what is known is there, what is not is said, and no name becomes markup."""
+
+import itertools
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from model.bundle import Bundle, printable
+from model.card import MATRIX_CLASSES, Parity, Results, card, with_onnxruntime
+from model.network import ModelConfig, cost
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"quoted\" & 'single' &amp;",
+    "a | b || c",
+    "line\nbreak\r\n# heading",
+    "*bold* _it_ `code` ~~gone~~ [link](http://x.y) ![p](http://x.y/z.png) www.evil.example http://evil.example",
+    "---\nkey: [1, 2",
+    "x" * 300,
+    "Pfifferling キノコ 🍄 \u202eltr\x1b[31m",
+    "- item: 'yes' #no {a} %b @user :smile: $x^2$",
+    "\\| \\ \\*",
+)
+PARITY = Parity(pictures=24, batch_sizes=(1, 7, 24), probability=1.2e-7, log_probability=3.4e-6, disagreements=0)
+FILES = {"model.safetensors": PARITY, "model.pt2": PARITY, "model.onnx": PARITY}
+SIZES = {"model.safetensors": 713_628, "model.pt2": 858_411, "model.onnx": 715_720}
+
+
+def bundle(classes: tuple[str, ...] = HOSTILE, results: Results | None = None, **provenance: Any) -> Bundle:
+    return Bundle(
+        model=ModelConfig(classes=len(classes), width=0.25),
+        classes=classes,
+        image_size=64,
+        temperature=1.25,
+        provenance={"study": "field-guide", "trial": 7} | provenance,
+        results=dict(results) if results else None,
+    )
+
+
+def least(classes: int) -> Results:
+    """What every test measures."""
+    return Results(
+        looks=1, pictures=210, top1=0.6762, top1_interval=[0.6102, 0.7359], top3=0.9, top3_interval=[0.8521, 0.9336],
+        ece=0.0314, loss=0.9876, per_class=[0.5, None, *[1.0] * (classes - 2)],
+    )  # fmt: skip
+
+
+def full(classes: int) -> Results:
+    """All that `retrain` can tell."""
+    return least(classes) | Results(
+        confusion=[[11, 3, *[0] * (classes - 2)], *[[0] * classes for _ in range(classes - 1)]],
+        seeds=[
+            {"seed": 11, "top1": 0.6762, "top3": 0.9, "ece": 0.0314},
+            {"seed": 12, "top1": 0.6571, "top3": 0.89, "ece": 0.05},
+        ],
+        top1_mean=0.6667, top1_sd=0.0135,
+        validation={"recorded": 0.7143, "finalists_mean": 0.6857, "finalists_sd": 0.0095},
+        baselines=[{"name": "improved | by hand", "top1_mean": 0.4333, "top1_sd": 0.0212, "top1": [0.42, 0.44, 0.44]}],
+        tested="2026-11-23",
+    )  # type: ignore[typeddict-item]  # fmt: skip
+
+
+def written(made: Bundle) -> str:
+    return card(made, FILES, SIZES)
+
+
+def parts(text: str) -> tuple[dict[str, Any], str]:
+    """The front matter as a YAML reader has it, and the Markdown."""
+    _, front, body = re.split(r"^---\n", text, maxsplit=2, flags=re.MULTILINE)
+    return yaml.safe_load(front), body
+
+
+def cells(markdown: str) -> list[list[str]]:
+    """The text of every table row as a reader sees it; fails when a cell holds anything but text and code."""
+    rows: list[list[str]] = []
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(markdown)
+    for before, token in itertools.pairwise(tokens):
+        if before.type == "tr_open":
+            rows.append([])
+        if before.type in ("td_open", "th_open"):
+            children = token.children or []
+            assert {child.type for child in children} <= {"text", "text_special", "code_inline"}, token.content
+            rows[-1].append("".join(child.content for child in children))
+        assert token.type != "html_block"
+    return rows
+
+
+# Names
+
+
+def test_hostile_class_names_are_shown_as_they_are() -> None:
+    _, body = parts(written(bundle(results=full(len(HOSTILE)))))
+    rows = cells(body)
+    for label, name in enumerate(HOSTILE):
+        shown = " ".join(printable(name).split(" "))
+        assert [str(label), shown] in rows  # the list of classes
+        assert any(row[0] == shown and len(row) == 3 for row in rows)  # the table per class
+        assert any(row[0] == f"{label} {shown}" for row in rows)  # the confusion matrix
+    assert ["improved | by hand", "43.33 %", "2.12 points", "3"] in rows
+
+
+@given(name=st.text(min_size=1, max_size=40))
+def test_any_name_is_shown_as_it_is(name: str) -> None:
+    rows = cells(parts(written(bundle(("first", f"n{name}n"))))[1])
+    assert ["1", printable(f"n{name}n")] in rows
+
+
+@given(text=st.text(max_size=60))
+def test_any_name_makes_good_front_matter(text: str) -> None:
+    made = bundle(results=least(len(HOSTILE)), study=text, data={"name": text})
+    (entry,) = parts(written(made))[0]["model-index"]
+    assert entry["name"] == printable(text)
+    assert entry["results"][0]["dataset"]["name"] == printable(text)
+
+
+def test_a_hostile_provenance_is_text_too() -> None:
+    made = bundle(data={"name": HOSTILE[0], "counts": {"a|b": 3}}, versions={"torch": "2.15.0"}, note=HOSTILE[4])
+    _, body = parts(written(made))
+    rows = cells(body)
+    assert ["name", HOSTILE[0]] in rows
+    assert ["counts.a|b", "3"] in rows
+    assert ["versions.torch", "2.15.0"] in rows
+    assert ["note", HOSTILE[4]] in rows
+    assert "2.15.0" in body  # as it is in the source, too
+
+
+# Front matter
+
+
+def test_hubs_find_what_they_look_for() -> None:
+    front, _ = parts(written(bundle(results=full(len(HOSTILE)), data={"name": "field-guide"})))
+    assert front["pipeline_tag"] == "image-classification"
+    assert front["library_name"] == "mushroom-study"
+    assert {"onnx", "safetensors"} <= set(front["tags"])
+    assert front["metrics"] == ["accuracy"]
+    (entry,) = front["model-index"]
+    (result,) = entry["results"]
+    assert result["task"]["type"] == "image-classification"
+    assert result["dataset"] == {"type": "image-folder", "name": "field-guide", "split": "test"}
+    assert {metric["name"]: metric["value"] for metric in result["metrics"]} == {
+        "Top-1 accuracy": 0.6762,
+        "Top-3 accuracy": 0.9,
+        "ECE": 0.0314,
+    }
+
+
+def test_no_test_no_numbers() -> None:
+    front, body = parts(written(bundle()))
+    assert "model-index" not in front
+    assert "**Not tested.**" in body
+    assert "Wilson" not in body
+    assert "Per class" not in body
+
+
+# Results
+
+
+def test_the_results_are_told_with_their_uncertainty() -> None:
+    _, body = parts(written(bundle(results=full(len(HOSTILE)))))
+    rows = cells(body)
+    assert ["top-1 accuracy", "67.62 %", "61.02 to 73.59 %"] in rows
+    assert ["top-3 accuracy", "90.00 %", "85.21 to 93.36 %"] in rows
+    assert ["expected calibration error", "3.14 %", ""] in rows
+    assert "Measured on 2026-11-23 on 210 test pictures" in body
+    assert "over 2 seeds: 66.67 % on average, standard deviation 1.35 points" in body
+    assert ["12", "65.71 %", "89.00 %", "5.00 %"] in rows
+    assert "the study had recorded 71.43 %" in body.lower()
+    assert "it is 68.57 % there (standard deviation 0.95 points): the record was +2.86 points off" in body
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    _, body = parts(written(bundle(results=least(len(HOSTILE)))))
+    for absent in ("seeds", "Confusion", "recipe", "had recorded", " on None"):
+        assert absent not in body
+    assert "Measured on 210 test pictures" in body
+
+
+@pytest.mark.parametrize(
+    ("looks", "said"),
+    [(1, "this was the first look at them."), (3, "this was look number 3 at them, so they flatter a little.")],
+)
+def test_looks_at_the_test_part_are_told(looks: int, said: str) -> None:
+    assert said in written(bundle(results=least(len(HOSTILE)) | Results(looks=looks)))  # type: ignore[typeddict-item]
+
+
+def test_each_class_has_its_accuracy_and_a_class_without_pictures_has_none() -> None:
+    rows = cells(parts(written(bundle(("a", "b", "c"), full(3))))[1])
+    shown = [row for row in rows if row[0] in ("a", "b", "c")]
+    assert shown == [["a", "50.00 %", "14"], ["b", "-", "0"], ["c", "100.00 %", "0"]]
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(MATRIX_CLASSES, True), (MATRIX_CLASSES + 1, False)])
+def test_the_confusion_matrix_is_shown_while_it_can_be_read(classes: int, shown: bool) -> None:
+    names = tuple(f"class {number}" for number in range(classes))
+    text = written(bundle(names, full(classes)))
+    assert ("### Confusion matrix" in text) is shown
+    assert (["0 class 0", "11", "3", *["0"] * (classes - 2)] in cells(parts(text)[1])) is shown
+
+
+# The rest
+
+
+def test_the_files_are_listed_with_sizes_and_parity() -> None:
+    _, body = parts(written(bundle()))
+    assert ["model.onnx", "715,720", "1.2e-07", "3.4e-06", "0"] in cells(body)
+    assert "compared with the network on 24 real pictures, in batches of 1, 7, 24;" in body
+
+
+def test_the_architecture_and_its_cost_are_told() -> None:
+    rows = cells(parts(written(bundle(("a", "b"))))[1])
+    weight = cost(ModelConfig(classes=2, width=0.25), 64)
+    assert ["parameters", f"{weight.parameters:,}"] in rows
+    assert ["arithmetic", f"{weight.flops / 1e6:,.1f} MFLOP a picture"] in rows
+    assert ["stride pattern", "late"] in rows
+
+
+def test_a_temperature_that_was_not_fitted_is_told() -> None:
+    assert "divided by the temperature 1.25, fitted on validation pictures" in written(bundle())
+    assert "The temperature is 1: probabilities are the network's own" in written(replace(bundle(), temperature=1.0))
+
+
+@pytest.mark.parametrize("results", [None, full(len(HOSTILE))])
+def test_nobody_shall_eat_by_it(results: Results | None) -> None:
+    assert "**Never eat by this.**" in written(bundle(results=results))
+
+
+def test_the_program_for_onnxruntime_has_no_more_than_ten_lines() -> None:
+    program = with_onnxruntime(64)
+    assert len([line for line in program.splitlines() if line]) <= 10
+    assert program in written(bundle())
+    compile(program, "snippet", "exec")
+
+
+def test_the_card_depends_on_the_bundle_alone() -> None:
+    made = bundle(results=full(len(HOSTILE)))
+    assert written(made) == written(made)
+    assert written(made).endswith("\n")

@@ -1,0 +1,293 @@
+"""The other formats: each computes what the network computes, and only what is proven comes into its place."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from pictures import class_folders, picture
+
+from model import formats
+from model.bundle import CONFIG, WEIGHTS, Bundle, BundleError, load, save, verify
+from model.formats import CARD, ONNX, SOME, TOLERANCE, TORCH, Deployed, Published, compare, publish
+from model.network import ModelConfig, MushroomCNN
+from model.predict import Classifier, pictures_in
+from model.preprocessing import load_square, normalise
+
+ROOT = Path(__file__).parents[1]
+MODEL = ModelConfig(classes=3, width=0.25, stride_pattern="early", dilation_pattern="progressive", pooling="avg+max")
+BUNDLE = Bundle(
+    model=MODEL,
+    classes=("Agaricus", '"Über" | <b>', "キノコ\n2"),
+    image_size=32,
+    temperature=1.7,
+    provenance={"study": "tiny", "trial": 3},
+    results=None,
+)
+
+
+@dataclass
+class Exported:
+    """One published bundle, for all tests of this file: an export takes seconds."""
+
+    published: Published
+    network: MushroomCNN
+    check: np.ndarray
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.published.folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    home = tmp_path_factory.mktemp("study")
+    paths = list(pictures_in([class_folders(home / "pictures", each=8, size=48)]))
+    check = np.stack([load_square(path, BUNDLE.image_size) for path in paths])
+    network = trained(check, torch.arange(3).repeat_interleave(8))
+    published = publish(home / "best", BUNDLE, network.state_dict(), check)
+    return Exported(published=published, network=network.eval(), check=check, home=home)
+
+
+def trained(pictures: np.ndarray, labels: torch.Tensor) -> MushroomCNN:
+    """A network with an opinion: its logits are far apart, as those of a finished training are."""
+    torch.manual_seed(0)
+    network = MushroomCNN(MODEL).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    for _ in range(12):
+        loss = torch.nn.functional.cross_entropy(network(normalise(torch.from_numpy(pictures))), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network
+
+
+def failing(target: Path) -> str:
+    """What `publish` says of weights that cannot be exported; it is quick, as no exporter has to run."""
+    weights = MushroomCNN(MODEL).state_dict()
+    weights["head.bias"][0] = float("nan")
+    with pytest.raises(BundleError) as raised:
+        publish(target, BUNDLE, weights, np.zeros((1, 32, 32, 3), dtype=np.uint8))
+    assert str(raised.value).isprintable()
+    return str(raised.value)
+
+
+# What is published
+
+
+def test_the_folder_is_whole(exported: Exported) -> None:
+    assert {path.name for path in exported.folder.iterdir()} == formats.NAMES == {CONFIG, WEIGHTS, TORCH, ONNX, CARD}
+    verify(exported.folder)
+    assert load(exported.folder)[0] == BUNDLE
+    assert exported.published.sizes == {path.name: path.stat().st_size for path in exported.folder.iterdir()}
+
+
+def test_nothing_is_left_beside_it(exported: Exported) -> None:
+    assert {path.name for path in exported.home.iterdir()} == {"best", "pictures"}
+
+
+def test_every_format_was_compared_at_three_batch_sizes(exported: Exported) -> None:
+    assert exported.published.parity.keys() == {WEIGHTS, TORCH, ONNX}
+    for parity in exported.published.parity.values():
+        assert (parity.pictures, parity.batch_sizes) == (24, (1, SOME, 24))
+        assert 0 <= parity.probability <= parity.log_probability <= TOLERANCE
+        assert parity.disagreements == 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 24])
+def test_the_formats_agree_with_the_network_here_too(exported: Exported, batch: int) -> None:
+    pictures = exported.check[:batch]
+    with torch.inference_mode():
+        logits = exported.network(normalise(torch.from_numpy(pictures)))
+        eager = torch.softmax(logits / BUNDLE.temperature, dim=1).numpy()
+        graph = torch.export.load(exported.folder / TORCH).module()(torch.from_numpy(pictures)).numpy()
+    session = onnxruntime.InferenceSession(exported.folder / ONNX, providers=["CPUExecutionProvider"])
+    answers = session.run(["probabilities"], {"pictures": pictures})[0]
+    assert eager.max() > 0.9  # an opinion
+    np.testing.assert_allclose(graph, eager, atol=1e-5)
+    np.testing.assert_allclose(answers, eager, atol=1e-5)
+    assert answers.dtype == np.float32
+
+
+def test_deployed_is_the_network_between_normalisation_and_temperature(exported: Exported) -> None:
+    pictures = torch.from_numpy(exported.check)
+    with torch.inference_mode():
+        probabilities = Deployed(exported.network, 1.7)(pictures)
+        assert torch.equal(probabilities, torch.softmax(exported.network(normalise(pictures)) / 1.7, dim=1))
+    assert torch.allclose(probabilities.sum(dim=1), torch.ones(24))
+
+
+def test_the_onnx_file_says_what_it_is(exported: Exported) -> None:
+    model = onnx.load(exported.folder / ONNX)
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18}
+    (taken,), (given,) = model.graph.input, model.graph.output
+    assert (taken.name, given.name) == ("pictures", "probabilities")
+    assert "central square" in taken.doc_string
+    shape = [dim.dim_param or dim.dim_value for dim in taken.type.tensor_type.shape.dim]
+    assert shape == ["n", 32, 32, 3]
+    noted = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(noted["classes"]) == list(BUNDLE.classes)
+    assert (noted["format"], noted["image_size"]) == ("mushroom-study bundle 1", "32")
+
+
+def test_no_file_tells_where_it_was_made(exported: Exported) -> None:
+    for path in exported.folder.iterdir():
+        content = path.read_bytes()
+        for place in (ROOT, exported.home, Path(torch.__file__).parent):
+            assert os.fsencode(place) not in content, path.name
+
+
+def test_the_cards_own_program_runs_without_torch_and_says_what_predict_says(exported: Exported) -> None:
+    """The snippet exactly as the README has it, on a large JPEG that lies on its side."""
+    readme = (exported.folder / CARD).read_text(encoding="utf-8")
+    (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "onnx" in code)
+    assert len([line for line in snippet.splitlines() if line]) <= 10
+    place = exported.home / "elsewhere"
+    place.mkdir()
+    shutil.copy(exported.folder / ONNX, place)
+    exif = picture(0).getexif()
+    exif[0x0112] = 6
+    picture(5, label=1, width=640, height=427).save(place / "picture.jpg", exif=exif)
+    blocked = "import sys\nfor name in ('torch', 'model', 'safetensors', 'onnx'): sys.modules[name] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + snippet], cwd=place, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    said = eval(done.stdout)
+    (expected,) = Classifier.load(exported.folder).predict([place / "picture.jpg"])
+    assert [name for name, _ in said] == [name for name, _ in expected.classes]
+    np.testing.assert_allclose([p for _, p in said], [p for _, p in expected.classes], atol=1e-5)
+    shutil.rmtree(place)
+
+
+# What is refused
+
+
+def test_a_format_that_computes_something_else_is_refused(exported: Exported) -> None:
+    torch.manual_seed(1)
+    with pytest.raises(BundleError, match=r"to 0.0001 in log-probability, but .* is .* off"):
+        compare(exported.folder, BUNDLE, MushroomCNN(MODEL).eval(), exported.check)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, 0.3])
+def test_one_wrong_number_is_enough(wrong: float) -> None:
+    eager = np.full((4, 2), 0.5, dtype=np.float32)
+    answers = np.stack([eager, eager])
+    assert formats._parity(Path("x"), eager, answers, (1, 4)).log_probability == 0
+    answers[1, 3, 0] = wrong
+    with pytest.raises(BundleError, match=r"do not use this format"):
+        formats._parity(Path("x"), eager, answers, (1, 4))
+
+
+def test_probabilities_near_nothing_may_differ() -> None:
+    eager = np.array([[1.0, 1e-30]], dtype=np.float32)
+    assert formats._parity(Path("x"), eager, np.array([[[1.0, 0.0]]], dtype=np.float32), (1,)).log_probability == 0
+
+
+def test_a_reader_that_fails_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / ONNX).write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"written and read again, but .*model.onnx could not: .*InvalidProtobuf"):
+        formats._python(formats._READERS[ONNX], tmp_path / ONNX)
+
+
+WRONG = [np.zeros((2, 31, 32, 3), np.uint8), np.zeros((2, 32, 32, 3)), np.zeros((0, 32, 32, 3), np.uint8)]
+
+
+@pytest.mark.parametrize("check", WRONG)
+def test_check_pictures_of_the_wrong_kind(check: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape("`check` must be uint8 (n >= 1, (32, 32, 3)), but is")):
+        compare(tmp_path, BUNDLE, MushroomCNN(MODEL), check)
+
+
+# The place
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """An earlier bundle at `best`; all that publishing does around the exporters is tested with these two files."""
+    target = tmp_path / "best"
+    target.mkdir()
+    save(target, replace(BUNDLE, temperature=1.0), MushroomCNN(MODEL).state_dict())
+    return target
+
+
+def test_a_failure_leaves_the_earlier_bundle_and_nothing_else(earlier: Path) -> None:
+    before = {path.name: path.read_bytes() for path in earlier.iterdir()}
+    assert "hold finite numbers" in failing(earlier)
+    assert {path.name: path.read_bytes() for path in earlier.iterdir()} == before
+    assert [path.name for path in earlier.parent.iterdir()] == ["best"]
+
+
+def test_a_failure_leaves_nothing_where_there_was_nothing(tmp_path: Path) -> None:
+    failing(tmp_path / "study" / "best")
+    assert list((tmp_path / "study").iterdir()) == []
+
+
+def test_the_new_bundle_replaces_the_earlier_one(earlier: Path) -> None:
+    new = earlier.with_name(".best.1")
+    new.mkdir()
+    save(new, BUNDLE, MushroomCNN(MODEL).state_dict())
+    formats._swap(new, earlier)
+    assert load(earlier)[0] == BUNDLE
+    assert [path.name for path in earlier.parent.iterdir()] == ["best"]
+
+
+def test_a_swap_that_fails_half_way_is_taken_back(earlier: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        formats._swap(earlier.with_name(".best.1"), earlier)
+    assert load(earlier)[0].temperature == 1.0
+    assert [path.name for path in earlier.parent.iterdir()] == ["best"]
+
+
+def test_killed_between_the_two_renames_the_earlier_one_comes_back(earlier: Path) -> None:
+    earlier.rename(earlier.with_name(".best.old"))
+    failing(earlier)
+    assert load(earlier)[0].temperature == 1.0
+    assert [path.name for path in earlier.parent.iterdir()] == ["best"]
+
+
+def test_killed_before_the_earlier_one_was_removed_the_new_one_stays(earlier: Path) -> None:
+    shutil.copytree(earlier, earlier.with_name(".best.old"))
+    save(earlier, BUNDLE, MushroomCNN(MODEL).state_dict())
+    failing(earlier)
+    assert load(earlier)[0] == BUNDLE
+    assert [path.name for path in earlier.parent.iterdir()] == ["best"]
+
+
+def test_what_killed_processes_left_is_removed_after_an_hour(earlier: Path) -> None:
+    left, young, not_ours = (earlier.with_name(name) for name in (".best.123", ".best.124", ".best.notes"))
+    for place in (left, young, not_ours):
+        place.mkdir()
+    long_ago = time.time() - formats.ABANDONED - 60
+    for place in (left, not_ours):
+        os.utime(place, (long_ago, long_ago))
+    failing(earlier)
+    assert {path.name for path in earlier.parent.iterdir()} == {"best", ".best.124", ".best.notes"}
+
+
+def test_a_folder_of_something_else_is_never_replaced(earlier: Path) -> None:
+    (earlier / "diary.txt").write_text("found under birches")
+    message = failing(earlier)
+    assert message.startswith(f"a bundle replaces another one only, but {earlier} holds 'diary.txt'")
+    assert (earlier / "diary.txt").exists()
+    (earlier.parent / "file").touch()
+    assert f"{earlier.parent / 'file'} is a file; move that away" in failing(earlier.parent / "file")
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = failing(tmp_path / "file" / "best")
+    assert f"{tmp_path / 'file'} cannot be written" in message
+    assert "free or mend it, or name another place" in message
