@@ -24,6 +24,7 @@ import safetensors
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from model.network import ModelConfig, MushroomCNN
 from model.preprocessing import MEAN, STD, VERSION
@@ -130,8 +131,7 @@ def load(folder: Path) -> tuple[Bundle, MushroomCNN]:
     Raises BundleError: no bundle there, or one that is torn, foreign, altered, or made for other preprocessing.
     """
     bundle, hashes = _description(folder)
-    with torch.device("meta"):  # shapes without memory, and no random number is drawn
-        network = MushroomCNN(bundle.model)
+    network = empty(bundle.model)
     expected = network.state_dict()
     needed = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
     path = folder / WEIGHTS
@@ -142,6 +142,24 @@ def load(folder: Path) -> tuple[Bundle, MushroomCNN]:
         _refuse(path, f"have the sha256 that {CONFIG} gives", "has another: one of the two was altered")
     network.load_state_dict(_tensors(path, content, expected), assign=True)
     return bundle, network.eval().to(memory_format=torch.channels_last)
+
+
+def empty(model: ModelConfig) -> MushroomCNN:
+    """A network on the meta device: shapes and types without memory, to be filled by `load_state_dict(…, assign=True)`.
+
+    No random number is drawn.
+    """
+    with torch.device("meta"), _Unfilled():
+        return MushroomCNN(model)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the initial weights: filling meta tensors does nothing, but torch imports its compiler first, 2 s."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 def verify(folder: Path) -> None:

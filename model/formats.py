@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, load, printable, save, seal, verify, write
+from model.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, empty, load, printable, save, seal, verify, write
 from model.card import Parity, card
 from model.network import MushroomCNN
 from model.preprocessing import normalise
@@ -100,9 +100,8 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
         new.mkdir()
         save(new, bundle, weights)
         load(new)
-        with torch.device("meta"):  # the weights as they were given, not as they were written
-            network = MushroomCNN(bundle.model)
-        network.load_state_dict(weights, assign=True)
+        network = empty(bundle.model)
+        network.load_state_dict(weights, assign=True)  # as they were given, not as they were written
         parity = export(new, bundle, network, check)
         sizes = {name: (new / name).stat().st_size for name in parity}
         write(new / CARD, card(bundle, parity, sizes).encode("utf-8", errors="backslashreplace"))
