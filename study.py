@@ -5,7 +5,6 @@ This file is run again by every worker process, so it imports nothing heavy; eac
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import signal
@@ -18,19 +17,9 @@ from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import (
-    App,
-    CoercionError,
-    CycloptsError,
-    Group,
-    Parameter,
-    Token,
-    UnknownOptionError,
-    UnusedCliTokensError,
-    ValidationError,
-)
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Token
 from cyclopts.help import DefaultFormatter, PanelSpec
 from cyclopts.validators import Number
 from rich.box import Box
@@ -39,8 +28,6 @@ from data import DataError
 from tuning import StudyError
 
 if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
     from rich.console import Console
 
     from data.cache import CacheHandle
@@ -48,8 +35,8 @@ if TYPE_CHECKING:
     from reporting.console import Screen
     from search_space import Config, Profile
     from tuning.coordinator import Coordinator
-    from tuning.fixed_runs import FixedRun
-    from tuning.settings import Settings
+    from tuning.fixed_runs import FixedRun, Trained
+    from tuning.searched import Searched
 
 HERE = Path(__file__).resolve().parent
 
@@ -333,18 +320,19 @@ def retrain(
     devices, threads = _slots(device, workers)
     searched = _recall(console, results, study, storage)
     with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
-        opened = stored.load_study(searched.url, searched.name)
-        chosen = best.candidates(opened, finalists) if trial is None else [best.candidate(opened, trial)]
+        chosen = (
+            best.candidates(searched.study, finalists) if trial is None else [best.candidate(searched.study, trial)]
+        )
         chosen += best.baselines(opened) if baseline else []
-        _, handle = _same_pictures(console, searched, opened, data, _cache(cache), [one.config for one in chosen])
+        _, handle = _same_pictures(console, searched, data, _cache(cache), [one.config for one in chosen])
         train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
-        fixed = best.seeds(opened, seeds)
+        fixed = best.seeds(searching, seeds)
 
-        replays = [best.replay(chosen[0], opened.get_trials()[trial])] if trial is not None else []
+        replays = [best.replay(chosen[0], searching.get_trials()[trial])] if trial is not None else []
         runs = [run for one in chosen for run in one.runs(fixed)]
         ended = iter(train(retraining.FINALISTS, stored.METRIC, replays + runs))
         if trial is not None:
-            finals.print_replay(console, opened.get_trials()[trial], next(ended))
+            finals.print_replay(console, searching.get_trials()[trial], next(ended))
         standings = [best.Standing(candidate=one, runs=tuple(islice(ended, seeds))) for one in chosen]
         won = best.winner(standings)
         best.write_csv(standings, searched.folder / "finalists.csv")
@@ -406,10 +394,9 @@ def export(
     console = screen.make_console()
     searched = _recall(console, results, study, storage)
     with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
-        opened = stored.load_study(searched.url, searched.name)
-        winner = retraining.Winner.load(searched.folder) or retraining.best_so_far(opened)
+        winner = retraining.Winner.load(searched.folder) or retraining.best_so_far(searched.study)
         config, weights = Config.from_dict(winner.config), searched.folder / winner.weights
-        found, handle = _same_pictures(console, searched, opened, data, _cache(cache), [config])
+        found, handle = _same_pictures(console, searched, data, _cache(cache), [config])
         network = retraining.load_network(config, weights)
         bundle = Bundle(
             model=config.model,
@@ -613,23 +600,13 @@ def _cache(chosen: Path | None) -> Path:
     return chosen or user_cache_path("mushroom-study", appauthor=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Searched:
-    """A study that has been run, for the commands that come after it."""
-
-    name: str
-    folder: Path
-    url: str
-    settings: Settings
-
-
-def _recall(console: Console, results: Path, study: str | None, storage: str | None) -> _Searched:
+def _recall(console: Console, results: Path, study: str | None, storage: str | None) -> Searched:
     """The study that is named, else the one run last; says which."""
-    from tuning import settings
+    from tuning.searched import find
 
-    folder, begun = settings.recall(results, study)
-    console.print(f"Study '{folder.name}' in {folder}", style="bold", markup=False, soft_wrap=True)
-    return _Searched(name=folder.name, folder=folder, url=settings.url(begun, folder, storage), settings=begun)
+    searched = find(results, study, storage)
+    console.print(f"Study '{searched.name}' in {searched.folder}", style="bold", markup=False, soft_wrap=True)
+    return searched
 
 
 def _pictures(found: _Found, handle: CacheHandle) -> str:
@@ -638,17 +615,16 @@ def _pictures(found: _Found, handle: CacheHandle) -> str:
 
 
 def _same_pictures(
-    console: Console, searched: _Searched, study: optuna.Study, data: str | None, cache: Path, configs: list[Config]
+    console: Console, searched: Searched, data: str | None, cache: Path, configs: list[Config]
 ) -> tuple[_Found, CacheHandle]:
     """The study's own pictures at the sizes of these configurations. Raises StudyError where they have changed."""
     from data.changes import describe
-    from tuning.storage import IDENTITY
 
     begun = searched.settings
     place = data or begun.data
     found = _read(console, place, Path(begun.test_data) if begun.test_data else None, cache, begun.pictures)
     handle = _decode(console, found, tuple({config.image_size for config in configs}), cache)
-    then, now = study.user_attrs[IDENTITY + "data"], _pictures(found, handle)
+    then, now = searched.pictures, _pictures(found, handle)
     if then != now:
         changes = describe(searched.folder / "data_report.csv", found.catalog, found.split)
         raise StudyError(
@@ -664,12 +640,12 @@ class _Trainer:
     """Trains what is missing of runs that are decided beforehand."""
 
     console: Console
-    searched: _Searched
+    searched: Searched
     data: CacheHandle
     devices: list[str]
     threads: int
 
-    def __call__(self, kind: str, metric: str, runs: list[FixedRun]) -> list[FrozenTrial]:
+    def __call__(self, kind: str, metric: str, runs: list[FixedRun]) -> Trained:
         """In the study's sibling of this kind; returns the trial of each run. Leaves the program when interrupted."""
         from reporting import console as screen
         from tuning import fixed_runs
@@ -796,37 +772,6 @@ def _again() -> str:
     return shlex.join(["python", "study.py", *map(without_password, sys.argv[1:])])
 
 
-def _rule(error: CycloptsError) -> str:
-    """What was mistyped: the rule, the value and the way out, in one line."""
-    option, value = (error.argument.name, error.argument.value) if error.argument else ("an option", "something else")
-    match error:
-        case UnusedCliTokensError(unused_tokens=[word, *_]):
-            commands = [name for name in app if not name.startswith("-")]
-            takes = f"{error.command_chain[0]} takes options" if error.command_chain else ""
-            meant = f" (did you mean --data {word}?)" if Path(word).is_dir() else _meant(word, commands)
-            rule = f"{takes or 'a command is one of ' + ', '.join(commands)}, but got {word!r}{meant}"
-        case UnknownOptionError():
-            word = error.token.keyword or error.token.value
-            options = [name for argument in error.argument_collection for name in argument.names]
-            rule = f"there is no option {word}{_meant(word, options)}"
-        case ValidationError():
-            rule = f"{option} {error.exception_message.rstrip('.').lower()}, but got {value}"
-        case CoercionError(token=Token() as token):
-            kinds: dict[object, str] = {int: "a whole number", float: "a number"}
-            choices = get_args(error.target_type)
-            kind = f"one of {', '.join(choices)}" if choices else kinds.get(error.target_type, "something else")
-            rule = f"{option} must be {kind}, but got {token.value!r}{_meant(token.value, choices)}"
-        case _:
-            rule = " ".join(str(error).split()).rstrip(".")
-            rule = rule[:1].lower() + rule[1:]
-    return f"{rule}; see {shlex.join(['python', 'study.py', *(error.command_chain or ())])} --help"
-
-
-def _meant(word: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def main() -> None:
     """Turns errors of the user's world into one line and exit code 2; anything else keeps its traceback."""
     for stream in (sys.stdout, sys.stderr):
@@ -838,7 +783,9 @@ def main() -> None:
     except (DataError, StudyError) as error:
         message = str(error)
     except CycloptsError as error:
-        message = _rule(error)
+        from reporting.mistakes import rule
+
+        message = rule(error, app)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     else:

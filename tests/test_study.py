@@ -25,6 +25,15 @@ FACE = {
         *("--max-params", "--max-flops", "--sampler", "--pruner", "--seed"),
         *("--workers", "--device", "--storage", "--results", "--cache"),
     },
+    ("retrain",): {
+        *("--study", "--data", "--trial", "--finalists", "--seeds", "--baseline", "--look-again"),
+        *("--workers", "--device", "--storage", "--results", "--cache"),
+    },
+    ("export",): {"--study", "--data", "--storage", "--results", "--cache"},
+    ("predict",): {
+        *("PICTURES", "--model", "--study", "--top", "--json", "--csv"),
+        *("--device", "--results"),
+    },
     ("check-data",): {"--data", "--test-data", "--report", "--cache"},
     ("clean",): {"NAMES", "--results", "--cache"},
 }
@@ -115,7 +124,7 @@ def test_help_fits_a_terminal_and_explains_every_option(command: tuple[str, ...]
 def test_help_names_the_commands_and_every_choice(run: Run) -> None:
     text = " ".join(run("--help").out.split())
     quoted = [f'"{name}"' for name in ("quick", "laptop", "gpu", "auto", "tpe", "random", "median", "asha", "none")]
-    for name in ("check-data", "clean", *quoted):
+    for name in ("retrain", "export", "predict", "check-data", "clean", *quoted):
         assert name in text
     assert "[default: 40]" in text
 
@@ -147,7 +156,8 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
         ("-x", "there is no option -x; see python study.py --help"),
         (
             "cleen",
-            "a command is one of check-data, clean, but got 'cleen' (did you mean clean?); see python study.py --help",
+            "a command is one of retrain, export, predict, check-data, clean, but got 'cleen' (did you mean clean?); "
+            "see python study.py --help",
         ),
         ("check-data --trials 4", "there is no option --trials; see python study.py check-data --help"),
         ("check-data folder", "check-data takes options, but got 'folder'; see python study.py check-data --help"),

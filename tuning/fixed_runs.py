@@ -22,6 +22,9 @@ from tuning.folder import trial_directory
 from tuning.jobs import Assignment
 from tuning.storage import counts, open_study
 
+Trained = list[FrozenTrial]
+"""The trials of runs, in the runs' order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FixedRun:
@@ -102,10 +105,10 @@ def weights(folder: Path, trial: FrozenTrial) -> Path:
     return trial_directory(folder, trial.number) / "best.pt"
 
 
-def finished(study: optuna.Study, runs: Iterable[FixedRun]) -> list[FrozenTrial]:
+def finished(study: optuna.Study, runs: Iterable[FixedRun]) -> Trained:
     """The trial of each run, in their order: complete, or diverged. Raises StudyError naming one that failed."""
     trials = {trial.user_attrs["run"]: trial for trial in study.get_trials(deepcopy=False)}
-    found: list[FrozenTrial] = []
+    found: Trained = []
     for run in runs:
         trial = trials[run.key]
         if not counts(trial):

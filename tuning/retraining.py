@@ -69,14 +69,8 @@ class Finals:
 
     @property
     def trained(self) -> list[FrozenTrial]:
-        """Those that did not diverge. Raises StudyError where none is left."""
-        trained = [run for run in self.runs if run.user_attrs["outcome"] == Outcome.COMPLETE]
-        if not trained:
-            raise StudyError(
-                f"a final run must not diverge, but {self.candidate.name} did with every seed; choose another one "
-                "with --trial N"
-            )
-        return trained
+        """Those that did not diverge."""
+        return [run for run in self.runs if run.user_attrs["outcome"] == Outcome.COMPLETE]
 
 
 def load_network(config: Config, path: Path) -> MushroomCNN:
@@ -111,8 +105,8 @@ def look(finals: list[Finals], temperature: float, data: CacheHandle, folder: Pa
 
     Returns: what the exported network reaches, mean and standard deviation over the seeds, and the others' top-1.
     """
-    won, *others = finals
-    seen = [_on_test(one, temperature if one is won else 1.0, data, folder, device) for one in finals]
+    won, *others = [one for one in finals if one.trained]
+    seen = [_on_test(one, temperature if one is won else 1.0, data, folder, device) for one in (won, *others)]
     first, top1 = seen[0][0], [one.top1 for one in seen[0]]
     return first.to_dict() | {
         "seeds": [
@@ -149,7 +143,12 @@ def _spread(values: list[float]) -> float | None:
 
 
 def conclude(won: Standing, finals: Finals, data: CacheHandle, folder: Path, device: str) -> Winner:
-    """What is known of the winner before the test part is seen."""
+    """What is known of the winner before the test part is seen. Raises StudyError where all its final runs diverged."""
+    if not finals.trained:
+        raise StudyError(
+            f"a winner is exported, but {won.candidate.name} diverged with every seed on train + validation; choose "
+            "another one with --trial N"
+        )
     config, run = won.candidate.config, finals.trained[0]
     finalists = [weights(folder / FINALISTS, one) for one in won.complete]
     return Winner(
