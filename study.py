@@ -320,10 +320,9 @@ def retrain(
     devices, threads = _slots(device, workers)
     searched = _recall(console, results, study, storage)
     with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
-        chosen = (
-            best.candidates(searched.study, finalists) if trial is None else [best.candidate(searched.study, trial)]
-        )
-        chosen += best.baselines(opened) if baseline else []
+        searching = searched.study
+        chosen = best.candidates(searching, finalists) if trial is None else [best.candidate(searching, trial)]
+        chosen += best.baselines(searching) if baseline else []
         _, handle = _same_pictures(console, searched, data, _cache(cache), [one.config for one in chosen])
         train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
         fixed = best.seeds(searching, seeds)
