@@ -484,7 +484,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> No
 
 def test_weights_of_a_wider_network(folder: Path) -> None:
     replace_weights(folder, as_safetensors(weights(replace(MODEL, width=0.3))))
-    assert "must hold block3.branch.0.weight as 64 x 32 x 3 x 3, as its architecture has it" in refused(folder)
+    assert "must hold block2.branch.0.weight as 32 x 16 x 3 x 3, as its architecture has it" in refused(folder)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "F64"), (torch.int32, "I32")])
