@@ -405,10 +405,14 @@ def export(
             provenance={
                 "study": searched.name,
                 "trial": winner.trial,
-                "data": found.name,
-                "pictures": _pictures(found, handle),
-                "citation": found.citation,
-                "trained_on": winner.trained_on,
+                "data": {
+                    "name": found.name,
+                    "source": found.citation,
+                    "pictures": {part: len(places) for part, places in found.split.named()},
+                    "trained on": " + ".join(winner.trained_on),
+                    "fingerprint": handle.fingerprint,
+                    "split": handle.split,
+                },
                 "epochs": winner.epochs,
                 "seed": winner.seed,
                 "config": winner.config,
