@@ -19,6 +19,8 @@ def describe(report: Path, catalog: Catalog, split: Split) -> str:
             then = {row["path"]: (row["bytes"], row["split"]) for row in csv.DictReader(file) if row["split"]}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError):
         return ""
+    if not then:  # torn: a study's report has used pictures
+        return ""
     now = {row["path"]: (row["bytes"], row["split"]) for row in catalog.report_rows(split) if row["split"]}
     kinds = {
         "gone": then.keys() - now.keys(),

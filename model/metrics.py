@@ -72,7 +72,9 @@ def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
     confusion = torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
     rows = tuple(tuple(map(int, row)) for row in confusion.unbind())
     top1 = int(confusion.trace())
-    top3 = int((logits.topk(min(3, classes), dim=1).indices == labels[:, None]).sum())
+    # Sorted stably, so that of equal logits the first is the best here as it is for argmax; topk takes any of them
+    best = logits.argsort(dim=1, descending=True, stable=True)[:, :3]
+    top3 = int((best == labels[:, None]).sum())
     tempered = logits.double() / temperature
     return Measured(
         pictures=pictures,

@@ -2,6 +2,7 @@
 
     prepare -> Tiny: a folder of pictures and its cache        Tiny.coordinator(...) -> the search, in this process
     Tiny.begin(...) -> the command as a process to be killed   Tiny.command(...) -> the command, run here to its end
+    Tiny.after(...) -> the arguments of another command        run_here(...) -> any command, run here to its end
 
 Everything trains for real: three classes of 32 px pictures, so that an epoch takes a fraction of a second.
 """
@@ -27,12 +28,15 @@ import optuna
 import psutil
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from pictures import class_folders
 
 import study as command_line
 from data import catalog, sources
+from data.augment import AugmentConfig
 from data.cache import CacheHandle, build
+from model.network import ModelConfig
+from model.training import TrainingConfig
 from search_space import PROFILES, Config, suggest
 from tuning import storage, trainer
 from tuning.coordinator import Coordinator, Happening, Plan, TrialAdvanced, TrialEnded, search
@@ -40,6 +44,7 @@ from tuning.folder import sqlite_url, study_folder
 from tuning.jobs import Event, TrialJob, Workers
 from tuning.sampling import SeededTPESampler
 from tuning.scheduling import PrunerScheduler, Scheduler
+from tuning.storage import Outcome
 from tuning.trainer import Answer
 
 HERE = Path(__file__).resolve().parent.parent
@@ -132,25 +137,25 @@ class Tiny:
     def directory(self, number: int) -> Path:
         return self.study_folder / "trials" / f"{number:04d}"
 
-    def trials(self) -> list[FrozenTrial]:
+    def trials(self, study: str = "tiny") -> list[FrozenTrial]:
         """As anybody reads them."""
-        stored = optuna.load_study(study_name="tiny", storage=sqlite_url(self.study_folder))
+        stored = optuna.load_study(study_name=study, storage=sqlite_url(self.study_folder))
         return stored.get_trials()
 
-    def epochs(self) -> dict[int, tuple[str, int]]:
+    def epochs(self, study: str = "tiny") -> dict[int, tuple[str, int]]:
         """Trial number -> state and epochs reported, read straight from the database while a study runs."""
         database = self.study_folder / "study.db"
-        query = """SELECT number, state, count(step) FROM trials LEFT JOIN trial_intermediate_values USING (trial_id)
-                   GROUP BY number"""
+        query = """SELECT number, state, count(step) FROM trials JOIN studies USING (study_id)
+                   LEFT JOIN trial_intermediate_values USING (trial_id) WHERE study_name = ? GROUP BY number"""
         try:
             with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as connection:
-                return {number: (state, count) for number, state, count in connection.execute(query)}
+                return {number: (state, count) for number, state, count in connection.execute(query, [study])}
         except sqlite3.OperationalError:  # not yet there
             return {}
 
-    def running(self, number: int, epochs: int = 1) -> bool:
+    def running(self, number: int, epochs: int = 1, study: str = "tiny") -> bool:
         """Whether a trial is being trained and has reported so many epochs."""
-        state, reported = self.epochs().get(number, ("", 0))
+        state, reported = self.epochs(study).get(number, ("", 0))
         return state == "RUNNING" and reported >= epochs
 
     # -- the command
@@ -162,28 +167,26 @@ class Tiny:
         words += [*self.options, *more]
         return [word for pair in dict(zip(words[::2], words[1::2], strict=True)).items() for word in pair]
 
+    def after(self, command: str, *more: str) -> list[str]:
+        """The arguments of a command that comes after the study."""
+        cache = [] if command == "predict" else ["--cache", str(self.folder.parent / "cache")]
+        return [command, *more, "--study", "tiny", "--results", str(self.results), *cache]
+
     def command(self, *more: str) -> Finished:
         """Runs it here, with worker processes, to its end."""
-        out, err, before = io.StringIO(), io.StringIO(), sys.argv
-        sys.argv = ["study.py", *self.arguments(*more)]
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                command_line.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            sys.argv = before
-        return Finished(code=code, out=out.getvalue(), err=err.getvalue())
+        return run_here(*self.arguments(*more))
 
     @contextlib.contextmanager
-    def begin(self, *more: str) -> Iterator[Begun]:
-        """Starts it as a process in a group of its own, as a shell does; what is left of it is killed at the end."""
+    def begin(self, *more: str, words: list[str] | None = None) -> Iterator[Begun]:
+        """Starts it as a process in a group of its own, as a shell does; what is left of it is killed at the end.
+
+        `words`: the arguments of another command.
+        """
         self.results.mkdir(parents=True, exist_ok=True)
         output = self.results / f"output-{time.monotonic_ns()}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, str(HERE / "study.py"), *self.arguments(*more)],
+                [sys.executable, str(HERE / "study.py"), *(words or self.arguments(*more))],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -293,6 +296,63 @@ def prepare(folder: Path) -> Tiny:
         folder=pictures,
         data=build(found, catalog.split(found), TINY.sizes, cache_dir=cache),
         results=folder / "results",
+    )
+
+
+def run_here(*words: str) -> Finished:
+    """Runs `python study.py` with these arguments in this process, with worker processes, to its end."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["study.py", *words]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            command_line.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = before
+    return Finished(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """One thread per worker on any machine: of two threads that share a busy core, one spins while it waits."""
+    process = psutil.Process()
+    if not hasattr(process, "cpu_affinity"):
+        yield
+        return
+    allowed = process.cpu_affinity()
+    process.cpu_affinity(allowed[-1:])
+    try:
+        yield
+    finally:
+        process.cpu_affinity(allowed)
+
+
+def config(**changes: Any) -> Config:
+    """A small point of the space, with changes of its training."""
+    training = TrainingConfig(optimizer="adam", lr=1e-3, schedule="cosine", epochs=EPOCHS, batch_size=16)
+    return Config(
+        image_size=32,
+        views=1,
+        model=ModelConfig(classes=3, width=0.25, stride_pattern="every", dropout=0.2),
+        augment=AugmentConfig(strength=0.5, reuse_originals=False, fresh=True),
+        training=replace(training, **changes),
+    )
+
+
+def recorded(curve: list[float], *, outcome: Outcome = Outcome.COMPLETE, **attributes: Any) -> FrozenTrial:
+    """A trial as the coordinator leaves it, with this validation top-1 after each epoch, for a made-up study."""
+    known: dict[str, Any] = {"config": config().to_dict(), "seed": 1, "seconds": 2.0 * len(curve), "outcome": outcome}
+    if curve:
+        known |= {"best_top1": max(curve), "best_epoch": curve.index(max(curve))}
+    complete = outcome is Outcome.COMPLETE
+    failed = outcome in (Outcome.FAILED, Outcome.DUPLICATE)
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE if complete else TrialState.FAIL if failed else TrialState.PRUNED,
+        value=max(curve) if complete else None,
+        intermediate_values=dict(enumerate(curve)),
+        user_attrs=known | attributes,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 from tuning import StudyError
@@ -45,18 +46,26 @@ def looks(results: Path, fingerprint: str) -> list[Look]:
 
 
 def by_others(results: Path, fingerprint: str, networks: str) -> list[Look]:
-    """The looks of other networks than these."""
-    return [one for one in looks(results, fingerprint) if one.networks != networks]
+    """The looks of other networks, up to the one of these where they have looked: what came later is not theirs."""
+    return list(takewhile(lambda one: one.networks != networks, looks(results, fingerprint)))
+
+
+def have_looked(results: Path, fingerprint: str, networks: str) -> bool:
+    """Whether these networks have: then they may again, for they see what they saw."""
+    return any(one.networks == networks for one in looks(results, fingerprint))
 
 
 def count(results: Path, fingerprint: str, networks: str, study: str) -> None:
     """Writes a look down, safe on the disk before the look is taken; the same networks are counted once."""
-    if any(one.networks == networks for one in looks(results, fingerprint)):
+    if have_looked(results, fingerprint, networks):
         return
     look = Look(fingerprint, networks, study, datetime.now().isoformat(timespec="seconds"))
     try:
-        with (results / FILE).open("a", encoding="utf-8") as file:
-            file.write("\t".join(astuple(look)) + "\n")
+        with (results / FILE).open("a+b") as file:
+            file.seek(0)
+            # A line that was torn by a full disk or a lost one ends here, so that it does not swallow this one.
+            torn = not (file.read() or b"\n").endswith(b"\n")
+            file.write(b"\n" * torn + "\t".join(astuple(look)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
