@@ -32,6 +32,8 @@ class Parity:
     """Largest |difference| of the natural logarithm of a probability: of logits, but for a constant."""
     disagreements: int
     """Pictures with another first choice, summed over the batch sizes; a tie may fall either way."""
+    grey_levels: int | None = None
+    """Where the resize is inside: the largest |difference| of a pixel, of 255, from Pillow's resize."""
 
 
 class SeedResult(TypedDict):
@@ -179,6 +181,9 @@ probabilities: normalisation and temperature are inside. What comes before is sp
 `config.json`, and is what the lines above do: upright, RGB, shorter side to {size} pixels with antialiased bicubic
 interpolation, central square. Transparent pictures are first laid over white.
 
+`model-any-size.onnx` resizes by itself: it takes one upright RGB picture, uint8 (1, height, width, 3), and also gives
+the square that it looked at. On pictures of many sizes that agrees with Pillow's to the grey levels, of 255, below.
+
 `model.safetensors` and `config.json` hold tensors and text only. Open `model.pt2` from people you trust.
 """
 
@@ -304,10 +309,11 @@ def _files(parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
             f"{proof.probability:.1e}",
             f"{proof.log_probability:.1e}",
             str(proof.disagreements),
+            "-" if proof.grey_levels is None else str(proof.grey_levels),
         )
         for name, proof in parity.items()
     ]
-    heading = ("file", "bytes", "probability", "log-probability", "other first choices")
+    heading = ("file", "bytes", "probability", "log-probability", "other first choices", "grey levels")
     said = ""
     for proof in list(parity.values())[:1]:
         batches = ", ".join(map(str, proof.batch_sizes))

@@ -2,6 +2,7 @@
 
     publish:  save -> load -> `export` -> card -> seal -> verify -> rename into place
     export:   network -> torch.export -> model.pt2 -> torch.onnx -> model.onnx -> each format read in a fresh process
+                                                                 -> model-any-size.onnx, with the resize inside
 
 The exporters and the readers run in processes of their own: what they print, warn of or change stays there, a crash is
 an error like any other, and each format is read as a stranger would read it.
@@ -19,31 +20,41 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from model.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, empty, load, printable, save, seal, verify, write
 from model.card import Parity, card
 from model.network import MushroomCNN
-from model.preprocessing import normalise
+from model.preprocessing import MAX_PIXELS, MIN_SIDE, normalise, to_square
 
 TORCH = "model.pt2"
 ONNX = "model.onnx"
+ANY_SIZE = "model-any-size.onnx"
 CARD = "README.md"
-NAMES = frozenset({CONFIG, WEIGHTS, TORCH, ONNX, CARD})
+NAMES = frozenset({CONFIG, WEIGHTS, TORCH, ONNX, ANY_SIZE, CARD})
 """What a published folder holds."""
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a log-probability; README of benchmarks has what was found."""
+GREY_LEVELS = 2
+"""Of 255: largest allowed difference of a pixel from Pillow's when the resize is in the graph. Pillow's versions round
+between the two directions in different order, which alone makes 1, seldom 2, on photographs and drawings; pure noise,
+where intermediate values are clipped, may differ by 20."""
 LEAST = 1e-12
 """Smaller probabilities are taken for this one: their logarithms say nothing that anybody acts on."""
 SOME = 7
 """The middle one of the three batch sizes that are compared: neither one, nor all, nor a power of two."""
+
+SIZES = 16
+"""Pictures, each of another size, that the graph with the resize is compared on."""
 
 OPSET = 18
 """Of ONNX: the oldest that torch's exporter writes without converting, which the most programs read."""
@@ -69,6 +80,42 @@ class Deployed(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         return torch.softmax(self.network(normalise(pictures)) / self.temperature, dim=1)
+
+
+class AnySize(nn.Module):
+    """One upright picture, uint8 (1, H, W, 3), to probabilities (1, classes) and to the square they were made of.
+
+    The square, uint8 (1, S, S, 3), is `to_square`'s: Pillow's bicubic resize of the central square is a matrix per
+    direction, whose rows are the cubic's values at the pixels around each result, and rounding after each of the two.
+    """
+
+    def __init__(self, deployed: Deployed, size: int) -> None:
+        super().__init__()
+        self.deployed = deployed
+        self.size = size
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = (torch.ones_like(picture[0, ..., 0].sum(axis), dtype=torch.float64).sum() for axis in (1, 0))
+        side = torch.minimum(height, width)
+        down, right = (self._taps(picture.shape[1], height, side), self._taps(picture.shape[2], width, side))
+        maps = picture[0].permute(2, 0, 1).to(torch.float32)
+        for step in (lambda maps: maps @ right.T, lambda maps: down @ maps):
+            maps = torch.floor(torch.clamp(step(maps), 0, 255) + 0.5)
+        square = maps.permute(1, 2, 0)[None].to(torch.uint8)
+        return self.deployed(square), square
+
+    def _taps(self, pixels: int, length: Tensor, side: Tensor) -> Tensor:
+        """(S, pixels): how much each pixel along one direction counts for each pixel of the square; rows sum to 1."""
+        scale = side / self.size
+        stretch = torch.clamp(scale, min=1.0)  # antialiasing: when a picture shrinks, the cubic is widened
+        centres = (length - side) / 2 + (torch.arange(self.size, dtype=torch.float64)[:, None] + 0.5) * scale
+        places = torch.arange(pixels, dtype=torch.float64)
+        x = torch.abs((places + 0.5 - centres) / stretch)
+        # Keys' cubic with a = -0.5, as in Pillow (src/libImaging/Resample.c)
+        near = (1.5 * x - 2.5) * x * x + 1
+        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+        taps = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+        return (taps / taps.sum(dim=1, keepdim=True)).to(torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,70 +179,116 @@ def export(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures) 
 def compare(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures) -> dict[str, Parity]:
     """The parity of each format by file name.
 
-    Each is read in a fresh process and sees `check`, uint8 (n, S, S, 3), one by one, in batches of SOME, and at once.
-    The network itself answers here, on the CPU. Raises BundleError: a reader fails, or a log-probability is off by more
-    than TOLERANCE.
+    Each is read in a fresh process and sees `check`, uint8 (n, S, S, 3), one by one, in batches of SOME, and at once;
+    the one of any size sees some of them at many sizes. The network itself answers here, on the CPU. Raises
+    BundleError: a reader fails, a log-probability is off by more than TOLERANCE, a pixel by more than GREY_LEVELS.
     """
     square = (bundle.image_size, bundle.image_size, 3)
     if check.dtype != np.uint8 or check.shape[1:] != square or not len(check):
         raise ValueError(f"`check` must be uint8 (n >= 1, {square}), but is {check.dtype} {check.shape}")
     deployed = Deployed(copy.deepcopy(network), bundle.temperature).cpu().eval()
-    with torch.inference_mode():
-        eager = deployed(torch.from_numpy(check)).numpy()
     sizes = tuple(sorted({1, min(SOME, len(check)), len(check)}))
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as pool:
         pictures = Path(scratch, "pictures.npy")
         np.save(pictures, check)
+        resized = Path(scratch, "resized.npz")
+        squares = _resized(check, resized)
 
-        def compared(name: str) -> Parity:
-            answers = Path(scratch, f"{name}.npy")
-            _python(_READERS[name] + _ANSWER, (folder / name).resolve(), pictures, answers, *sizes)
-            return _parity(folder / name, eager, np.load(answers, allow_pickle=False), sizes)
+        def answer(name: str) -> dict[str, npt.NDArray[Any]]:
+            answers = Path(scratch, f"{name}.npz")
+            seen = resized if name == ANY_SIZE else pictures
+            _python(_READERS[name], (folder / name).resolve(), seen, answers, *sizes)
+            with np.load(answers, allow_pickle=False) as stored:
+                return dict(stored)
 
-        return dict(zip(_READERS, pool.map(compared, _READERS), strict=True))
+        answers = dict(zip(_READERS, pool.map(answer, _READERS), strict=True))
+    parity = {
+        name: _parity(folder / name, deployed, check, answers[name]["probabilities"], sizes)
+        for name in (WEIGHTS, TORCH, ONNX)
+    }
+    seen, probabilities = answers[ANY_SIZE]["squares"], answers[ANY_SIZE]["probabilities"]
+    off = int(np.abs(seen.astype(np.int16) - squares).max())
+    if off > GREY_LEVELS:
+        raise BundleError(
+            f"a graph that resizes must agree with Pillow to {GREY_LEVELS} grey levels, but "
+            f"{printable(folder / ANY_SIZE)} is {off} off; report it, and do not use this format"
+        )
+    proof = _parity(folder / ANY_SIZE, deployed, seen, probabilities[None], (1,))
+    return parity | {ANY_SIZE: replace(proof, grey_levels=off)}
 
 
 def write_graphs(folder: Path) -> None:
-    """Write model.pt2 and model.onnx beside a bundle's weights; both take any number of pictures. Chatters."""
-    import onnx
-
+    """Write model.pt2, model.onnx and model-any-size.onnx beside a bundle's weights. Chatters."""
     bundle, network = load(folder)
-    deployed = Deployed(network.to(memory_format=torch.contiguous_format), bundle.temperature)
-    square = (bundle.image_size, bundle.image_size, 3)
-    example = torch.zeros(2, *square, dtype=torch.uint8)
-    program = torch.export.export(deployed, (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+    size = bundle.image_size
+    deployed = Deployed(network.to(memory_format=torch.contiguous_format), bundle.temperature).eval()
+    squares = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    program = torch.export.export(deployed, (squares,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names the folders of whoever exports
     file = io.BytesIO()
     torch.export.save(program, file)
     write(folder / TORCH, file.getvalue())
 
+    prepared = f"shorter side resized to {size} pixels (bicubic, antialiased), central square"
+    taken = {"pictures": f"uint8 (n, {size}, {size}, 3): upright RGB, {prepared}"}
+    given = {"probabilities": f"float32 (n, {len(bundle.classes)}): calibrated"}
+    write(folder / ONNX, _to_onnx(program, bundle, taken, given))
+
+    # Large enough a picture, and sides that differ, for the exporter to see that both are free
+    picture = torch.zeros(1, 2 * MIN_SIDE, 3 * MIN_SIDE, 3, dtype=torch.uint8)
+    sides = {axis: torch.export.Dim(name, min=MIN_SIDE, max=MAX_PIXELS) for axis, name in ((1, "height"), (2, "width"))}
+    program = torch.export.export(AnySize(deployed, size).eval(), (picture,), dynamic_shapes=(sides,))
+    taken = {"picture": "uint8 (1, height, width, 3): upright RGB"}
+    given = {"probabilities": given["probabilities"], "square": f"uint8 (1, {size}, {size}, 3): {prepared}"}
+    write(folder / ANY_SIZE, _to_onnx(program, bundle, taken, given))
+
+
+def _to_onnx(
+    program: torch.export.ExportedProgram, bundle: Bundle, taken: dict[str, str], given: dict[str, str]
+) -> bytes:
+    """A checked ONNX file; `taken` and `given` name and explain inputs and outputs."""
+    import onnx
+
     converted = torch.onnx.export(
         program,
         (),
         dynamo=True,
-        input_names=["pictures"],
-        output_names=["probabilities"],
+        input_names=list(taken),
+        output_names=list(given),
         opset_version=OPSET,
         external_data=False,
     )
     assert converted is not None
-    graph = converted.model_proto
-    for part in (*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+    model = converted.model_proto
+    del model.graph.value_info[:]  # shapes of what is in between, under the exporter's names
+    named: dict[str, str] = {}
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]  # the exporter's own notes, stack traces among them
-    for part in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output):
-        for dimension in part.type.tensor_type.shape.dim:
-            if dimension.dim_param:
-                dimension.dim_param = "n"  # the exporter calls it s32 or the like
-    graph.graph.input[0].doc_string = (
-        f"uint8 (n, {', '.join(map(str, square))}): upright RGB, shorter side resized to {bundle.image_size} pixels "
-        "(bicubic, antialiased), central square"
-    )
-    graph.graph.output[0].doc_string = f"float32 (n, {len(bundle.classes)}): calibrated probabilities"
+    for part in (*model.graph.input, *model.graph.output):
+        part.doc_string = (taken | given)[part.name]
+        for axis, dimension in enumerate(part.type.tensor_type.shape.dim):
+            if dimension.dim_param:  # the exporter calls it s32 or the like
+                dimension.dim_param = named.setdefault(dimension.dim_param, ("n", "height", "width")[axis])
     noted = {"format": FORMAT, "classes": json.dumps(bundle.classes), "image_size": str(bundle.image_size)}
-    onnx.helper.set_model_props(graph, noted)
-    onnx.checker.check_model(graph, full_check=True)
-    write(folder / ONNX, graph.SerializeToString(deterministic=True))
+    onnx.helper.set_model_props(model, noted)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def _resized(check: Pictures, file: Path) -> Pictures:
+    """Write up to SIZES of the pictures to an .npz, each at another size; returns the squares that Pillow makes."""
+    side = check.shape[1]
+    pictures: dict[str, Pictures] = {}
+    squares: list[Pictures] = []
+    for place, picture in enumerate(check[:SIZES]):
+        # Half to four and a half times as wide and high; multiples of these two fractions cover the plane evenly
+        width, height = (max(MIN_SIDE, round(side * (0.5 + place * step % 1 * 4))) for step in (0.7549, 0.5698))
+        image = Image.fromarray(picture).resize((width, height))
+        pictures[str(place)] = np.asarray(image)
+        squares.append(to_square(image, side))
+    np.savez(file, **pictures)  # pyright: ignore[reportArgumentType]
+    return np.stack(squares)
 
 
 # --- fresh processes
@@ -205,6 +298,15 @@ import sys
 from pathlib import Path
 from model.formats import write_graphs
 write_graphs(Path(sys.argv[1]))
+"""
+
+_ANSWER = """
+pictures = np.load(sys.argv[2], allow_pickle=False)
+answers = [
+    np.concatenate([read(pictures[start : start + size]) for start in range(0, len(pictures), size)])
+    for size in map(int, sys.argv[4:])
+]
+np.savez(sys.argv[3], probabilities=np.stack(answers))
 """
 
 _READERS = {
@@ -218,7 +320,8 @@ bundle, network = load(Path(sys.argv[1]).parent)
 def read(pictures):
     with torch.inference_mode():
         return torch.softmax(network(normalise(torch.from_numpy(pictures))) / bundle.temperature, dim=1).numpy()
-""",
+"""
+    + _ANSWER,
     TORCH: """
 import sys
 import numpy as np, torch
@@ -226,25 +329,26 @@ network = torch.export.load(sys.argv[1]).module()
 def read(pictures):
     with torch.inference_mode():
         return network(torch.from_numpy(pictures)).numpy()
-""",
+"""
+    + _ANSWER,
     ONNX: """
 import sys
 import numpy as np, onnxruntime
 network = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 def read(pictures):
     return network.run(["probabilities"], {"pictures": pictures})[0]
+"""
+    + _ANSWER,
+    ANY_SIZE: """
+import sys
+import numpy as np, onnxruntime
+network = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+with np.load(sys.argv[2], allow_pickle=False) as pictures:
+    both = [network.run(["probabilities", "square"], {"picture": pictures[name][None]}) for name in pictures]
+np.savez(sys.argv[3], **{name: np.concatenate(rows) for name, rows in zip(("probabilities", "squares"), zip(*both))})
 """,
 }
-"""How a stranger opens each format, with what that needs and nothing more."""
-
-_ANSWER = """
-pictures = np.load(sys.argv[2], allow_pickle=False)
-answers = [
-    np.concatenate([read(pictures[start : start + size]) for start in range(0, len(pictures), size)])
-    for size in map(int, sys.argv[4:])
-]
-np.save(sys.argv[3], np.stack(answers))
-"""
+"""How a stranger opens each format, with what that needs and nothing more, and answers for the pictures of a file."""
 
 
 def _python(program: str, *arguments: object) -> None:
@@ -268,9 +372,11 @@ def _python(program: str, *arguments: object) -> None:
 
 
 def _parity(
-    path: Path, eager: npt.NDArray[np.float32], answers: npt.NDArray[np.float32], sizes: tuple[int, ...]
+    path: Path, deployed: Deployed, pictures: Pictures, answers: npt.NDArray[np.float32], sizes: tuple[int, ...]
 ) -> Parity:
-    """`eager` (n, classes) against `answers` (batch sizes, n, classes)."""
+    """The network's own probabilities against `answers` (batch sizes, n, classes)."""
+    with torch.inference_mode():
+        eager = deployed(torch.tensor(pictures)).numpy()
     parity = Parity(
         pictures=len(eager),
         batch_sizes=sizes,

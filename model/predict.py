@@ -92,7 +92,7 @@ class Classifier:
     def probabilities(self, pictures: Square) -> torch.Tensor:
         """uint8 (N, S, S, 3), prepared as `load_square` does, to float32 (N, classes) on the CPU."""
         with torch.inference_mode():
-            logits = self._network(normalise(torch.from_numpy(pictures).to(self._device)))
+            logits = self._network(normalise(torch.tensor(pictures, device=self._device)))
             return torch.softmax(logits.float() / self.bundle.temperature, dim=1).cpu()
 
     def _predict(self, paths: Iterable[str | Path], top: int, batch_size: int) -> Iterator[Prediction]:

@@ -208,7 +208,7 @@ def test_the_confusion_matrix_is_shown_while_it_can_be_read(classes: int, shown:
 
 def test_the_files_are_listed_with_sizes_and_parity() -> None:
     _, body = parts(written(bundle()))
-    assert ["model.onnx", "715,720", "1.2e-07", "3.4e-06", "0"] in cells(body)
+    assert ["model.onnx", "715,720", "1.2e-07", "3.4e-06", "0", "-"] in cells(body)
     assert "compared with the network on 24 real pictures, in batches of 1, 7, 24;" in body
 
 
