@@ -1,0 +1,306 @@
+"""The report: whole and offline for every study that can be, and nothing in it but text and pictures."""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmarks.report import CLASSES, made_up_study, made_up_trials, write_files, write_finals
+from reporting import page
+from reporting.sections.parts import Facts
+from tuning.storage import Outcome
+
+HOSTILE = '<script>alert("1")</script>'
+NAMES = (
+    HOSTILE,
+    "<img src=x onerror=alert(1)>",
+    "'); DROP TABLE trials; --",
+    "$\\frac{1}{0}$ & $x_1$",
+    "き の こ 🍄 гриб",
+    "x" * 300,
+    "{{ 7 * 7 }}{% raw %}",
+    "]]>&amp;",
+    "Suillus",
+)
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page: every element, every attribute, and the text by element."""
+
+    VOID = frozenset({"meta", "br", "img", "path", "use", "rect", "image", "link", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == [], "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def ids(self) -> list[str]:
+        return [str(attributes["id"]) for _, attributes in self.elements if "id" in attributes]
+
+
+def written(folder: Path, trials: Sequence[FrozenTrial], *, classes: Sequence[str] = CLASSES, files: bool = True) -> str:
+    study = made_up_study(trials)
+    if files:
+        write_files(study, folder, classes=classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    return page.write(study, folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def trials() -> list[FrozenTrial]:
+    return made_up_trials(40)
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory, trials: list[FrozenTrial]) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("forty")
+    return folder, written(folder, trials)
+
+
+def sentences(text: str) -> str:
+    return " ".join(" ".join(Page(text).text).replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+class TestAWholeStudy:
+    def test_every_section_is_there_once_and_reached_from_the_contents(self, forty: tuple[Path, str]) -> None:
+        found = Page(forty[1])
+        anchors = [str(attributes["id"]) for tag, attributes in found.elements if tag == "section"]
+        assert anchors == "result search mattered cost mistakes endings workers data settings go-on".split()
+        linked = [str(attributes["href"])[1:] for tag, attributes in found.elements if tag == "a"]
+        assert set(anchors) <= set(linked)
+
+    def test_it_names_the_best_trial_and_its_value(self, forty: tuple[Path, str], trials: list[FrozenTrial]) -> None:
+        best = max((t for t in trials if t.state is TrialState.COMPLETE), key=lambda t: t.value or 0.0)
+        assert f"Trial {best.number} named {100 * (best.value or 0.0):.1f} % of" in sentences(forty[1])
+        assert f"validation top-1 of trial {best.number}, the best" in sentences(forty[1])
+
+    def test_every_figure_has_a_sentence_and_an_alternative_text(self, forty: tuple[Path, str]) -> None:
+        found = Page(forty[1])
+        figures = [tag for tag, _ in found.elements if tag == "figure"]
+        assert len(figures) == 12
+        drawings = [attributes for tag, attributes in found.elements if tag == "svg"]
+        assert len(drawings) == 2 * len(figures)
+        assert all(len(attributes["aria-label"] or "") > 40 and attributes["role"] == "img" for attributes in drawings)
+        captions = re.findall(r"<figcaption>(.*?)</figcaption>", forty[1], flags=re.DOTALL)
+        assert all(re.search(r"\d", caption) for caption in captions)
+
+    def test_nothing_is_fetched_and_no_script_runs(self, forty: tuple[Path, str]) -> None:
+        found = Page(forty[1])
+        assert not {"script", "link", "iframe", "object", "image", "img"} & {tag for tag, _ in found.elements}
+        for _, attributes in found.elements:
+            assert not any(name.startswith("on") for name in attributes)
+            for name in ("src", "href"):
+                assert re.match(r"#|plots/\w+\.html$", attributes.get(name) or "#")
+        assert "url(http" not in forty[1]
+        assert "@import" not in forty[1]
+        policy = next(a["content"] for t, a in found.elements if a.get("http-equiv") == "Content-Security-Policy")
+        assert policy is not None and policy.startswith("default-src 'none'")
+
+    def test_identifiers_are_unique_and_each_that_is_used_is_there(self, forty: tuple[Path, str]) -> None:
+        ids = Page(forty[1]).ids()
+        assert len(ids) == len(set(ids))
+        used = set(re.findall(r'href="#([^"]+)"', forty[1])) | set(re.findall(r"url\(#([^)]+)\)", forty[1]))
+        assert used <= set(ids)
+
+    def test_every_interactive_page_that_is_linked_is_there(self, forty: tuple[Path, str]) -> None:
+        folder, text = forty
+        linked = set(re.findall(r'href="(plots/[^"]+)"', text))
+        assert len(linked) == 6
+        assert all((folder / path).is_file() for path in linked)
+
+    def test_it_is_small_and_whole(self, forty: tuple[Path, str]) -> None:
+        folder, text = forty
+        assert len(text.encode()) < 600_000
+        assert sorted(path.name for path in folder.iterdir()) == ["data_report.csv", "plots", "report.html", "trials"]
+
+    def test_too_few_trials_are_told_plainly(self, forty: tuple[Path, str]) -> None:
+        assert "trials are few for" in sentences(forty[1])
+        assert "python study.py retrain --study made-up" in sentences(forty[1])
+
+    def test_it_is_written_over_an_older_one(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        (tmp_path / "plots").mkdir()
+        (tmp_path / "report.html").write_text("an older one")
+        (tmp_path / "plots" / "parallel.html").write_text("of an older one")
+        text = written(tmp_path, trials[:1], files=False)
+        assert "an older one" not in text
+        assert not (tmp_path / "plots" / "parallel.html").exists()
+
+    def test_the_same_study_gives_the_same_page(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        study = made_up_study(trials)
+        now = datetime(2026, 1, 2, 3, 4)
+        assert page.render(page.read(study, tmp_path), now=now) == page.render(page.read(study, tmp_path), now=now)
+
+
+class TestAfterRetraining:
+    @pytest.fixture(scope="class")
+    def text(self, tmp_path_factory: pytest.TempPathFactory, trials: list[FrozenTrial]) -> str:
+        folder = tmp_path_factory.mktemp("retrained")
+        study = made_up_study(trials)
+        write_files(study, folder)
+        write_finals(study, folder, looks=2)
+        return page.write(study, folder).read_text(encoding="utf-8")
+
+    def test_the_test_part_is_the_headline(self, text: str) -> None:
+        assert "top-1 on the test part" in sentences(text)
+        assert "flatters itself" not in sentences(text)
+
+    def test_finalists_and_test_result_have_their_sections(self, text: str) -> None:
+        anchors = [attributes.get("id") for tag, attributes in Page(text).elements if tag == "section"]
+        assert anchors.index("finalists") + 1 == anchors.index("mistakes")
+        assert "Over 3 seeds, trial" in sentences(text)
+        assert "Confusion on the test part" in sentences(text)
+        assert "improved by hand 40.5 % 0.7 % 2" in sentences(text)
+
+    def test_several_looks_are_warned_of(self, text: str) -> None:
+        assert "looked at 2 times" in sentences(text)
+        assert "Who looks often finds a lucky network" in sentences(text)
+
+    def test_a_winner_that_was_not_tested_gives_the_report_of_the_study(
+        self, tmp_path: Path, trials: list[FrozenTrial]
+    ) -> None:
+        (tmp_path / "retrained.json").write_text(json.dumps({"format": 1, "name": "trial 3", "results": None}))
+        assert "the best 95 % interval" in sentences(written(tmp_path, trials, files=False))
+
+
+class TestUnusualStudies:
+    def test_without_any_trial(self, tmp_path: Path) -> None:
+        text = written(tmp_path, [], files=False)
+        assert "The study has no trial yet" in sentences(text)
+        assert "<figure" not in text
+        assert not list((tmp_path / "plots").iterdir())
+
+    def test_without_a_finished_trial(self, tmp_path: Path) -> None:
+        study = made_up_study([])
+        study.enqueue_trial({"width": 0.5})
+        study.ask()
+        study.enqueue_trial({"width": 0.25})
+        text = page.write(study, tmp_path).read_text(encoding="utf-8")
+        assert "No trial has been trained yet (1 running and 1 waiting)." in sentences(text)
+
+    def test_with_all_pruned(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        pruned = [trial for trial in trials if trial.user_attrs["outcome"] == Outcome.PRUNED]
+        text = sentences(written(tmp_path, renumbered(pruned)))
+        assert f"No trial has been trained to its last epoch: {len(pruned)} trials were stopped before." in text
+        assert "there is no front yet" in text
+        assert "top-1 of trial" not in text
+
+    def test_with_one_trial(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        text = sentences(written(tmp_path, trials[:1]))
+        assert "What mattered cannot be told from 1 trained trial" in text
+        assert "is still the best of 1." in text
+
+    def test_with_one_epoch_and_nothing_beside_the_database(self, tmp_path: Path) -> None:
+        """A trial that somebody told by hand has no configuration, no slot and no confusion matrix."""
+        study = optuna.create_study(direction="maximize", study_name="bare")
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=0.5,
+                params={"x": 1.0},
+                distributions={"x": optuna.distributions.FloatDistribution(0, 1)},
+                intermediate_values={0: 0.5},
+            )
+        )
+        text = page.write(study, tmp_path).read_text(encoding="utf-8")
+        assert "50.0" in sentences(text)
+        assert {"result", "search", "mattered"} <= set(Page(text).ids())
+
+    def test_with_many_classes(self, tmp_path: Path) -> None:
+        names = [f"class {label:03d}" for label in range(120)]
+        study = made_up_study(made_up_trials(6, classes=120))
+        write_files(study, tmp_path, classes=names)
+        text = page.write(study, tmp_path).read_text(encoding="utf-8")
+        assert "Drawn are the best and the worst 20 of" in sentences(text)
+        assert len(text.encode()) < 600_000
+
+    def test_of_a_thousand_trials(self, tmp_path: Path) -> None:
+        text = written(tmp_path, made_up_trials(1000))
+        assert len(text.encode()) < 1_500_000
+        assert "Drawn are 800 of" in sentences(text)
+
+    def test_with_a_torn_history_and_data_of_other_classes(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        study = made_up_study(trials)
+        write_files(study, tmp_path, classes=("one", "two"))
+        for history in tmp_path.glob("trials/*/history.json"):
+            history.write_text('[{"epoch": 0, "top')
+        text = page.write(study, tmp_path).read_text(encoding="utf-8")
+        assert "class 3" in sentences(text)
+
+
+class TestHostileNames:
+    @pytest.fixture(scope="class")
+    def text(self, tmp_path_factory: pytest.TempPathFactory, trials: list[FrozenTrial]) -> str:
+        folder = tmp_path_factory.mktemp("hostile")
+        write_files(made_up_study(trials), folder, classes=NAMES)
+        study = made_up_study(hostile(trials), name=HOSTILE)
+        write_finals(study, folder)
+        return page.write(study, folder).read_text(encoding="utf-8")
+
+    def test_they_are_text(self, text: str) -> None:
+        found = Page(text)
+        assert not {"script", "img", "b"} & {tag for tag, _ in found.elements}
+        assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
+        shown = "".join(found.text)
+        assert all(name in shown for name in NAMES)
+
+    def test_a_dollar_is_no_formula_in_a_figure(self, text: str) -> None:
+        drawn = re.findall(r"<text[^>]*>([^<]*)</text>", text)
+        assert any(label.startswith("$\\frac{1}{0}$") for label in drawn)
+        assert any("🍄" in label for label in drawn)
+
+    def test_long_ones_are_cut_in_figures_alone(self, text: str) -> None:
+        drawn = re.findall(r"<text[^>]*>([^<]*)</text>", text)
+        assert max(map(len, drawn)) < 60
+        assert "x" * 300 in text
+
+
+def renumbered(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return list(made_up_study(trials).get_trials())
+
+
+def hostile(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials with hostile reasons, recipes, choices and parameters."""
+    changed: list[FrozenTrial] = []
+    for trial in made_up_study(trials).get_trials():
+        attributes: dict[str, Any] = dict(trial.user_attrs)
+        attributes["reason"] = f"{HOSTILE} {attributes['reason']}\n\x1b[31m" + "y" * 300
+        if "known_good" in attributes:
+            attributes["known_good"] = f"<b>{attributes['known_good']}</b> $a$"
+        name = '<b onclick="x()">$width$</b>'
+        params, distributions = dict(trial.params), dict(trial.distributions)
+        params[name], distributions[name] = params.pop("width"), distributions.pop("width")
+        params["pooling"] = HOSTILE
+        distributions["pooling"] = optuna.distributions.CategoricalDistribution([HOSTILE, "き", "$x$"])
+        trial.user_attrs, trial.params, trial.distributions = attributes, params, distributions
+        changed.append(trial)
+    return changed
+
+
+def test_facts_of_a_study_that_has_nothing_beside_it(tmp_path: Path) -> None:
+    facts = page.read(made_up_study([]), tmp_path)
+    assert isinstance(facts, Facts)
+    assert (facts.best, facts.pictures, facts.test, facts.classes) == (None, None, None, None)
