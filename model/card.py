@@ -33,7 +33,7 @@ class Parity:
     disagreements: int
     """Pictures with another first choice, summed over the batch sizes; a tie may fall either way."""
     grey_levels: int | None = None
-    """Where the resize is inside: the largest |difference| of a pixel, of 255, from Pillow's resize."""
+    """Where the resize is inside: the largest |difference| of a pixel, of 255, from `to_square`'s."""
 
 
 class SeedResult(TypedDict):
@@ -182,7 +182,7 @@ probabilities: normalisation and temperature are inside. What comes before is sp
 interpolation, central square. Transparent pictures are first laid over white.
 
 `model-any-size.onnx` resizes by itself: it takes one upright RGB picture, uint8 (1, height, width, 3), and also gives
-the square that it looked at. On pictures of many sizes that agrees with Pillow's to the grey levels, of 255, below.
+the square that it looked at. On pictures of many sizes that differed from Pillow's by the grey levels, of 255, below.
 
 `model.safetensors` and `config.json` hold tensors and text only. Open `model.pt2` from people you trust.
 """
