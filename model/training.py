@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 import torch
@@ -99,6 +99,20 @@ class Batches(Protocol):
 Confusion = tuple[tuple[int, ...], ...]
 """Rows are the truth, columns the prediction."""
 
+MISTAKES = 12
+"""How many wrong answers are kept of an evaluation, the most confident ones."""
+
+
+class Mistake(NamedTuple):
+    """A wrong answer."""
+
+    place: int
+    """Of the picture among those that were evaluated."""
+    predicted: int
+    """Class."""
+    probability: float
+    """That the network gave it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -112,6 +126,8 @@ class Evaluation:
     """Share of the pictures whose class is among the three highest."""
     confusion: Confusion
     """Pictures by truth and prediction."""
+    mistakes: tuple[Mistake, ...]
+    """The most confident ones, at most MISTAKES, the most confident first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +154,8 @@ class EpochMetrics:
     """Training and validation together."""
     peak_memory: int
     """Bytes: on a GPU the most that tensors took since `fit` began, else the most the process ever held."""
+    mistakes: tuple[Mistake, ...] = ()
+    """Of the validation pictures, as in `Evaluation`."""
 
     @property
     def per_class(self) -> tuple[float, ...]:
@@ -146,12 +164,15 @@ class EpochMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return dataclasses.asdict(self) | {"confusion": [list(row) for row in self.confusion]}
+        lists = {"confusion": [list(row) for row in self.confusion], "mistakes": [list(row) for row in self.mistakes]}
+        return dataclasses.asdict(self) | lists
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "EpochMetrics":
         """The inverse of `to_dict`; a `KeyError` or `TypeError` for a record with other keys."""
-        values: dict[str, Any] = {**record, "confusion": tuple(tuple(row) for row in record["confusion"])}
+        confusion = tuple(tuple(row) for row in record["confusion"])
+        mistakes = tuple(Mistake(*row) for row in record["mistakes"])
+        values: dict[str, Any] = {**record, "confusion": confusion, "mistakes": mistakes}
         return cls(**values)
 
 
@@ -246,6 +267,7 @@ def fit(
             top1=result.top1,
             top3=result.top3,
             confusion=result.confusion,
+            mistakes=result.mistakes,
             lr=lr,
             seconds=time.perf_counter() - started,
             peak_memory=_peak_memory(device),
@@ -261,6 +283,8 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
         raise ValueError("evaluation needs at least one picture, but got none")
     model.eval()
     losses: list[Tensor] = []
+    predictions: list[Tensor] = []
+    surprises: list[Tensor] = []
     hits3 = torch.zeros((), dtype=torch.int64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     for images, labels in batches.epoch(0):
@@ -269,13 +293,17 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
         logits = logits.float()
         losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
         hits3 += (logits.topk(min(3, classes), dim=1).indices == labels[:, None]).sum()
-        confusion += torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes * classes)
+        probability, predicted = logits.softmax(dim=1).max(dim=1)
+        confusion += torch.bincount(labels * classes + predicted, minlength=classes * classes)
+        predictions.append(predicted)
+        surprises.append(probability.where(predicted != labels, -1.0))
     square = confusion.reshape(classes, classes)
     return Evaluation(
         loss=math.fsum(_floats(torch.stack(losses))) / pictures,
         top1=int(square.trace()) / pictures,
         top3=int(hits3) / pictures,
         confusion=tuple(tuple(map(int, row)) for row in square.unbind()),
+        mistakes=_mistakes(torch.cat(predictions), torch.cat(surprises)),
     )
 
 
@@ -323,6 +351,13 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
 
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _mistakes(predictions: Tensor, surprises: Tensor) -> tuple[Mistake, ...]:
+    """Both (N,): predicted classes, and the probability of each that is wrong, below 0 where it is right."""
+    most = surprises.topk(min(MISTAKES, len(surprises)))
+    rows = zip(map(int, most.indices), map(int, predictions[most.indices]), _floats(most.values), strict=True)
+    return tuple(Mistake(*row) for row in rows if row[2] >= 0)
 
 
 def _class_weights(counts: tuple[int, ...], config: TrainingConfig) -> Tensor:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,23 @@ class TrialEnded:
     """None where it never reached a worker."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """All that is known of a trial when it is told."""
+
+    assignment: Assignment
+    cost: Cost
+    history: list[EpochMetrics]
+    """Empty where it was not trained."""
+    outcome: Outcome
+    reason: str
+
+    @property
+    def chosen(self) -> EpochMetrics | None:
+        """The epoch that stands for the trial."""
+        return chosen_epoch(self.history, self.assignment) if self.history else None
+
+
 Happening = TrialStarted | TrialAdvanced | TrialPaused | TrialEnded | None
 """What `Coordinator.run` yields; None at least once a second, for clocks."""
 
@@ -157,8 +175,12 @@ class Coordinator:
         data: CacheHandle,
         folder: Path,
         keep: int = KEPT_CHECKPOINTS,
+        describe: Callable[[optuna.Trial, TrialRecord], None] = lambda trial, record: None,
     ) -> None:
-        """`keep`: how many finished trials, the best of them, keep the checkpoint of their chosen epoch."""
+        """`keep`: how many finished trials, the best of them, keep the checkpoint of their chosen epoch.
+
+        `describe` is called before each trial is told, its checkpoints still there; it may add to the trial.
+        """
         self._study = study
         self._workers = workers
         self._scheduler = scheduler
@@ -167,6 +189,7 @@ class Coordinator:
         self._data = data
         self._folder = folder
         self._keep = keep
+        self._describe = describe
         self._live: dict[int, _Live] = {}
         self._adopted: deque[int] = deque()
         self._paused: list[int] = []
@@ -286,12 +309,13 @@ class Coordinator:
         for name, value in excess.items():
             if name not in trial.constraints:
                 trial.set_constraint(name, value)
+        untrained = partial(TrialRecord, assignment=work, cost=price, history=[])
         twin = trial.number if work.key is None else self._seen.setdefault(work.key, trial.number)
         if not self._plan.feasible(price):
             over = ", ".join(f"{name} {value:.0%} over budget" for name, value in excess.items() if value > 0)
-            yield self._tell(trial, Outcome.INFEASIBLE, over)
+            yield self._tell(trial, untrained(outcome=Outcome.INFEASIBLE, reason=over))
         elif twin != trial.number:
-            yield self._tell(trial, Outcome.DUPLICATE, f"duplicate of trial {twin}")
+            yield self._tell(trial, untrained(outcome=Outcome.DUPLICATE, reason=f"duplicate of trial {twin}"))
         else:
             self._require_space(price)
             frozen = self._study._storage.get_trial(trial._trial_id)  # pyright: ignore[reportPrivateUsage]
@@ -414,7 +438,10 @@ class Coordinator:
     def _end(self, slot: int, live: _Live, outcome: Outcome, reason: str) -> TrialEnded:
         """Frees the slot and tells the trial, with all that is known of it."""
         self._release(slot)
-        ended = self._tell(live.trial, outcome, reason, live, slot)
+        record = TrialRecord(
+            assignment=live.assignment, cost=live.cost, history=live.history, outcome=outcome, reason=reason
+        )
+        ended = self._tell(live.trial, record, slot)
         self._remove_checkpoints(live.trial.number)
         return ended
 
@@ -442,17 +469,12 @@ class Coordinator:
     def _tell(
         self,
         trial: optuna.Trial,
-        outcome: Outcome,
-        reason: str,
-        live: _Live | None = None,
+        record: TrialRecord,
         slot: int | None = None,
     ) -> TrialEnded:
-        """Attributes first: after the tell a trial takes none."""
-        value = None
-        if live is not None and live.history:
-            history = live.history
-            best = chosen_epoch(history, live.assignment)
-            value = best.top1
+        """Attributes and artifacts first: after the tell a trial takes none."""
+        outcome, reason, best, history = record.outcome, record.reason, record.chosen, record.history
+        if best is not None:
             replace_file(
                 trial_directory(self._folder, trial.number) / "history.json",
                 lambda path: path.write_text(json.dumps([metrics.to_dict() for metrics in history])),
@@ -471,11 +493,13 @@ class Coordinator:
                     trial.set_user_attr(name, attribute)
         trial.set_user_attr("reason", reason[-LONGEST_ATTRIBUTE // 2 :])
         trial.set_user_attr("outcome", outcome)
+        self._describe(trial, record)
         state = {
             Outcome.COMPLETE: TrialState.COMPLETE,
             Outcome.DUPLICATE: TrialState.FAIL,
             Outcome.FAILED: TrialState.FAIL,
         }.get(outcome, TrialState.PRUNED)
+        value = best.top1 if best else None
         self._study.tell(trial, value if state is TrialState.COMPLETE else None, state)
         self._watch_uncounted(outcome, reason)
         return TrialEnded(number=trial.number, outcome=outcome, reason=reason, value=value, slot=slot)

@@ -1,0 +1,142 @@
+"""What the dashboard shows of one trial: pictures as artifacts, and a note in Markdown around them.
+
+TrialRecord -> learning curves, confusion matrix, the most confident mistakes, the configuration -> artifacts -> note.
+Everything is made before the trial is told, because afterwards it takes no artifact; what is there is not made again.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+from matplotlib.figure import Figure
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna_dashboard import save_note
+from optuna_dashboard.artifact import get_artifact_path
+
+from data.cache import CacheHandle, open_part
+from model.training import EpochMetrics
+from reporting import charts
+from reporting.console import duration, percent
+from reporting.drawing import png, short, styled
+from tuning.coordinator import TrialRecord
+
+DPI = 80
+"""Of the pictures: sharp at the width at which the dashboard shows them, 20 to 40 kB each."""
+COLUMNS = 4
+"""Of the gallery."""
+
+
+class TrialCards:
+    """Describes trials; what `Coordinator` calls before it tells one."""
+
+    def __init__(self, folder: Path, data: CacheHandle) -> None:
+        """Artifacts go to `folder`/artifacts, where the dashboard looks for them."""
+        self._data = data
+        place = folder / "artifacts"
+        place.mkdir(exist_ok=True)
+        self._store = FileSystemArtifactStore(str(place))
+
+    def __call__(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        """Adds artifacts and the note; one that an earlier, interrupted telling has added stays."""
+        there = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial)}
+        chosen = record.chosen
+        if chosen is not None:
+            for name, make in self._contents(record, chosen).items():
+                if name not in there:
+                    there[name] = self._upload(trial, name, make())
+        pictures = {
+            name: get_artifact_path(trial, identity) for name, identity in there.items() if name.endswith(".png")
+        }
+        save_note(trial, note(trial.number, record, pictures))
+
+    def _contents(self, record: TrialRecord, chosen: EpochMetrics) -> dict[str, Callable[[], bytes]]:
+        """What each file holds, by name, made when it is asked for."""
+        config = record.assignment.config
+        rows = [metrics.to_dict() for metrics in record.history]
+        classes = self._data.classes
+        contents: dict[str, Callable[[], bytes]] = {
+            "curves.png": lambda: png(charts.training(rows, chosen.epoch + 1, wide=True), dpi=DPI),
+            "confusion.png": lambda: png(charts.confusion(chosen.confusion, classes, wide=True), dpi=DPI),
+            "configuration.json": lambda: json.dumps(config.to_dict(), indent=1).encode(),
+        }
+        if chosen.mistakes:
+            contents["mistakes.png"] = lambda: png(self._gallery(config.image_size, chosen), dpi=DPI)
+        return contents
+
+    @styled
+    def _gallery(self, image_size: int, chosen: EpochMetrics) -> Figure:
+        """The most confident mistakes: what the network saw, what it is, what it was taken for."""
+        part = open_part(self._data, image_size, "validation")
+        lines = -(-len(chosen.mistakes) // COLUMNS)
+        figure = Figure(figsize=(10, 2.9 * lines), layout="constrained")
+        for axes, mistake in zip(figure.subplots(lines, COLUMNS).flat, chosen.mistakes, strict=False):
+            axes.imshow(part.images[part.indices[mistake.place]])
+            truth, taken = (
+                short(self._data.classes[label], 22) for label in (part.labels[mistake.place], mistake.predicted)
+            )
+            axes.set_title(f"{truth}\ntaken for {taken}, {mistake.probability:.0%}", fontsize=10)
+        for axes in figure.axes:
+            axes.set_axis_off()
+        return figure
+
+    def _upload(self, trial: optuna.Trial, name: str, content: bytes) -> str:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, name)
+            path.write_bytes(content)
+            return upload_artifact(artifact_store=self._store, file_path=str(path), study_or_trial=trial)
+
+
+def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
+    """Markdown: the outcome, the configuration in words, what it cost, and the pictures by their address."""
+    config, chosen = record.assignment.config, record.chosen
+    model, training, augment = config.model, config.training, config.augment
+    lines = [f"# Trial {number}: {record.outcome}", "", _text(record.reason) + "."]
+    if chosen is not None:
+        lines += [
+            "",
+            f"**{percent(chosen.top1)} top-1**, {percent(chosen.top3)} top-3 on the validation part, in epoch "
+            f"{chosen.epoch + 1} of {len(record.history)}.",
+        ]
+    rate = {
+        "step": f"times {training.step_factor:g} every {training.step_period:g} epochs",
+        "cosine": "cosine down to 0",
+        "one-cycle": "one cycle",
+    }[training.schedule]
+    warm = f", {training.warmup_epochs:g} warm-up epochs" if training.warmup_epochs else ""
+    views = ["fresh in every epoch" if augment.fresh else "the same in every epoch"]
+    views += ["a third of the pictures plain"] * augment.reuse_originals
+    rows = {
+        "pictures": f"{config.image_size} x {config.image_size} pixels, each shown {config.views} times an epoch",
+        "network": f"width {model.width:g}, strides {model.stride_pattern}, dilation {model.dilation_pattern}, "
+        f"{model.pooling} pooling, dropout {model.dropout:g}",
+        "optimizer": f"{training.optimizer}, lr {training.lr:.3g}, weight decay {training.weight_decay:.2g}",
+        "lr": f"{rate}{warm}",
+        "augmentation": f"strength {augment.strength:g}, {', '.join(views)}" if augment.strength else "none",
+        "loss": f"label smoothing {training.label_smoothing:g}, class balance: {training.class_balance}",
+        "cost": f"{record.cost.flops / 1e6:,.1f} MFLOP a picture, {record.cost.parameters:,} parameters",
+    }
+    if record.history:
+        seconds = sum(metrics.seconds for metrics in record.history)
+        peak = max(metrics.peak_memory for metrics in record.history)
+        rows["training"] = f"{duration(seconds)}, {peak / 2**20:,.0f} MB at most"
+    lines += ["", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+    titles = {
+        "curves.png": "Learning curves",
+        "confusion.png": f"Confusion matrix of epoch {chosen.epoch + 1}" if chosen else "",
+        "mistakes.png": "The most confident mistakes",
+    }
+    for name, title in titles.items():
+        if name in pictures:
+            lines += ["", f"## {title}", "", f"![{title}]({pictures[name]})"]
+    return "\n".join(lines) + "\n"
+
+
+def _text(text: str) -> str:
+    """As Markdown and HTML show it unchanged, on one line."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~<>-])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
