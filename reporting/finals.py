@@ -22,30 +22,33 @@ from tuning.retraining import Winner, same_curve
 def print_replay(console: Console, trial: FrozenTrial, again: FrozenTrial) -> None:
     """How far a replayed trial is from what was recorded, and why."""
     difference, epoch = same_curve(trial, again)
-    recorded, replayed = trial.user_attrs["best_top1"], again.user_attrs["best_top1"]
-    line = f"Replay of trial {trial.number}: recorded {percent(recorded)}, now {percent(replayed)}, "
+    recorded, replayed = trial.user_attrs["best_top1"], again.user_attrs.get("best_top1")
+    now = "diverged" if replayed is None else percent(replayed)
+    line = f"Replay of trial {trial.number}: recorded {percent(recorded)}, now {now}, "
     if epoch is None:
         line += f"the same in each of its {len(trial.intermediate_values)} epochs."
     else:
         set_up = differences(trial.user_attrs.get("environment", {}), again.user_attrs.get("environment", {}))
         why = f"the set-up differs ({', '.join(set_up)})" if set_up else "several threads, or a GPU, add in any order"
-        line += f"{100 * difference:+.2f} points; the curves part at epoch {epoch + 1}: {why}."
+        line += "" if difference is None else f"{100 * difference:+.2f} points; "
+        line += f"the curves part at epoch {epoch + 1}: {why}."
     console.print(Text(line), soft_wrap=True)
 
 
 def print_standings(console: Console, standings: list[Standing], won: Standing) -> None:
     """Each candidate's runs on the validation part, the winner in bold."""
-    table = Table(box=None, pad_edge=False, header_style="dim", title="Validation top-1", title_justify="left")
+    table = Table(box=None, pad_edge=False, header_style="dim", title="Validation top-1 in %", title_justify="left")
     seeds = max(len(standing.runs) for standing in standings)
-    for heading in ("", "in the study", *(f"seed {index + 1}" for index in range(seeds)), "mean", "sd", "best epoch"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for heading in ("study", *(f"seed {index + 1}" for index in range(seeds)), "mean", "sd", "epoch"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for standing in standings:
         table.add_row(
             standing.candidate.name,
-            percent(standing.candidate.recorded),
-            *(percent(run.value) if run in standing.complete else "diverged" for run in standing.runs),
-            percent(standing.mean) if standing.top1 else "-",
-            percent(standing.spread),
+            _points(standing.candidate.recorded),
+            *(_points(run.value) if run in standing.complete else "diverged" for run in standing.runs),
+            _points(standing.mean if standing.top1 else None),
+            _points(standing.spread),
             str(standing.epochs) if standing.complete else "-",
             style="bold" if standing is won else "dim" if standing.candidate.baseline else None,
         )
@@ -57,14 +60,20 @@ def print_standings(console: Console, standings: list[Standing], won: Standing) 
     )
 
 
+def _points(share: float | None) -> str:
+    """0.6385 -> 63.85, where the table says that it is in %: five seeds then fit a terminal of 80 columns."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
 def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> None:
     """The test part's verdict."""
     results = winner.results
     if results is None:
         return
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
-    for heading in ("Test part", "top-1", "95 % interval", "top-3", "mean of seeds", "sd"):
-        table.add_column(heading, justify="left" if heading == "Test part" else "right", no_wrap=True)
+    table.add_column("Test part", overflow="fold")
+    for heading in ("top-1", "95 % interval", "top-3", "mean", "sd"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(
         f"{winner.name}, seed 1: exported",
         percent(results["top1"]),
@@ -87,8 +96,8 @@ def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> 
     console.print(table)
     looked = "once" if results["looks"] == 1 else f"{results['looks']} times"
     console.print(
-        f"{results['pictures']:,} pictures, looked at {looked}; ECE {percent(results['ece'])} "
-        f"at temperature {winner.temperature:.2f}."
+        f"{results['pictures']:,} pictures, looked at {looked}; mean and sd over the seeds; "
+        f"ECE {percent(results['ece'])} at temperature {winner.temperature:.2f}."
     )
     console.print(_per_class(results, classes))
 
@@ -157,4 +166,5 @@ def print_published(console: Console, published: Published, winner: Winner) -> N
     tested = winner.results
     said = f"test top-1 {percent(tested['top1'])}" if tested else "not tested: python study.py retrain does"
     console.print(Text(f"{winner.name} in {published.folder} ({said})."), soft_wrap=True)
-    console.print(Text(f"Use it:  python study.py predict PICTURE ... --model {published.folder}"), soft_wrap=True)
+    place = shlex.quote(str(published.folder))
+    console.print(Text(f"Use it:  python study.py predict PICTURE ... --model {place}"), soft_wrap=True)

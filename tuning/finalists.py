@@ -74,7 +74,8 @@ def seeds(study: optuna.Study, count: int) -> list[int]:
 
 def candidates(study: optuna.Study, count: int) -> list[Candidate]:
     """The study's best trials. Raises StudyError where none was trained to its end."""
-    best = top(study.get_trials(deepcopy=False), count)
+    # One that was told from outside has no configuration that could be trained again.
+    best = top([trial for trial in study.get_trials(deepcopy=False) if "best_top1" in trial.user_attrs], count)
     if not best:
         raise StudyError(
             f"retrain takes the best of a study's complete trials, but '{study.study_name}' has none; "

@@ -236,9 +236,13 @@ def best_so_far(study: optuna.Study) -> Winner:
     )
 
 
-def same_curve(trial: FrozenTrial, again: FrozenTrial) -> tuple[float, int | None]:
-    """Replayed value minus the recorded one, and the first epoch (from 0) whose validation top-1 differs, or None."""
+def same_curve(trial: FrozenTrial, again: FrozenTrial) -> tuple[float | None, int | None]:
+    """Replayed value minus the recorded one, and the first epoch (from 0) whose validation top-1 differs, or None.
+
+    There is no replayed value where the replay diverged in its first epoch.
+    """
     then, now = trial.intermediate_values, again.intermediate_values
     apart = [epoch for epoch in sorted(then) if now.get(epoch) != then[epoch]]
-    difference = again.user_attrs["best_top1"] - trial.user_attrs["best_top1"]
+    replayed = again.user_attrs.get("best_top1")
+    difference = None if replayed is None else replayed - trial.user_attrs["best_top1"]
     return difference, apart[0] if apart else None

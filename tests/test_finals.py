@@ -1,0 +1,177 @@
+"""What the screen says of finalists, the test part and the bundle: in 80 columns, and every number where it belongs."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from studies import config, recorded
+
+from model.card import Parity
+from model.formats import Published
+from reporting import finals
+from tuning.finalists import Candidate, Standing
+from tuning.looks import Look
+from tuning.retraining import Winner
+from tuning.storage import Outcome
+
+CHOSEN = Candidate(name="trial 3", trial=3, config=config(), recorded=0.9, epoch_seconds=1.0)
+WON = Standing(candidate=CHOSEN, runs=(recorded([0.7]), recorded([0.1, 0.8])))
+WILD = Standing(
+    candidate=replace(CHOSEN, name="trial 12", trial=12, recorded=0.95),
+    runs=(recorded([0.6]), recorded([], outcome=Outcome.DIVERGED)),
+)
+LOST = Standing(
+    candidate=replace(CHOSEN, name="improved by hand, no warm-up", recorded=0.3, baseline=True),
+    runs=(recorded([], outcome=Outcome.DIVERGED),) * 2,
+)
+CLASSES = ("Agaricus", "[bold]Boletus[/]", "Röhrling")
+RESULTS = {
+    "pictures": 1234,
+    "top1": 0.75,
+    "top1_interval": [0.409, 0.929],
+    "top3": 1.0,
+    "ece": 0.05,
+    "per_class": [1.0, 0.5, None],
+    "confusion": [[600, 0, 0], [3, 317, 314], [0, 0, 0]],
+    "top1_mean": 0.76,
+    "top1_sd": 0.0125,
+    "baselines": [
+        {
+            "name": "improved by hand",
+            "top1": [0.5],
+            "top1_mean": 0.5,
+            "top1_sd": None,
+            "top3_mean": 0.9,
+        }
+    ],
+    "looks": 1,
+}
+WINNER = Winner(
+    name="trial 3",
+    trial=3,
+    config=config().to_dict(),
+    seed=1,
+    epochs=2,
+    trained_on=["train", "validation"],
+    weights="best.pt",
+    temperature=1.25,
+    networks="a b",
+    validation={"recorded": 0.9},
+    results=RESULTS,
+)
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=80)
+
+
+def shown(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def cells(console: Console, first: str) -> list[str]:
+    """The row of a table that begins with this."""
+    (line,) = (line for line in shown(console) if line.startswith(first) and " wins; " not in line)
+    return re.split(r"\s{2,}", line)
+
+
+def test_the_standings_show_each_run_and_who_wins_by_how_much_less(console: Console) -> None:
+    finals.print_standings(console, [WILD, WON, LOST], WON)
+    assert shown(console)[0] == "Validation top-1 in %"
+    assert shown(console)[1].split() == ["study", "seed", "1", "seed", "2", "mean", "sd", "epoch"]
+    assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "80.00", "75.00", "7.07", "2"]
+    assert cells(console, "trial 12") == ["trial 12", "95.00", "60.00", "diverged", "60.00", "-", "1"]
+    assert shown(console)[-1] == "trial 3 wins; its run in the study had flattered it by 15.00 points."
+
+
+def test_a_baseline_that_diverged_with_every_seed_has_its_row(console: Console) -> None:
+    finals.print_standings(console, [WON, LOST], WON)
+    row = cells(console, "improved by hand, no warm-up")
+    assert row == ["improved by hand, no warm-up", "30.00", "diverged", "diverged", "-", "-", "-"]
+
+
+def test_a_run_that_was_unlucky_in_the_study_had_belittled(console: Console) -> None:
+    unlucky = replace(WON, candidate=replace(CHOSEN, recorded=0.7))
+    finals.print_standings(console, [unlucky], unlucky)
+    assert shown(console)[-1] == "trial 3 wins; its run in the study had belittled it by 5.00 points."
+
+
+def test_no_number_is_cut_where_names_are_long_and_seeds_are_many(console: Console) -> None:
+    """On 80 columns 3 seeds were `66.…`."""
+    steady = replace(LOST, runs=WON.runs[:1] * 5)
+    finals.print_standings(console, [replace(WON, runs=WON.runs[:1] * 5), steady], WON)
+    assert cells(console, "trial 3")[1:] == ["90.00", *["70.00"] * 5, "70.00", "0.00", "1"]
+    assert all("…" not in line for line in shown(console))
+
+
+def test_the_test_parts_verdict(console: Console) -> None:
+    finals.print_tested(console, WINNER, CLASSES)
+    row = cells(console, "trial 3, seed 1")
+    assert row == ["trial 3, seed 1: exported", "75.00 %", "40.9 - 92.9 %", "100.00 %", "76.00 %", "1.25 %"]
+    assert cells(console, "improved by hand") == ["improved by hand", "50.00 %", "90.00 %", "50.00 %", "-"]
+    said = "1,234 pictures, looked at once; mean and sd over the seeds; ECE 5.00 % at temperature 1.25."
+    assert said in " ".join(shown(console))
+    assert cells(console, "Agaricus") == ["Agaricus", "600", "100.00 %"]
+    assert cells(console, "[bold]") == ["[bold]Boletus[/]", "634", "50.00 %", "Röhrling (314)"]
+    assert cells(console, "Röhrling") == ["Röhrling", "0", "-"]
+
+
+def test_a_second_look_is_said(console: Console) -> None:
+    finals.print_tested(console, replace(WINNER, results=RESULTS | {"looks": 2}), CLASSES)
+    assert any(line.startswith("1,234 pictures, looked at 2 times; ") for line in shown(console))
+
+
+def test_what_was_not_tested_shows_nothing(console: Console) -> None:
+    finals.print_tested(console, replace(WINNER, results=None), CLASSES)
+    assert shown(console) == []
+
+
+@pytest.mark.parametrize(("count", "times"), [(1, "once"), (3, "3 times")])
+def test_why_the_test_part_is_not_looked_at_again(count: int, times: str, console: Console) -> None:
+    earlier = [Look("data", str(number), f"[b]study {number}", "2026-01-01T12:00:00") for number in range(count)]
+    finals.print_not_tested(console, earlier)
+    (line,) = shown(console)
+    assert f"of these pictures {times} before, the last time in study '[b]study {count - 1}' at 2026-01-01T12" in line
+    assert line.endswith("The same command with --look-again looks all the same.")
+
+
+def test_what_is_written_where_and_what_comes_next(console: Console) -> None:
+    finals.print_next(console, Path("/results/my [b]study"))
+    assert shown(console) == [
+        "",
+        "Finalists: /results/my [b]study/finalists.csv",
+        "Result:    /results/my [b]study/retrained.json",
+        "Export:    python study.py export --study 'my [b]study'",
+    ]
+
+
+def published(folder: Path) -> Published:
+    proof = Parity(probability=1e-7, log_probability=2.5e-7, disagreements=1, pictures=64, batch_sizes=(1, 7, 64))
+    return Published(folder=folder, parity={"model.onnx": proof}, sizes={"README.md": 4321, "model.onnx": 1_234_567})
+
+
+def test_the_bundles_files_and_how_to_use_them(console: Console) -> None:
+    finals.print_published(console, published(Path("/results/x/best")), WINNER)
+    assert cells(console, "README.md") == ["README.md", "4"]
+    assert cells(console, "model.onnx") == ["model.onnx", "1,235", "2.5e-07", "1 of 64"]
+    assert shown(console)[-2:] == [
+        "trial 3 in /results/x/best (test top-1 75.00 %).",
+        "Use it:  python study.py predict PICTURE ... --model /results/x/best",
+    ]
+
+
+def test_an_export_before_retrain_says_not_tested(console: Console) -> None:
+    finals.print_published(console, published(Path("/results/x/best")), replace(WINNER, results=None))
+    assert shown(console)[-2] == "trial 3 in /results/x/best (not tested: python study.py retrain does)."
+
+
+def test_the_command_that_is_shown_can_be_typed(console: Console) -> None:
+    finals.print_published(console, published(Path("/results/my study/best")), WINNER)
+    assert shown(console)[-1].endswith("--model '/results/my study/best'")
