@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from io import TextIOWrapper
@@ -165,6 +165,7 @@ def run(
         Where drawn and decoded pictures are kept. By default the user's cache folder.
     """
     from reporting import console as screen
+    from reporting.trial_card import TrialCards
     from search_space import known_good, suggest
     from tuning import forecast, identity, sampling, scheduling
     from tuning import storage as stored
@@ -229,6 +230,7 @@ def run(
                 plan=plan,
                 data=handle,
                 folder=folder,
+                describe=TrialCards(folder, handle),
             )
             expected = 0.0
             if coordinator.wanted:
@@ -504,6 +506,49 @@ def predict(
         raise StudyError("no picture could be classified; name at least one, or a folder that has some")
 
 
+@app.command(usage="Usage: python study.py dashboard [OPTIONS]")
+def dashboard(
+    *,
+    study: StudyOption = None,
+    port: Annotated[int | None, _count(_WHERE)] = None,
+    storage: StorageOption = None,
+    results: ResultsOption = HERE / "results",
+) -> None:
+    """Look at a study in the browser, while it runs too: optuna-dashboard with the study's pictures and notes.
+
+    It answers on this machine alone. Ctrl-C ends it.
+
+    Parameters
+    ----------
+    study
+        Which study. By default the one run last.
+    port
+        Where it answers. By default 8080, or any other that is free.
+    storage
+        The study's database, where the study was run with one.
+    results
+        Where studies keep their folders. By default results/ beside study.py.
+    """
+    import webbrowser
+
+    from reporting import console as screen
+    from reporting import dashboard as served
+
+    console = screen.make_console()
+    searched = _recall(console, results, study, storage)
+    try:
+        server, address = served.make(searched.study, searched.folder / "artifacts", port)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StudyError(f"--port names a free port, but {port} is not ({reason}); leave it away to get one") from error
+    console.print(f"{address}  (Ctrl-C ends it)", markup=False, soft_wrap=True)
+    if served.on_a_desktop():
+        webbrowser.open(address)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
 @app.command(name="check-data", usage="Usage: python study.py check-data [OPTIONS]")
 def check_data(
     *,
@@ -651,6 +696,7 @@ class _Trainer:
     def __call__(self, kind: str, metric: str, runs: list[FixedRun]) -> Trained:
         """In the study's sibling of this kind; returns the trial of each run. Leaves the program when interrupted."""
         from reporting import console as screen
+        from reporting.trial_card import TrialCards
         from tuning import fixed_runs
         from tuning.coordinator import Coordinator, Plan
         from tuning.folder import study_folder
@@ -668,6 +714,7 @@ class _Trainer:
             data=self.data,
             folder=folder,
             keep=len(pool.trials),
+            describe=TrialCards(self.searched.folder, self.data),
         )
         if wanted := coordinator.wanted:
             expected = fixed_runs.seconds(pool) / wanted

@@ -1,0 +1,77 @@
+"""optuna-dashboard on one study with its artifacts, on this machine's loopback address alone.
+
+It shows a running study live, for it reads the same database; it can also delete and edit, so nobody else may reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore
+from optuna_dashboard import wsgi
+
+LOOPBACK = "127.0.0.1"
+PORT = 8080
+"""optuna-dashboard's own; another one where it is taken."""
+NAMES = frozenset({LOOPBACK, "localhost"})
+"""By which a browser on this machine calls it."""
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    allow_reuse_address = sys.platform != "win32"  # there it would share the port with whoever has it
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *line: Any) -> None:
+        """The terminal shows no line per request."""
+
+
+def make(study: optuna.Study, artifacts: Path, port: int | None = None) -> tuple[WSGIServer, str]:
+    """A server that is bound and not yet serving, and the address of the study's page.
+
+    `port`: None takes PORT, or any that is free. Raises OSError where a port that was asked for is taken.
+    """
+    artifacts.mkdir(exist_ok=True)
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    application = _only_here(wsgi(storage, FileSystemArtifactStore(str(artifacts))))
+    try:
+        server = make_server(LOOPBACK, port or PORT, application, _Server, _Quiet)
+    except OSError:
+        if port is not None:
+            raise
+        server = make_server(LOOPBACK, 0, application, _Server, _Quiet)
+    number = study._study_id  # pyright: ignore[reportPrivateUsage]
+    return server, f"http://{LOOPBACK}:{server.server_port}/dashboard/studies/{number}"
+
+
+def on_a_desktop() -> bool:
+    """Whether somebody sits before this machine who can see a browser."""
+    if "SSH_CONNECTION" in os.environ or not sys.stdout.isatty():
+        return False
+    return sys.platform in ("win32", "darwin") or bool(os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"})
+
+
+def _only_here(application: Application) -> Application:
+    """Answers those alone who call it by a name of this machine.
+
+    A web page from elsewhere can have its own name point at the loopback address ("DNS rebinding"), and would then read
+    and delete studies through the visitor's browser.
+    """
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ.get("HTTP_HOST", "").rpartition(":")[0] in NAMES:
+            return application(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"This dashboard answers on this machine alone.\n"]
+
+    return guarded
