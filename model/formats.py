@@ -168,7 +168,7 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
 
 
 def export(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures) -> dict[str, Parity]:
-    """Write model.pt2 and model.onnx beside the weights that `save` wrote, and hold all three to `network`.
+    """Write model.pt2 and both ONNX files beside the weights that `save` wrote, and hold all four to `network`.
 
     Raises BundleError as `compare` does, and when an exporter fails.
     """
@@ -279,9 +279,9 @@ def _to_onnx(
 def _resized(check: Pictures, file: Path) -> tuple[Pictures, Pictures]:
     """Write up to SIZES of the pictures to an .npz, each at another size; returns the squares that Pillow makes.
 
-    First with one direction after the other, as the graph does it; then in one call, in which newer versions of Pillow
-    go down first where that is less work. Rounding and clipping in between make another pixel of one in ten: by 1 or 2
-    levels on real pictures, by 20 on noise.
+    First with one direction after the other, as the graph does it; then in one call, in which Pillow 13 goes down first
+    for some tall pictures. Rounding and clipping in between make other pixels of that: 2 % of them at 32 pixels and 6 %
+    at 128, by 9 levels at most, over 200 drawn pictures cropped to any shape; by 20 levels on noise.
     """
     side = check.shape[1]
     pictures: dict[str, Pictures] = {}
