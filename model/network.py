@@ -91,7 +91,8 @@ class MushroomCNN(nn.Module):
         self.dropout = _dropout(config.dropout)
         self.head = nn.Linear(blocks[2] * self.pooling.copies, config.classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # On the meta device there is nothing to draw, and drawing there makes torch import its compiler: 2 s
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 # He et al. 2015, arXiv:1502.01852: keeps the gradient's variance through a ReLU
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
