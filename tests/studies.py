@@ -26,6 +26,7 @@ from typing import Any
 
 import optuna
 import psutil
+import pytest
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -38,7 +39,7 @@ from data.cache import CacheHandle, build
 from model.network import ModelConfig
 from model.training import TrainingConfig
 from search_space import PROFILES, Config, suggest
-from tuning import storage, trainer
+from tuning import storage, trainer, workers
 from tuning.coordinator import Coordinator, Happening, Plan, TrialAdvanced, TrialEnded, search
 from tuning.folder import sqlite_url, study_folder
 from tuning.jobs import Event, TrialJob, Workers
@@ -312,6 +313,14 @@ def run_here(*words: str) -> Finished:
     finally:
         sys.argv = before
     return Finished(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+@contextlib.contextmanager
+def threads_for_processes() -> Iterator[None]:
+    """Commands that are run here train in threads: the same numbers, and nothing that takes seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "LocalWorkers", lambda devices: ThreadWorkers(len(devices)))
+        yield
 
 
 @contextlib.contextmanager
