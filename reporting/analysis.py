@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,22 +16,13 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.storage import Outcome, top
 
 Z = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
-FEWEST_FOR_IMPORTANCE = 10
-"""Trained trials below which no importance is told, of a study or of one of its parameters."""
-TOP_FOR_IMPORTANCE = 5
-"""Trials above the quantile that PED-ANOVA needs at least, by Optuna's documentation of its evaluator."""
-MOST_FOR_IMPORTANCE = 1000
-"""Trials that importances are computed from at most; more add seconds and change nothing that can be seen."""
 NEAR_BOUND = 0.05
 """Share of a parameter's range, on its own scale, within which a value is at the bound."""
 PAUSE = 60.0
@@ -45,17 +35,17 @@ Floats = npt.NDArray[np.float64]
 # Trials
 
 
+_OUTCOMES = {str(outcome): outcome for outcome in Outcome}
+_STATES = {
+    TrialState.COMPLETE: Outcome.COMPLETE,
+    TrialState.PRUNED: Outcome.PRUNED,
+    TrialState.FAIL: Outcome.FAILED,
+}
+
+
 def outcome(trial: FrozenTrial) -> Outcome | None:
     """How a trial ended; None while it waits or runs. One that was told from outside has Optuna's state alone."""
-    stored = trial.user_attrs.get("outcome")
-    if stored in list(Outcome):
-        return Outcome(stored)
-    states = {
-        TrialState.COMPLETE: Outcome.COMPLETE,
-        TrialState.PRUNED: Outcome.PRUNED,
-        TrialState.FAIL: Outcome.FAILED,
-    }
-    return states.get(trial.state)
+    return _OUTCOMES.get(trial.user_attrs.get("outcome", "")) or _STATES.get(trial.state)
 
 
 def reached(trial: FrozenTrial) -> float | None:
@@ -77,6 +67,17 @@ def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         trained(trials),
         key=lambda trial: (trial.state is not TrialState.COMPLETE, -(reached(trial) or 0.0), trial.number),
     )
+
+
+def sampled(trials: Sequence[FrozenTrial], most: int) -> list[FrozenTrial]:
+    """At most so many trained trials: the best eighth of them, the known-good ones, and the rest by lot."""
+    order = ranked(trials)
+    if len(order) <= most:
+        return order
+    first = order[: most // 8] + [trial for trial in order[most // 8 :] if "known_good" in trial.user_attrs]
+    rest = [trial for trial in order[most // 8 :] if "known_good" not in trial.user_attrs]
+    chosen = np.random.default_rng(0).choice(len(rest), most - len(first), replace=False)
+    return first + [rest[place] for place in sorted(chosen)]
 
 
 def curve(trial: FrozenTrial) -> tuple[list[int], list[float]]:
@@ -187,118 +188,6 @@ def mistakes(confusion: Sequence[Sequence[int]], count: int) -> list[Mistake]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What mattered
-
-
-@dataclass(frozen=True, kw_only=True)
-class Importance:
-    """One parameter's part in reaching the best trials."""
-
-    name: str
-    share: float
-    """Of the sum over all parameters."""
-    low: float
-    high: float
-    """The share's 95 % interval: 1.96 standard deviations over bootstrap resamples of the trials."""
-    chance: float
-    """The share that 95 % of shuffled studies stay below: what is not above it cannot be told from chance."""
-    used: int
-    """Trials that have the parameter."""
-
-    @property
-    def tells(self) -> bool:
-        """Whether the parameter can be told from chance."""
-        return self.share > self.chance
-
-
-@dataclass(frozen=True, kw_only=True)
-class Importances:
-    """All parameters' importances: those that are told from chance come first, and the largest of each."""
-
-    rows: tuple[Importance, ...]
-    trials: int
-    """Trials that they are computed from."""
-    top: int
-    """Trials above the quantile: what a parameter is important for is to be among them."""
-    pruned: int
-    """Trials that count with what they had reached when they were pruned."""
-    rare: dict[str, int]
-    """Parameters that too few trials have, with how many do."""
-
-
-class _Sample:
-    """What PED-ANOVA reads of a study, for trials that may come twice."""
-
-    directions = (StudyDirection.MINIMIZE,)
-
-    def __init__(self, trials: list[FrozenTrial]) -> None:
-        self._trials = trials
-
-    def get_trials(self, deepcopy: bool = True, states: object = None) -> list[FrozenTrial]:
-        return self._trials
-
-    def _is_multi_objective(self) -> bool:
-        return False
-
-
-def _ped_anova(trials: list[FrozenTrial], values: Sequence[float], names: list[str]) -> Floats:
-    """PED-ANOVA (Watanabe et al., IJCAI 2023) of being among the best; shares in the order of `names`."""
-    value_of = {trial.number: value for trial, value in zip(trials, values, strict=True)}
-    quantile = max(0.1, TOP_FOR_IMPORTANCE / len(trials))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a target is minimised, and that few trials have a conditional parameter
-        found = PedAnovaImportanceEvaluator(target_quantile=quantile).evaluate(
-            cast("optuna.Study", _Sample(trials)), names, target=lambda trial: -value_of[trial.number]
-        )
-    raw = np.array([found[name] for name in names])
-    return raw / raw.sum() if raw.sum() > 0 else np.full(len(names), 1 / len(names))
-
-
-def importances(trials: Sequence[FrozenTrial], *, resamples: int = 100, seed: int = 0) -> Importances | None:
-    """How much each parameter decides who is among the best tenth, or the best five of fewer than fifty trials.
-
-    Pruned trials count with what they reached: without them the bad half of the space would be missing.
-    Returns None where there are too few trained trials, or no parameter that enough of them have.
-    """
-    rng = np.random.default_rng(seed)
-    candidates = trained(trials)
-    if len(candidates) > MOST_FOR_IMPORTANCE:
-        chosen = rng.choice(len(candidates), MOST_FOR_IMPORTANCE, replace=False)
-        candidates = [candidates[place] for place in sorted(chosen)]
-        resamples = min(resamples, 30)
-    used = Counter(name for trial in candidates for name in trial.distributions)
-    space = parameters(candidates)
-    names = [name for name in space if used[name] >= FEWEST_FOR_IMPORTANCE]
-    if len(candidates) < FEWEST_FOR_IMPORTANCE or not names:
-        return None
-    values = np.array([reached(trial) for trial in candidates], dtype=np.float64)
-    point = _ped_anova(candidates, values.tolist(), names)
-    again, shuffled = np.empty((resamples, len(names))), np.empty((resamples, len(names)))
-    for place in range(resamples):
-        drawn = rng.integers(len(candidates), size=len(candidates))
-        sample = [candidates[index] for index in drawn]
-        present = [name for name in names if any(name in trial.distributions for trial in sample)]
-        found = dict(zip(present, _ped_anova(sample, values[drawn].tolist(), present), strict=True))
-        again[place] = [found.get(name, 0.0) for name in names]
-        shuffled[place] = _ped_anova(candidates, rng.permutation(values).tolist(), names)
-    spread, chance = Z * again.std(axis=0, ddof=1), np.quantile(shuffled, 0.95, axis=0)
-    rows = [
-        Importance(
-            name=name,
-            share=float(share),
-            low=max(0.0, float(share - half)),
-            high=min(1.0, float(share + half)),
-            chance=float(level),
-            used=used[name],
-        )
-        for name, share, half, level in zip(names, point, spread, chance, strict=True)
-    ]
-    return Importances(
-        rows=tuple(sorted(rows, key=lambda row: (not row.tells, -row.share))),
-        trials=len(candidates),
-        top=max(TOP_FOR_IMPORTANCE, math.ceil(0.1 * len(candidates))),
-        pruned=sum(trial.state is not TrialState.COMPLETE for trial in candidates),
-        rare={name: used[name] for name in space if used[name] < FEWEST_FOR_IMPORTANCE},
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

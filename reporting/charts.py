@@ -302,8 +302,8 @@ def training(history: Sequence[dict[str, Any]], best_epoch: int, wide: bool) -> 
         strict=True,
     ):
         for name, (key, colour) in lines.items():
-            marker = {"marker": "o", "markersize": 4} if len(history) == 1 else {}
-            axes.plot(epochs, [row[key] for row in history], color=colour, label=name, **marker)
+            dot = "o" if len(history) == 1 else None
+            axes.plot(epochs, [row[key] for row in history], color=colour, label=name, marker=dot, markersize=4)
         axes.axvline(best_epoch, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -358,17 +358,22 @@ def importances(bars: Sequence[Bar], wide: bool) -> Figure:
     figure = _figure(wide, 66 + 25 * len(bars), 78 + 25 * len(bars))
     axes = figure.subplots()
     places = list(range(len(bars)))[::-1]
+    # What chance reaches can be beyond all bars where trials are few: an arrow at the edge says so.
+    end = 1.05 * max(max(bar.high, bar.share) for bar in bars)
     for place, bar in zip(places, bars, strict=True):
         tells = bar.share > bar.chance
         axes.barh([place], [bar.share], color=BLUE if tells else FAINT, height=0.62, alpha=1 if tells else 0.6)
         axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.1)
-        axes.plot([bar.chance] * 2, [place - 0.42, place + 0.42], color=RED, linewidth=1.8)
+        if bar.chance < end:
+            axes.plot([bar.chance] * 2, [place - 0.42, place + 0.42], color=RED, linewidth=1.8)
+        else:
+            axes.plot([end], [place], ">", color=RED, markersize=6, markeredgewidth=0, clip_on=False, zorder=5)
     axes.plot([], [], color=INK, linewidth=1.1, label="95 % interval")
     axes.plot([], [], color=RED, linewidth=1.8, label="what chance reaches")
     axes.set_yticks(places, [short(bar.name, 40 if wide else 22) for bar in bars])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(-0.6, len(bars) - 0.4)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, end)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("share of the importance")
@@ -435,7 +440,7 @@ def parallel(axes: Sequence[Axis], lines: Sequence[Line], lit_names: Sequence[st
     ways: dict[int | None, list[list[tuple[float, float]]]] = {}
     for line in lines:
         heights = [*(axis.place(line.values[axis.name]) for axis in axes), scale.place(line.value)]
-        way = [(place, height) if wide else (height, -place) for place, height in enumerate(heights)]
+        way = [(float(place), height) if wide else (height, -float(place)) for place, height in enumerate(heights)]
         ways.setdefault(line.lit, []).append(way)
     for lit, found in ways.items():
         colour = FAINT if lit is None else LIT[lit]
@@ -480,7 +485,15 @@ def _parallel_names(panel: Axes, axis: Axis, place: int, ends: Sequence[tuple[st
             side = "left" if at == 0 else "right" if at == 1 else "center"
             fits = max(6, 46 // len(ends))
             panel.text(
-                at, -place - 0.12, short(text, fits), fontsize=9.5, color=MUTED, ha=side, va="top", zorder=9, bbox=BEHIND
+                at,
+                -place - 0.12,
+                short(text, fits),
+                fontsize=9.5,
+                color=MUTED,
+                ha=side,
+                va="top",
+                zorder=9,
+                bbox=BEHIND,
             )
 
 
@@ -621,9 +634,9 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], wide: bool)
         axes.imshow(shades, interpolation="nearest")
     length = (18 if count <= 20 else 12) if wide else 11
     ticks = [short(name, length) for name in names] if named else []
-    font = {"fontsize": (11 if count <= 20 else 7.5) if wide else (9.5 if count <= 12 else 5)}
-    axes.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right", rotation_mode="anchor", **font)
-    axes.set_yticks(range(len(ticks)), ticks, **font)
+    size = (11 if count <= 20 else 7.5) if wide else (9.5 if count <= 12 else 5)
+    axes.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(range(len(ticks)), ticks, fontsize=size)
     axes.tick_params(labelcolor=INK)
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count - 0.5, -0.5)
@@ -660,7 +673,7 @@ def per_class(
 
 @styled
 def finalists(rows: Sequence[tuple[str, Sequence[float], float | None]], wide: bool) -> Figure:
-    """Each finalist's runs, their mean, and the value that the study had recorded: name, top-1 of each run, recorded."""
+    """Each finalist's runs, their mean, and what the study had recorded; rows of name, top-1 of each run, recorded."""
     figure = _figure(wide, 76 + 32 * len(rows), 90 + 46 * len(rows))
     axes = figure.subplots()
     places = list(range(len(rows)))[::-1]

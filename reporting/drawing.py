@@ -19,6 +19,7 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 Drawn = ParamSpec("Drawn")
@@ -117,7 +118,8 @@ def svg(figure: Figure, *, alt: str, prefix: str) -> str:
     """
     with _quiet(), mpl.rc_context(STYLE):
         target = io.StringIO()
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        # `savefig` would draw it twice: once for the layout alone.
+        FigureCanvasSVG(figure).print_svg(target)
     root = ET.fromstring(target.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):

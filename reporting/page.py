@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from reporting import analysis, plots
+from reporting.importance import importances
 from reporting.sections import SECTIONS
 from reporting.sections.parts import Facts, duration, listed, percent, plural, whole_percent
 from tuning.folder import replace_file, trial_directory
@@ -34,7 +35,7 @@ def write(study: optuna.Study, folder: Path) -> Path:
     Raises OSError where the folder cannot be written.
     """
     facts = read(study, folder)
-    plots.write(facts.trials, folder / "plots", name=facts.name, importances=facts.importances)
+    plots.write(facts.trials, folder / "plots", name=facts.name, important=facts.importances)
     report = folder / "report.html"
     text = render(facts, now=datetime.now())
     replace_file(report, lambda path: path.write_text(text, encoding="utf-8"))
@@ -62,7 +63,7 @@ def read(study: optuna.Study, folder: Path) -> Facts:
         confusion=confusion,
         finalists=_lines(folder / "finalists.csv"),
         retrained=retrained if isinstance(retrained, dict) else {},
-        importances=analysis.importances(trials),
+        importances=importances(trials),
     )
 
 

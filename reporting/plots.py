@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from functools import cache
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from plotly.subplots import make_subplots
 from reporting import analysis
 from reporting.charts import LIT, MARKS
 from reporting.drawing import FAINT, RED, number, short
+from reporting.importance import Importances
 from tuning.folder import replace_file
 from tuning.storage import Outcome
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = "plotly.min.js"
-MOST_CURVES = 400
-MOST_LINES = 1000
+MOST_CURVES, MOST_LINES, MOST_POINTS = 500, 1000, 1500
+"""Trials of a page at most: a browser follows no more, and their figures tell no more."""
 SYMBOLS = {
     Outcome.COMPLETE: "circle",
     Outcome.PRUNED: "circle",
@@ -42,25 +44,27 @@ SYMBOLS = {
 }
 
 
-def write(
-    trials: Sequence[FrozenTrial], folder: Path, *, name: str, importances: analysis.Importances | None
-) -> list[Path]:
+def write(trials: Sequence[FrozenTrial], folder: Path, *, name: str, important: Importances | None) -> list[Path]:
     """Writes the pages that the trials give, and the script, each whole or not at all. Removes pages of an earlier time
     that they no longer give. Returns the pages.
 
-    `importances`: as the report shows them, so that both tell the same numbers.
+    `important`: as the report shows them, so that both tell the same numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ended = analysis.ranked(trials)
     figures = {
-        "history": ("What each trial reached", history(ended, trials)),
-        "curves": ("Learning curves", curves(ended)),
-        "importances": ("Importances", _importances(importances)),
-        "parallel": ("Whole configurations", parallel(ended)),
-        "slices": ("Each parameter against what was reached", slices(ended)),
-        "cost": ("Accuracy against FLOPs", cost(ended)),
+        "history": ("What each trial reached", history(ended, trials), len(ended)),
+        "curves": ("Learning curves", curves(analysis.sampled(trials, MOST_CURVES)), MOST_CURVES),
+        "importances": ("Importances", importances(important), len(ended)),
+        "parallel": ("Whole configurations", parallel(analysis.sampled(trials, MOST_LINES)), MOST_LINES),
+        "slices": (
+            "Each parameter against what was reached",
+            slices(analysis.sampled(trials, MOST_POINTS)),
+            MOST_POINTS,
+        ),
+        "cost": ("Accuracy against FLOPs", cost(trials), MOST_POINTS),
     }
-    there = {key: (title, figure) for key, (title, figure) in figures.items() if figure is not None}
+    there = {key: (title, figure, most) for key, (title, figure, most) in figures.items() if figure is not None}
     for key in figures.keys() - there.keys():
         (folder / f"{key}.html").unlink(missing_ok=True)
     if not there:
@@ -73,13 +77,14 @@ def write(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
     ).get_template("plot.html.j2")
     pages: list[Path] = []
-    for key, (title, figure) in there.items():
+    for key, (title, figure, most) in there.items():
         page = template.render(
             name=name,
             title=title,
-            others=[(other, words) for other, (words, _) in there.items()],
+            others=[(other, words) for other, (words, *_) in there.items()],
             here=key,
             script=SCRIPT,
+            note=f"{most:,} of {len(ended):,} trials: the best, and others by lot." if most < len(ended) else "",
             figure=markupsafe.Markup(_element(figure)),
         )
         pages.append(folder / f"{key}.html")
@@ -106,6 +111,7 @@ def _element(figure: go.Figure) -> str:
     )
 
 
+@cache
 def _text(value: object, length: int = 60) -> str:
     """A name as plotly shows it: as it is written."""
     return html.escape(short(str(value), length), quote=False)
@@ -113,41 +119,37 @@ def _text(value: object, length: int = 60) -> str:
 
 def _hover(trial: FrozenTrial) -> str:
     """What a point says when it is pointed at."""
-    value = analysis.reached(trial)
     known = trial.user_attrs.get("known_good")
-    lines = [f"trial {trial.number}" + (f": {_text(known)}" if known else "")]
-    if value is not None:
-        lines.append(f"{100 * value:.2f} %, {analysis.outcome(trial)}")
-    lines += [
-        f"{_text(name, 30)} = {_text(number(value) if isinstance(value, int | float) else value, 40)}"
-        for name, value in sorted(trial.params.items())
+    lines = [
+        f"trial {trial.number}" + (f": {_text(known)}" if known else ""),
+        f"{100 * (analysis.reached(trial) or 0.0):.2f} %, {analysis.outcome(trial)}",
     ]
+    for name, value in sorted(trial.params.items()):
+        lines.append(f"{_text(name, 30)} = {number(value) if isinstance(value, int | float) else _text(value, 40)}")
     return "<br>".join(lines)
 
 
-def _points(trials: Sequence[FrozenTrial], x: Sequence[Any], *, legend: bool = True) -> list[go.Scatter]:
-    """A trace per outcome, the frequent ones below."""
-    traces: list[go.Scatter] = []
-    for end in reversed(Outcome):
-        chosen = [place for place, trial in enumerate(trials) if analysis.outcome(trial) is end]
-        if chosen:
-            traces.append(
-                go.Scatter(
-                    x=[x[place] for place in chosen],
-                    y=[analysis.reached(trials[place]) for place in chosen],
-                    text=[_hover(trials[place]) for place in chosen] if legend else None,
-                    customdata=[trials[place].number for place in chosen],
-                    hovertemplate="%{text}<extra></extra>"
-                    if legend
-                    else "trial %{customdata}: %{y:.1%}<extra></extra>",
-                    mode="markers",
-                    marker={"color": MARKS[end].colour, "symbol": SYMBOLS[end], "size": 1.5 * MARKS[end].size},
-                    name=str(end),
-                    legendgroup=str(end),
-                    showlegend=legend,
-                )
-            )
-    return traces
+def _points(trials: Sequence[FrozenTrial], x: Sequence[Any], *, panel: bool = False) -> list[go.Scatter]:
+    """A trace per outcome, the frequent ones below. A panel's points tell less when they are pointed at."""
+    places: dict[Outcome | None, list[int]] = {}
+    for place, trial in enumerate(trials):
+        places.setdefault(analysis.outcome(trial), []).append(place)
+    return [
+        go.Scatter(
+            x=[x[place] for place in places[end]],
+            y=[analysis.reached(trials[place]) for place in places[end]],
+            text=None if panel else [_hover(trials[place]) for place in places[end]],
+            customdata=[trials[place].number for place in places[end]],
+            hovertemplate="trial %{customdata}: %{y:.1%}<extra></extra>" if panel else "%{text}<extra></extra>",
+            mode="markers",
+            marker={"color": MARKS[end].colour, "symbol": SYMBOLS[end], "size": 1.5 * MARKS[end].size},
+            name=str(end),
+            legendgroup=str(end),
+            showlegend=not panel,
+        )
+        for end in reversed(Outcome)
+        if end in places
+    ]
 
 
 def history(ended: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> go.Figure | None:
@@ -166,29 +168,38 @@ def history(ended: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> go.F
 
 def curves(ended: Sequence[FrozenTrial]) -> go.Figure | None:
     """Every trial's validation top-1 by epoch, the best few lit."""
-    drawn = [trial for trial in ended if trial.intermediate_values][:MOST_CURVES]
+    drawn = [trial for trial in ended if trial.intermediate_values]
     if not drawn:
         return None
     figure = go.Figure()
-    for place, trial in reversed(list(enumerate(drawn))):
+    gray: dict[str, list[Any]] = {"x": [], "y": [], "customdata": []}
+    for trial in drawn[len(LIT) :]:
         epochs, values = analysis.curve(trial)
-        lit = place < len(LIT)
+        gray["x"] += [*epochs, None]
+        gray["y"] += [*values, None]
+        gray["customdata"] += [f"trial {trial.number}, {analysis.outcome(trial)}"] * (len(epochs) + 1)
+    hover = "%{customdata}<br>epoch %{x}: %{y:.1%}<extra></extra>"
+    if gray["x"]:
+        figure.add_scatter(
+            **gray, mode="lines", line={"color": FAINT, "width": 1}, opacity=0.6, hovertemplate=hover, name="others"
+        )
+    for colour, trial in reversed(list(zip(LIT, drawn, strict=False))):
+        epochs, values = analysis.curve(trial)
         figure.add_scatter(
             x=epochs,
             y=values,
-            mode="lines+markers" if lit or len(epochs) == 1 else "lines",
-            line={"color": LIT[place] if lit else FAINT, "width": 2.5 if lit else 1},
-            opacity=1.0 if lit else 0.5,
+            customdata=[f"trial {trial.number}, {analysis.outcome(trial)}"] * len(epochs),
+            mode="lines+markers",
+            line={"color": colour, "width": 2.5},
             name=f"trial {trial.number}",
-            showlegend=lit,
-            hovertemplate=f"trial {trial.number}, {analysis.outcome(trial)}<br>epoch %{{x}}: %{{y:.1%}}<extra></extra>",
+            hovertemplate=hover,
         )
     figure.update_xaxes(title="epoch")
     figure.update_yaxes(title="validation top-1", tickformat=".0%")
     return figure
 
 
-def _importances(found: analysis.Importances | None) -> go.Figure | None:
+def importances(found: Importances | None) -> go.Figure | None:
     """Shares with their intervals, and what chance reaches."""
     if found is None:
         return None
@@ -225,11 +236,10 @@ def _importances(found: analysis.Importances | None) -> go.Figure | None:
 
 def parallel(ended: Sequence[FrozenTrial]) -> go.Figure | None:
     """Each trial a line over the parameters that all of them have, and its accuracy."""
-    drawn = list(ended[:MOST_LINES])
-    space, rows = analysis.coordinates(drawn)
-    if len(drawn) < 2 or not space:
+    space, rows = analysis.coordinates(ended)
+    if len(ended) < 2 or not space:
         return None
-    values = [analysis.reached(trial) or 0.0 for trial in drawn]
+    values = [analysis.reached(trial) or 0.0 for trial in ended]
     dimensions: list[dict[str, Any]] = []
     for name, distribution in space.items():
         column = [row[name] for row in rows]
@@ -286,21 +296,22 @@ def slices(ended: Sequence[FrozenTrial]) -> go.Figure | None:
         chosen = [trial for trial in ended if name in trial.params]
         choices = isinstance(distribution, CategoricalDistribution)
         x = [_text(trial.params[name], 20) if choices else trial.params[name] for trial in chosen]
-        at = {"row": place // columns + 1, "col": place % columns + 1}
-        for trace in _points(chosen, x, legend=False):
-            figure.add_trace(trace, **at)
-        figure.update_xaxes(type="category" if choices else "log" if distribution.log else "linear", **at)
+        row, column = place // columns + 1, place % columns + 1
+        for trace in _points(chosen, x, panel=True):
+            figure.add_trace(trace, row=row, col=column)
+        scale = "category" if choices else "log" if distribution.log else "linear"
+        figure.update_xaxes(type=scale, row=row, col=column)
     figure.update_yaxes(tickformat=".0%")
     figure.update_layout(height=240 * rows)
     return figure
 
 
-def cost(ended: Sequence[FrozenTrial]) -> go.Figure | None:
+def cost(trials: Sequence[FrozenTrial]) -> go.Figure | None:
     """What was reached against the FLOPs of one picture, with the front that nothing beats."""
-    priced = [trial for trial in ended if trial.user_attrs.get("flops")]
+    priced = [trial for trial in analysis.sampled(trials, MOST_POINTS) if trial.user_attrs.get("flops")]
     if not priced:
         return None
-    front = analysis.front(priced)
+    front = analysis.front(trials)
     figure = go.Figure(_points(priced, [trial.user_attrs["flops"] / 1e6 for trial in priced]))
     figure.add_scatter(
         x=[trial.user_attrs["flops"] / 1e6 for trial in front],

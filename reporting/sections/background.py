@@ -51,8 +51,8 @@ def data(facts: Facts) -> Section | None:
         large, small = max(sizes, key=lambda label: sizes[label]), min(sizes, key=lambda label: sizes[label])
         if sizes[large] > sizes[small] > 0:
             text += (
-                f"The largest class, {large}, has {sizes[large] / sizes[small]:.1f} times the pictures of the smallest, "
-                f"{small}. "
+                f"The largest class, {large}, has {sizes[large] / sizes[small]:.1f} times the pictures of the "
+                f"smallest, {small}. "
             )
     left_out = sum(out.values())
     if left_out:

@@ -7,6 +7,7 @@ from optuna.trial import FrozenTrial
 
 from reporting import analysis, charts
 from reporting.drawing import drawn, number
+from reporting.importance import FEWEST, Importances
 from reporting.sections.parts import (
     LIT,
     Drawing,
@@ -22,7 +23,6 @@ from reporting.sections.parts import (
     percent,
     plural,
     points,
-    sampled,
     trial_name,
     value_text,
     whole_percent,
@@ -49,7 +49,7 @@ def mattered(facts: Facts) -> Section | None:
         return None
     section = Section(anchor="mattered", title="What mattered")
     if facts.importances is None:
-        needed = analysis.FEWEST_FOR_IMPORTANCE
+        needed = FEWEST
         section.parts.append(
             Says(
                 text=f"What mattered cannot be told from {plural(len(ended), 'trained trial')}: importances need at "
@@ -58,7 +58,7 @@ def mattered(facts: Facts) -> Section | None:
             )
         )
     else:
-        section.parts.extend(_importances(facts.importances, len(ended)))
+        section.parts.extend(_importances(facts.importances))
     hints = analysis.bound_hints(facts.trials)
     section.parts.extend([Says(text=_hint(hint), tone="hint") for hint in hints])
     order = [row.name for row in facts.importances.rows] if facts.importances else []
@@ -70,11 +70,9 @@ def mattered(facts: Facts) -> Section | None:
     return section
 
 
-def _importances(found: analysis.Importances, ended: int) -> list[Part]:
+def _importances(found: Importances) -> list[Part]:
     telling = [row for row in found.rows if row.tells]
-    among = f"the best {found.top} of {found.trials:,} trained trials" + (
-        f" drawn by lot from {ended:,}" if found.trials < ended else ""
-    )
+    among = f"the best {found.best} of {found.trials:,} trained trials"
     if telling:
         shares = [f"{row.name} ({whole_percent(row.share)})" for row in telling[:4]]
         rest = len(telling) - 4
@@ -100,8 +98,8 @@ def _importances(found: analysis.Importances, ended: int) -> list[Part]:
     warned = []
     if found.trials < FEW:
         warned.append(
-            f"{found.trials} trials are few for {len(found.rows)} parameters: take the order for a hint, and believe "
-            f"only what stands clear of the vermilion mark. From {FEW} trained trials on it becomes steadier."
+            f"{found.trials} trials are few for {len(found.rows)} parameters: take the order as a hint. Of twenty "
+            f"that decide nothing, one passes the vermilion mark by luck. It becomes steadier from {FEW} trials on."
         )
     if found.rare:
         few = [f"{name} ({plural(count, 'trial')})" for name, count in found.rare.items()]
@@ -126,7 +124,7 @@ def _hint(hint: analysis.BoundHint) -> str:
 
 
 def _slices(facts: Facts, ended: list[FrozenTrial], space: dict[str, BaseDistribution], names: list[str]) -> Drawing:
-    shown = sampled(facts.trials, DRAWN_SLICE)
+    shown = analysis.sampled(facts.trials, DRAWN_SLICE)
     best = facts.best
     panels = [
         charts.Slice(
@@ -167,7 +165,7 @@ def _leaning(found: analysis.Leaning) -> str:
 
 
 def _parallel(facts: Facts, ended: list[FrozenTrial], names: list[str]) -> Drawing | None:
-    shown = sampled(facts.trials, DRAWN_LINES)
+    shown = analysis.sampled(facts.trials, DRAWN_LINES)
     space, values = analysis.coordinates(shown)
     first = ["lr", *names] if "lr" in space else names
     chosen = [name for name in dict.fromkeys(first) if name in space][:AXES]
@@ -198,7 +196,7 @@ def cost(facts: Facts) -> Section | None:
     priced = [trial for trial in analysis.trained(facts.trials) if trial.user_attrs.get("flops")]
     if not priced:
         return None
-    shown = sampled(priced, DRAWN)
+    shown = analysis.sampled(priced, DRAWN)
     best = analysis.front(facts.trials)
     shown += [trial for trial in best if trial not in shown]
     line = ([trial.user_attrs["flops"] / 1e6 for trial in best], [trial.value or 0.0 for trial in best])

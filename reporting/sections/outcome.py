@@ -243,14 +243,14 @@ def _tested(test: dict[str, Any]) -> list[Part]:
     )
     if test.get("top1_sd") is not None:
         text += (
-            f"Over {plural(len(test['seeds']), 'seed')} the mean is {percent(test['top1_mean'])}, the standard deviation "
-            f"{points(test['top1_sd'])}. "
+            f"Over {plural(len(test['seeds']), 'seed')} the mean is {percent(test['top1_mean'])}, the standard "
+            f"deviation {points(test['top1_sd'])}. "
         )
     if test.get("looks"):
         looks = "once" if test["looks"] == 1 else f"{test['looks']} times"
         text += f"The test part has been looked at {looks}."
     parts: list[Part] = [Says(text=text)]
-    if test["looks"] > 1 if test.get("looks") else False:
+    if test.get("looks", 1) > 1:
         parts.append(
             Says(text="Who looks often finds a lucky network: take the figure for an upper estimate.", tone="warning")
         )

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from reporting import analysis, charts
 from reporting.charts import Axis, Dot
 from reporting.drawing import number
+from reporting.importance import Importances
 from tuning.storage import Outcome, top
 
 
@@ -37,7 +37,7 @@ class Facts:
     """The lines of finalists.csv."""
     retrained: dict[str, Any]
     """What is in retrained.json."""
-    importances: analysis.Importances | None
+    importances: Importances | None
 
     @property
     def best(self) -> FrozenTrial | None:
@@ -177,17 +177,6 @@ def axis(name: str, distribution: BaseDistribution) -> Axis:
     bounds: Any = distribution
     step = None if bounds.step is None or bounds.log else float(bounds.step)
     return Axis(name=name, low=float(bounds.low), high=float(bounds.high), log=bool(bounds.log), step=step)
-
-
-def sampled(trials: list[FrozenTrial], most: int) -> list[FrozenTrial]:
-    """At most so many trained trials: the best eighth of them, the known-good ones, and the rest by lot."""
-    order = analysis.ranked(trials)
-    if len(order) <= most:
-        return order
-    first = order[: most // 8] + [trial for trial in order[most // 8 :] if "known_good" in trial.user_attrs]
-    rest = [trial for trial in order[most // 8 :] if "known_good" not in trial.user_attrs]
-    chosen = np.random.default_rng(0).choice(len(rest), most - len(first), replace=False)
-    return first + [rest[place] for place in sorted(chosen)]
 
 
 def drawn_of(shown: int, whole: int, what: str) -> str:

@@ -23,7 +23,6 @@ from reporting.sections.parts import (
     percent,
     plural,
     points,
-    sampled,
     whole_percent,
 )
 from tuning.storage import Outcome, counts
@@ -41,7 +40,7 @@ def search(facts: Facts) -> Section | None:
     if not ended:
         return None
     section = Section(anchor="search", title="The search")
-    shown = sampled(facts.trials, DRAWN)
+    shown = analysis.sampled(facts.trials, DRAWN)
     steps = analysis.best_so_far(facts.trials)
     text = _history_says(facts, steps) + drawn_of(len(shown), len(ended), "trained trials")
     wide, narrow = drawn(
@@ -88,7 +87,7 @@ def _curve(trial: FrozenTrial) -> charts.Curve:
 def _curves(facts: Facts, ended: list[FrozenTrial]) -> Drawing:
     order = [trial for trial in analysis.ranked(facts.trials) if trial.intermediate_values]
     lit = order[:LIT]
-    chosen = {trial.number for trial in sampled(facts.trials, DRAWN_CURVES)}
+    chosen = {trial.number for trial in analysis.sampled(facts.trials, DRAWN_CURVES)}
     others = [trial for trial in order[LIT:] if trial.number in chosen]
     text = _curves_says(facts, order) + drawn_of(len(lit) + len(others), len(order), "curves")
     wide, narrow = drawn(
@@ -136,20 +135,20 @@ def _training(best: FrozenTrial, history: list[dict[str, Any]]) -> Drawing:
     row = history[at]
     gap = row["train_top1"] - row["top1"]
     text = (
-        f"In its best epoch, {at + 1} of {len(history)} (dashed), trial {best.number} named {percent(row['train_top1'])} "
-        f"of the augmented training pictures and {percent(row['top1'])} of the validation pictures correctly"
+        f"In its best epoch, {at + 1} of {len(history)} (dashed), trial {best.number} named "
+        f"{percent(row['train_top1'])} of the augmented training pictures and {percent(row['top1'])} of the validation "
+        "pictures correctly"
     )
     text += f", a gap of {points(gap)}. " if gap > 0 else ". "
     losses = [row["validation_loss"] for row in history]
     lowest = int(np.argmin(losses))
-    if len(history) < 3:
-        text += ""
-    elif lowest == len(losses) - 1:
+    if lowest == len(losses) - 1:
         text += "The validation loss was still falling in the last epoch."
     elif losses[-1] > 1.05 * losses[lowest]:
         text += (
-            f"The validation loss was lowest in epoch {lowest + 1} and rose by {whole_percent(losses[-1] / losses[lowest] - 1)} "
-            "after it: the network began to learn its training pictures by heart, or to be too sure of itself."
+            f"The validation loss was lowest in epoch {lowest + 1} and rose by "
+            f"{whole_percent(losses[-1] / losses[lowest] - 1)} after it: the network began to learn its training "
+            "pictures by heart, or to be too sure of itself."
         )
     else:
         text += f"The validation loss was lowest in epoch {lowest + 1} and stayed near that."
@@ -208,8 +207,8 @@ def _savings(saved: analysis.Savings) -> str:
     parts: list[str] = []
     if saved.spared:
         parts.append(
-            f"Pruning spared {saved.spared:,} of {saved.epochs + saved.spared:,} epochs ({whole_percent(saved.share)}), about "
-            f"{duration(saved.spared_seconds)} of training."
+            f"Pruning spared {saved.spared:,} of {saved.epochs + saved.spared:,} epochs "
+            f"({whole_percent(saved.share)}), about {duration(saved.spared_seconds)} of training."
         )
     if saved.duplicates:
         one = saved.duplicates == 1
