@@ -447,6 +447,16 @@ def test_weights_that_are_gone_are_told_by_their_path(retrained: Tiny, tmp_path:
     assert line.endswith("python study.py retrain trains it again")
 
 
+@pytest.mark.xfail(strict=True, reason="tuning/folder.py and tuning/storage.py", raises=OSError)
+@pytest.mark.parametrize("name", ["study.owner", "finalists.csv", "retrained.json"])
+def test_a_file_that_cannot_be_written_is_one_line(name: str, retrained: Tiny, tmp_path: Path) -> None:
+    """On a full disk it was a traceback."""
+    study = copied(retrained, tmp_path)
+    (study.study_folder / name).unlink(missing_ok=True)
+    (study.study_folder / name).mkdir()
+    assert f"{study.study_folder / name} cannot be written" in refused(study, *study.after("retrain", *RUNS))
+
+
 # -- export and predict
 
 
