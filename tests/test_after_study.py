@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
-from studies import EPOCHS, Begun, Finished, Tiny, essence, one_core, prepare, run_here, threads_for_processes
+from studies import EPOCHS, HERE, Begun, Finished, Tiny, essence, one_core, prepare, run_here, threads_for_processes
 
 from data.cache import open_part
 from model import formats
@@ -556,6 +558,19 @@ def test_what_cannot_be_predicted_is_told_in_one_line(best: Path, searched: Tiny
         assert ended.err.startswith("error: ")
         assert ended.err.count("\n") == 1
         assert rule in ended.err
+
+
+@pytest.mark.xfail(strict=True, reason="study.py")
+def test_a_reader_that_has_seen_enough_ends_predict_in_silence(best: Path, searched: Tiny) -> None:
+    """`predict ... | head` ended in the traceback of a BrokenPipeError."""
+    # More than a pipe holds
+    words = [sys.executable, str(HERE / "study.py"), "predict", *[str(searched.folder)] * 60, "--model", str(best)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("top-1")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_a_study_without_a_bundle_says_how_to_make_one(retrained: Tiny) -> None:
