@@ -5,18 +5,16 @@ This file is run again by every worker process, so it imports nothing heavy; eac
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, Token
@@ -32,9 +30,7 @@ if TYPE_CHECKING:
 
     from data.cache import CacheHandle
     from data.catalog import Catalog, Split
-    from reporting.console import Screen
     from search_space import Config, Profile
-    from tuning.coordinator import Coordinator
     from tuning.fixed_runs import FixedRun, Trained
     from tuning.searched import Searched
 
@@ -62,13 +58,6 @@ _FAR = Group("How far it goes", sort_key=2)
 _HOW = Group("How it searches", sort_key=3)
 _WHERE = Group("Where it runs and what it leaves", sort_key=4)
 
-DataOption = Annotated[str, Parameter(name="--data", group=_WHAT, metavar="PATH|NAME")]
-TestOption = Annotated[Path | None, Parameter(name="--test-data", group=_WHAT, metavar="PATH")]
-CacheOption = Annotated[Path | None, Parameter(name="--cache", group=_WHERE, metavar="DIR")]
-ResultsOption = Annotated[Path, Parameter(name="--results", group=_WHERE, metavar="DIR", show_default=False)]
-StudyOption = Annotated[str | None, Parameter(name="--study", group=_WHAT, metavar="NAME")]
-StorageOption = Annotated[str | None, Parameter(name="--storage", group=_WHERE, metavar="URL")]
-
 
 def _choice(group: Group) -> Parameter:
     """An option that names one of a few; its help text says which."""
@@ -91,17 +80,77 @@ def _amount(group: Group, metavar: str = "N") -> Parameter:
     return Parameter(group=group, metavar=metavar, validator=Number(gt=0))
 
 
-WorkersOption = Annotated[int | None, _count(_WHERE)]
-DeviceOption = Annotated[Literal["auto", "cpu", "cuda", "mps"], _choice(_WHERE)]
+# Options that several commands share, explained once.
+TestOption = Annotated[
+    Path | None,
+    Parameter(
+        name="--test-data",
+        group=_WHAT,
+        metavar="PATH",
+        help="An official test set, a folder of the same class folders. The study does not look at it.",
+    ),
+]
+CacheOption = Annotated[
+    Path | None,
+    Parameter(
+        name="--cache",
+        group=_WHERE,
+        metavar="DIR",
+        help="Where drawn and decoded pictures are kept. By default the user's cache folder.",
+    ),
+]
+ResultsOption = Annotated[
+    Path,
+    Parameter(
+        name="--results",
+        group=_WHERE,
+        metavar="DIR",
+        show_default=False,
+        help="Where studies keep their folders. By default results/ beside study.py.",
+    ),
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    _choice(_WHERE),
+    Parameter(help='Where networks run: "cpu", "cuda", "mps", or "auto", the fastest that is there.'),
+]
+WorkersOption = Annotated[
+    int | None,
+    _count(_WHERE),
+    Parameter(help="How many trials run at once. By default one per CPU core, or one per GPU."),
+]
+# Of the commands that come after a study.
+SearchedOption = Annotated[
+    str | None,
+    Parameter(name="--study", group=_WHAT, metavar="NAME", help="Which study. By default the one run last."),
+]
+PlaceOption = Annotated[
+    str | None,
+    Parameter(
+        name="--data",
+        group=_WHAT,
+        metavar="PATH|NAME",
+        help="Where its pictures are now. By default where they were.",
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    Parameter(
+        name="--storage",
+        group=_WHERE,
+        metavar="URL",
+        help="The study's database, where it was run with one that has a password.",
+    ),
+]
 
 
 @app.default
 def run(
     *,
-    data: DataOption = "field-guide",
+    data: Annotated[str, Parameter(group=_WHAT, metavar="PATH|NAME")] = "field-guide",
     test_data: TestOption = None,
     pictures: Annotated[int | None, _count(_WHAT)] = None,
-    study: StudyOption = None,
+    study: Annotated[str | None, Parameter(group=_WHAT, metavar="NAME")] = None,
     profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], _choice(_WHAT)] = "auto",
     trials: Annotated[int, _count(_FAR)] = 40,
     epochs: Annotated[int | None, _count(_FAR)] = None,
@@ -111,10 +160,11 @@ def run(
     max_flops: Annotated[float | None, _amount(_HOW)] = None,
     sampler: Annotated[Literal["tpe", "random"], _choice(_HOW)] = "tpe",
     pruner: Annotated[Literal["median", "asha", "none"], _choice(_HOW)] = "median",
+    audit_pruner: Annotated[int | None, _count(_HOW)] = None,
     seed: Annotated[int, _count(_HOW, least=0)] = 0,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
-    storage: StorageOption = None,
+    storage: Annotated[str | None, Parameter(group=_WHERE, metavar="URL")] = None,
     results: ResultsOption = HERE / "results",
     cache: CacheOption = None,
 ) -> None:
@@ -125,8 +175,6 @@ def run(
     data
         A folder with one folder of pictures per class; or "field-guide", nine genera of mushrooms drawn on the spot; or
         "kaggle", photographs of the same genera, downloaded.
-    test_data
-        An official test set, a folder of the same class folders. The study does not look at it.
     pictures
         How many pictures are used, at most. By default as many as the profile says.
     study
@@ -151,31 +199,29 @@ def run(
     pruner
         Which trials end early: "median", those below the median of the others at the same epoch; "asha", by successive
         halving; "none".
+    audit_pruner
+        When the trials are done, train so many of the pruned ones to their end and say how often the pruner was wrong.
     seed
         Seeds the search and every trial. One worker on the CPU repeats a study bit for bit.
-    workers
-        How many trials run at once. By default one per CPU core, or one per GPU.
-    device
-        Where networks train: "cpu", "cuda", "mps", or "auto", the fastest that is there.
     storage
         The study's database, such as postgresql://user@host/name. By default an SQLite file in its folder.
-    results
-        Where studies keep their folders. By default results/ beside study.py.
-    cache
-        Where drawn and decoded pictures are kept. By default the user's cache folder.
     """
     from reporting import console as screen
+    from reporting import finals
+    from reporting.study_card import StudyCard
     from reporting.trial_card import TrialCards
     from search_space import known_good, suggest
-    from tuning import forecast, identity, sampling, scheduling
+    from tuning import audit, forecast, identity, sampling, scheduling
     from tuning import storage as stored
     from tuning.coordinator import Coordinator, Plan, search
+    from tuning.devices import slots
     from tuning.folder import study_folder
+    from tuning.searched import Searched
     from tuning.settings import Settings
     from tuning.workers import LocalWorkers
 
     console = screen.make_console()
-    devices, threads = _slots(device, workers)
+    devices, threads = slots(device, workers)
     profile_name, limits = _limits(profile, devices[0], epochs, pictures)
     found = _read(console, data, test_data, _cache(cache), limits.pictures)
     name = found.name if study is None else study
@@ -216,12 +262,13 @@ def run(
                 first_trials=known_good(limits),
             )
             found.catalog.write_report(folder / "data_report.csv", found.split)
-            Settings(
+            begun = Settings(
                 data=data if data == found.name else str(Path(data).absolute()),
                 test_data=str(test_data.absolute()) if test_data else None,
                 pictures=limits.pictures,
                 storage=stored.without_password(storage) if storage else None,
-            ).save(folder)
+            )
+            begun.save(folder)
             coordinator = Coordinator(
                 opened,
                 workers=LocalWorkers(devices),
@@ -254,13 +301,20 @@ def run(
                     coordinator.wanted,
                     expected,
                 )
+            card = StudyCard(opened, folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials)
+            card.update()
+            shown = screen.Screen(console, opened, trials=trials, slots=len(devices), expected=expected)
             try:
-                received = _follow(
-                    coordinator, screen.Screen(console, opened, trials=trials, slots=len(devices), expected=expected)
-                )
+                received = screen.follow(coordinator, shown, card.hear)
             finally:
+                card.update()
                 stored.write_trials_csv(opened, folder / "trials.csv")
             screen.print_end(console, opened, folder, stored.without_password(url), coordinator.ending, _again())
+            if audit_pruner is not None and received is None:
+                searched = Searched(study=opened, folder=folder, url=url, settings=begun)
+                train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
+                audited = train(audit.KIND, stored.METRIC, audit.runs(opened, audit_pruner))
+                finals.print_audit(console, audit.verdict(opened, audited))
     if received is not None:
         raise SystemExit(128 + received)
 
@@ -268,8 +322,8 @@ def run(
 @app.command(usage="Usage: python study.py retrain [OPTIONS]")
 def retrain(
     *,
-    study: StudyOption = None,
-    data: Annotated[str | None, Parameter(group=_WHAT, metavar="PATH|NAME")] = None,
+    study: SearchedOption = None,
+    data: PlaceOption = None,
     trial: Annotated[int | None, _count(_HOW, least=0)] = None,
     finalists: Annotated[int, _count(_HOW)] = 3,
     seeds: Annotated[int, _count(_HOW)] = 3,
@@ -287,10 +341,6 @@ def retrain(
 
     Parameters
     ----------
-    study
-        Which study. By default the one run last.
-    data
-        Where its pictures are now. By default where they were.
     trial
         Take this trial instead of the best ones. It is first trained once more just as it was.
     finalists
@@ -301,25 +351,16 @@ def retrain(
         Train the recipe that was improved by hand in the same way, with and without warm-up, to compare with.
     look_again
         Look at the test part although other networks have been tested on it before, which flatters the better ones.
-    workers
-        How many runs are trained at once. By default one per CPU core, or one per GPU.
-    device
-        Where networks train: "cpu", "cuda", "mps", or "auto", the fastest that is there.
-    storage
-        The study's database, where the study was run with one.
-    results
-        Where studies keep their folders. By default results/ beside study.py.
-    cache
-        Where drawn and decoded pictures are kept. By default the user's cache folder.
     """
     from reporting import console as screen
     from reporting import finals
     from tuning import finalists as best
     from tuning import looks, retraining
     from tuning import storage as stored
+    from tuning.devices import slots
 
     console = screen.make_console()
-    devices, threads = _slots(device, workers)
+    devices, threads = slots(device, workers)
     searched = _recall(console, results, study, storage)
     with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
         searching = searched.study
@@ -359,8 +400,8 @@ def retrain(
 @app.command(usage="Usage: python study.py export [OPTIONS]")
 def export(
     *,
-    study: StudyOption = None,
-    data: Annotated[str | None, Parameter(group=_WHAT, metavar="PATH|NAME")] = None,
+    study: SearchedOption = None,
+    data: PlaceOption = None,
     storage: StorageOption = None,
     results: ResultsOption = HERE / "results",
     cache: CacheOption = None,
@@ -368,19 +409,6 @@ def export(
     """Make the retrained winner a folder that needs nothing else: safetensors, ONNX, torch.export and a model card.
 
     A study that has not been retrained gives its best trial, untested. Each format is proven before it is kept.
-
-    Parameters
-    ----------
-    study
-        Which study. By default the one run last.
-    data
-        Where its pictures are now. By default where they were.
-    storage
-        The study's database, where the study was run with one.
-    results
-        Where studies keep their folders. By default results/ beside study.py.
-    cache
-        Where drawn and decoded pictures are kept. By default the user's cache folder.
     """
     from data.cache import open_part
     from model.bundle import Bundle, BundleError
@@ -438,7 +466,7 @@ def export(
 def predict(
     *pictures: Annotated[Path, Parameter(metavar="PICTURE-OR-FOLDER")],
     model: Annotated[Path | None, Parameter(group=_WHAT, metavar="PATH")] = None,
-    study: StudyOption = None,
+    study: SearchedOption = None,
     top: Annotated[int, _count(_WHAT)] = 3,
     as_json: Annotated[bool, Parameter(name="--json", group=_WHAT, negative="")] = False,
     as_csv: Annotated[bool, Parameter(name="--csv", group=_WHAT, negative="")] = False,
@@ -461,14 +489,11 @@ def predict(
         One JSON array instead of a table.
     as_csv
         CSV instead of a table.
-    device
-        Where the network runs: "cpu", "cuda", "mps", or "auto", the fastest that is there.
-    results
-        Where studies keep their folders. By default results/ beside study.py.
     """
     from model.bundle import BundleError
     from model.predict import Classifier, PredictError, Prediction, pictures_in
     from reporting import predictions
+    from tuning.devices import slots
     from tuning.settings import recall
 
     if not pictures:
@@ -487,7 +512,7 @@ def predict(
 
     try:
         folder = model or recall(results, study)[0] / "best"
-        classifier = Classifier.load(folder, _slots(device, 1)[0][0])
+        classifier = Classifier.load(folder, slots(device, 1)[0][0])
         classes = classifier.bundle.classes
         top = min(top, len(classes))
         found = noted(classifier.predict(pictures_in(pictures), top=top))
@@ -509,7 +534,7 @@ def predict(
 @app.command(usage="Usage: python study.py dashboard [OPTIONS]")
 def dashboard(
     *,
-    study: StudyOption = None,
+    study: SearchedOption = None,
     port: Annotated[int | None, _count(_WHERE)] = None,
     storage: StorageOption = None,
     results: ResultsOption = HERE / "results",
@@ -520,14 +545,8 @@ def dashboard(
 
     Parameters
     ----------
-    study
-        Which study. By default the one run last.
     port
         Where it answers. By default 8080, or any other that is free.
-    storage
-        The study's database, where the study was run with one.
-    results
-        Where studies keep their folders. By default results/ beside study.py.
     """
     import webbrowser
 
@@ -552,7 +571,7 @@ def dashboard(
 @app.command(name="check-data", usage="Usage: python study.py check-data [OPTIONS]")
 def check_data(
     *,
-    data: DataOption = "field-guide",
+    data: Annotated[str, Parameter(group=_WHAT, metavar="PATH|NAME")] = "field-guide",
     test_data: TestOption = None,
     report: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
     cache: CacheOption = None,
@@ -563,8 +582,6 @@ def check_data(
     ----------
     data
         A folder with one folder of pictures per class; or "field-guide", or "kaggle".
-    test_data
-        An official test set, a folder of the same class folders.
     report
         Write the verdict on every file there, as CSV.
     cache
@@ -592,10 +609,6 @@ def clean(
     ----------
     names
         What to remove, by the names that this command lists. Without any, nothing is removed.
-    results
-        Where studies keep their folders. By default results/ beside study.py.
-    cache
-        Where drawn and decoded pictures are kept. By default the user's cache folder.
     """
     from reporting import console as screen
     from tuning import cleaning
@@ -727,34 +740,11 @@ class _Trainer:
                 expected=expected,
                 searches=False,
             )
-            received = _follow(coordinator, shown)
+            received = screen.follow(coordinator, shown)
             if received is not None:
                 self.console.print(f"Go on: {_again()}", markup=False, soft_wrap=True)
                 raise SystemExit(128 + received)
         return fixed_runs.finished(pool, runs)
-
-
-def _slots(device: str, workers: int | None) -> tuple[list[str], int]:
-    """The device of each slot, and the CPU threads of each.
-
-    One single-threaded worker per core trains 1.25 times as much as one worker with two threads (2 Zen 3 cores).
-    """
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(kind for kind, there in found.items() if there) if device == "auto" else device
-    if not found[kind]:
-        raise StudyError(
-            f"--device names what this machine has, but torch {torch.__version__} finds no {kind} here; "
-            f"use --device {' or '.join(kind for kind, there in found.items() if there)}"
-        )
-    if kind == "cuda":
-        count = torch.cuda.device_count()
-        devices = [f"cuda:{slot % count}" for slot in range(workers or count)]
-    else:
-        devices = [kind] * (workers or (cores if kind == "cpu" else 1))
-    return devices, max(1, cores // len(devices))
 
 
 def _limits(profile: str, device: str, epochs: int | None, pictures: int | None) -> tuple[str, Profile]:
@@ -791,28 +781,6 @@ def _sqlite(console: Console, folder: Path) -> str:
             markup=False,
         )
     return sqlite_url(folder)
-
-
-def _follow(coordinator: Coordinator, screen: Screen) -> int | None:
-    """Runs to the end and shows it; returns the signal that ended it before, None where none did."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        coordinator.stop()
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        # Closed whatever ends the loop: workers ignore the SIGTERM with which Python would end them, and it would wait.
-        with screen, closing(coordinator.run()) as run:
-            for happening in run:
-                screen.show(happening)
-                if received:
-                    screen.stop()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return received[0] if received else None
 
 
 def _again() -> str:

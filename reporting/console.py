@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,16 @@ from data.sources import printable
 from data.verdicts import Verdict
 from model.training import EpochMetrics
 from tuning.cleaning import Item
-from tuning.coordinator import Ending, Happening, Plan, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
+from tuning.coordinator import (
+    Coordinator,
+    Ending,
+    Happening,
+    Plan,
+    TrialAdvanced,
+    TrialEnded,
+    TrialPaused,
+    TrialStarted,
+)
 from tuning.storage import Outcome, counts, top
 
 SHOWN_TRIALS = 5
@@ -317,6 +328,31 @@ class Screen:
             lines,
             Text(f"{elapsed} gone, {self._time_left()}", style="dim"),
         )
+
+
+def follow(
+    coordinator: Coordinator, screen: Screen, hear: Callable[[Happening], None] = lambda happening: None
+) -> int | None:
+    """Runs to the end, shows it and lets `hear` know; returns the signal that ended it before, None where none did."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        coordinator.stop()
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # Closed whatever ends the loop: workers ignore the SIGTERM with which Python would end them, and it would wait.
+        with screen, closing(coordinator.run()) as run:
+            for happening in run:
+                screen.show(happening)
+                hear(happening)
+                if received:
+                    screen.stop()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return received[0] if received else None
 
 
 def print_best(console: Console, study: optuna.Study) -> None:

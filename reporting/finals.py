@@ -13,6 +13,7 @@ from rich.text import Text
 
 from model.formats import Published
 from reporting.console import percent
+from tuning.audit import Verdict
 from tuning.environment import differences
 from tuning.finalists import Standing
 from tuning.looks import Look
@@ -100,6 +101,20 @@ def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> 
         f"ECE {percent(results['ece'])} at temperature {winner.temperature:.2f}."
     )
     console.print(_per_class(results, classes))
+
+
+def print_audit(console: Console, verdict: Verdict) -> None:
+    """How often the pruner was wrong."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("pruned trial", "when pruned", "at its end", "against the best"):
+        table.add_column(heading, justify="right")
+    for number, then, value in verdict.pruned:
+        table.add_row(str(number), percent(then), percent(value), f"{100 * (value - verdict.best):+.2f} points")
+    console.print(table)
+    won = len(verdict.winners)
+    console.print(
+        f"{won} of {len(verdict.pruned)} pruned trials would have beaten the study's best ({percent(verdict.best)})."
+    )
 
 
 def _interval(bounds: list[float]) -> str:

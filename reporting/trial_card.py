@@ -100,7 +100,7 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     """Markdown: the outcome, the configuration in words, what it cost, and the pictures by their address."""
     config, chosen = record.assignment.config, record.chosen
     model, training, augment = config.model, config.training, config.augment
-    lines = [f"# Trial {number}: {record.outcome}", "", _text(record.reason) + "."]
+    lines = [f"# Trial {number}: {record.outcome}", "", as_text(record.reason) + "."]
     if chosen is not None:
         lines += [
             "",
@@ -141,6 +141,6 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _text(text: str) -> str:
+def as_text(text: str) -> str:
     """As Markdown and HTML show it unchanged, on one line."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~<>-])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

@@ -22,7 +22,7 @@ FACE = {
     (): {
         *("--data", "--test-data", "--pictures", "--study", "--profile"),
         *("--trials", "--epochs", "--timeout", "--patience"),
-        *("--max-params", "--max-flops", "--sampler", "--pruner", "--seed"),
+        *("--max-params", "--max-flops", "--sampler", "--pruner", "--audit-pruner", "--seed"),
         *("--workers", "--device", "--storage", "--results", "--cache"),
     },
     ("retrain",): {

@@ -1,0 +1,134 @@
+"""The study's own page in the dashboard: a note that explains it, and plots under Analytics.
+
+Both can be written at any time, so they are kept up to date while the study runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import plotly.graph_objects as go
+from optuna_dashboard import save_note, save_plotly_graph_object
+
+from data.catalog import Catalog, Split
+from reporting import analysis, plots
+from reporting.console import percent
+from reporting.importance import importances
+from reporting.trial_card import as_text
+from search_space import Profile
+from tuning.coordinator import Happening, TrialEnded
+from tuning.storage import IDENTITY, Outcome, counts, top
+
+EVERY = 10
+"""Ended trials between two updates."""
+SHOWN_CLASSES = 50
+
+
+class StudyCard:
+    """Keeps the note and the plots of a study up to date."""
+
+    def __init__(
+        self, study: optuna.Study, folder: Path, *, catalog: Catalog, split: Split, profile: Profile, trials: int
+    ) -> None:
+        """`trials`: how many are wanted."""
+        self._study = study
+        self._folder = folder
+        prefix = f"{IDENTITY}space "
+        space = sorted(key.removeprefix(prefix) for key in study.user_attrs if key.startswith(prefix))
+        self._about = _about(catalog, split, profile, space)
+        self._wanted = trials
+        self._ended = 0
+
+    def hear(self, happening: Happening) -> None:
+        """Takes one thing that has happened in the run."""
+        if isinstance(happening, TrialEnded):
+            self._ended += 1
+            if self._ended % EVERY == 0:
+                self.update()
+
+    def update(self) -> None:
+        """Writes both anew."""
+        save_note(self._study, self._note())
+        trials = self._study.get_trials(deepcopy=False)
+        figures = {
+            "accuracy-against-flops": plots.cost(analysis.ranked(trials)),
+            "importances": plots.importances(importances(trials)),
+            "finalists": _finalists(self._folder / "finalists.csv"),
+        }
+        for name, figure in figures.items():
+            if figure is not None:
+                save_plotly_graph_object(self._study, figure, graph_object_id=name)
+
+    def _note(self) -> str:
+        trials = self._study.get_trials(deepcopy=False)
+        counted = sum(map(counts, trials))
+        outcomes = Counter(trial.user_attrs["outcome"] for trial in trials if "outcome" in trial.user_attrs)
+        named = ", ".join(f"{outcomes[kind]} {kind}" for kind in Outcome if outcomes[kind])
+        best = top(trials, 1)
+        lines = [f"# {as_text(self._study.study_name)}", "", *self._about, "", "## How far it is", ""]
+        lines += [f"**{counted} of {self._wanted} trials** ({named})." if named else "No trial has ended yet."]
+        if best:
+            known = {
+                trial.user_attrs["known_good"]: trial.value for trial in trials if trial.user_attrs.get("known_good")
+            }
+            against = "; ".join(f"{name}: {percent(value)}" for name, value in known.items() if value is not None)
+            lines += ["", f"Best so far: **{percent(best[0].value)}** top-1 in trial {best[0].number}. {against}."]
+        name = shlex.quote(self._study.study_name)
+        lines += [
+            "",
+            "## What to do next",
+            "",
+            "- *Trials*: each has a note with its learning curves, its confusion matrix and its mistakes.",
+            "- *Analytics*, at its end: accuracy against FLOPs, importances with their intervals, finalists.",
+            "- The best trial flatters itself. These commands train the best few again, test the winner and export it:",
+            "",
+            f"      python study.py retrain --study {name}",
+            f"      python study.py export --study {name}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _about(catalog: Catalog, split: Split, profile: Profile, space: list[str]) -> list[str]:
+    """Data, classes, sizes and space."""
+    parts = split.named()
+    pictures = ", ".join(f"{len(places):,} {part}" for part, places in parts)
+    sizes = ", ".join(map(str, profile.sizes))
+    lines = [
+        f"A search for the best small CNN for {len(catalog.kept):,} pictures of {len(catalog.classes)} classes "
+        f"({pictures}). Each trial trains one configuration from scratch, {profile.epochs} epochs unless it is pruned; "
+        "its value is the top-1 accuracy of its best epoch on the validation part. The test part is not looked at.",
+        "",
+        f"Images have {sizes} pixels a side, networks {profile.widths[0]:g} to {profile.widths[1]:g} times the "
+        f"original's width. The space has {len(space)} parameters: {', '.join(map(as_text, space))}.",
+    ]
+    if len(catalog.classes) <= SHOWN_CLASSES:
+        rows = {name: [0] * len(parts) for name in catalog.classes}
+        for column, (_, places) in enumerate(parts):
+            for label in catalog.labels[places]:
+                rows[catalog.classes[label]][column] += 1
+        lines += ["", "| class | " + " | ".join(part for part, _ in parts) + " |", "|---" * (1 + len(parts)) + "|"]
+        lines += [
+            f"| {as_text(name)} | " + " | ".join(f"{count:,}" for count in row) + " |" for name, row in rows.items()
+        ]
+    return lines
+
+
+def _finalists(path: Path) -> go.Figure | None:
+    """Each finalist's runs and their mean; None before there are any."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["outcome"] == Outcome.COMPLETE]
+    except OSError:
+        return None
+    runs: dict[str, list[float]] = {}
+    for row in rows:
+        runs.setdefault(row["name"], []).append(float(row["top1"]))
+    figure = go.Figure()
+    for name, values in runs.items():
+        figure.add_box(y=values, name=name, boxpoints="all", boxmean=True, jitter=0.3, pointpos=0, showlegend=False)
+    figure.update_yaxes(title="validation top-1", tickformat=".0%")
+    return figure
