@@ -91,21 +91,23 @@ def _percent_axis(axis: Any, values: Sequence[float]) -> None:
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _log_axis(axis: Any, low: float, high: float, unit: float = 1.0, *, ticks: int = 6) -> None:
-    """Ticks at 1, 2 and 5 of each decade, or fewer, as plain numbers of `unit`."""
-    decades = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 2)
-    for steps in ((1, 2, 5), (1, 3), (1,), (1,)):
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """At most about `most` places between two bounds above 0: 1, 2 and 5 of each decade, or fewer of them."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    places: list[float] = []
+    for steps in ((1, 2, 5), (1, 3), (1,)):
         places = [step * 10.0**decade for decade in decades for step in steps]
         places = [place for place in places if low * 0.999 <= place <= high * 1.001]
-        if len(places) <= ticks:
+        if len(places) <= most:
             break
-    if len(places) > ticks:
-        places = places[:: int(np.ceil(len(places) / ticks))]
-    if not places:
-        places = [float(np.sqrt(low * high))]
-    axis.set_major_locator(FixedLocator(places))
+    return places[:: -(-len(places) // most)] if places else [float(np.sqrt(low * high))]
+
+
+def _log_axis(axis: Any, low: float, high: float, *, ticks: int = 6) -> None:
+    """Ticks as plain numbers."""
+    axis.set_major_locator(FixedLocator(log_ticks(low, high, ticks)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value / unit)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
 def _legend(figure: Figure, columns: int, axes: Axes | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def render(facts: Facts, *, now: datetime) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     environment.filters["figure"] = markupsafe.Markup
     sections = [section for make in SECTIONS if (section := make(facts)) is not None]
@@ -112,6 +114,13 @@ def render(facts: Facts, *, now: datetime) -> str:
         sections=sections,
         now=f"{now:%Y-%m-%d %H:%M}",
     )
+
+
+def _shown(value: object) -> object:
+    """Text without control characters, which no page may hold; a figure and the style sheet as they are."""
+    if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
+        return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", value)
+    return value
 
 
 def _subtitle(facts: Facts) -> str:

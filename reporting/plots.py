@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial
 from plotly.subplots import make_subplots
 
 from reporting import analysis
-from reporting.charts import LIT, MARKS
+from reporting.charts import LIT, MARKS, log_ticks
 from reporting.drawing import FAINT, RED, number, short
 from reporting.importance import Importances
 from tuning.folder import replace_file
@@ -97,7 +97,8 @@ def _element(figure: go.Figure) -> str:
     figure.update_layout(
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 70, "r": 30, "t": 30, "b": 60},
+        margin_t=60,
+        modebar={"orientation": "v"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hoverlabel={"align": "left"},
     )
@@ -106,7 +107,7 @@ def _element(figure: go.Figure) -> str:
         include_plotlyjs=False,
         full_html=False,
         div_id="figure",
-        default_height="100%",
+        default_height="calc(100vh - 8rem)",
         config={"displaylogo": False, "responsive": True},
     )
 
@@ -150,6 +151,11 @@ def _points(trials: Sequence[FrozenTrial], x: Sequence[Any], *, panel: bool = Fa
         for end in reversed(Outcome)
         if end in places
     ]
+
+
+def _log_axis(low: float, high: float, most: int) -> dict[str, Any]:
+    ticks = log_ticks(low, high, most)
+    return {"type": "log", "tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
 
 
 def history(ended: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> go.Figure | None:
@@ -205,6 +211,7 @@ def importances(found: Importances | None) -> go.Figure | None:
         return None
     rows = found.rows[::-1]
     names = [_text(row.name) for row in rows]
+    end = 1.05 * max(row.high for row in rows)
     figure = go.Figure()
     figure.add_bar(
         y=names,
@@ -223,13 +230,19 @@ def importances(found: Importances | None) -> go.Figure | None:
     )
     figure.add_scatter(
         y=names,
-        x=[row.chance for row in rows],
+        x=[min(row.chance, end) for row in rows],
+        customdata=[row.chance for row in rows],
         mode="markers",
-        marker={"symbol": "line-ns", "size": 18, "line": {"width": 2.5, "color": RED}},
-        hovertemplate="chance reaches %{x:.1%}<extra></extra>",
+        marker={
+            "symbol": ["line-ns" if row.chance < end else "triangle-right" for row in rows],
+            "size": [18 if row.chance < end else 9 for row in rows],
+            "color": RED,
+            "line": {"width": 2.5, "color": RED},
+        },
+        hovertemplate="chance reaches %{customdata:.1%}<extra></extra>",
         name="what chance reaches",
     )
-    figure.update_xaxes(title="share of the importance", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(title="share of the importance", tickformat=".0%", range=[0, 1.02 * end])
     figure.update_yaxes(automargin=True)
     return figure
 
@@ -273,7 +286,8 @@ def parallel(ended: Sequence[FrozenTrial]) -> go.Figure | None:
             labelside="bottom",
         )
     )
-    figure.update_layout(margin={"b": 120})
+    # Parallel coordinates write beyond their axes, which plotly does not count.
+    figure.update_layout(margin={"l": 120, "r": 110, "b": 120})
     return figure
 
 
@@ -299,8 +313,11 @@ def slices(ended: Sequence[FrozenTrial]) -> go.Figure | None:
         row, column = place // columns + 1, place % columns + 1
         for trace in _points(chosen, x, panel=True):
             figure.add_trace(trace, row=row, col=column)
-        scale = "category" if choices else "log" if distribution.log else "linear"
-        figure.update_xaxes(type=scale, row=row, col=column)
+        if choices:
+            order = [_text(choice, 20) for choice in distribution.choices]
+            figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, row=row, col=column)
+        elif distribution.log:
+            figure.update_xaxes(**_log_axis(distribution.low, distribution.high, 4), row=row, col=column)
     figure.update_yaxes(tickformat=".0%")
     figure.update_layout(height=240 * rows)
     return figure
@@ -321,6 +338,7 @@ def cost(trials: Sequence[FrozenTrial]) -> go.Figure | None:
         name="Pareto front",
         hoverinfo="skip",
     )
-    figure.update_xaxes(title="million FLOPs for one picture", type="log")
+    flops = [trial.user_attrs["flops"] / 1e6 for trial in priced]
+    figure.update_xaxes(title="million FLOPs for one picture", **_log_axis(min(flops), max(flops), 12))
     figure.update_yaxes(title="validation top-1", tickformat=".0%")
     return figure

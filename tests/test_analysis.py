@@ -110,7 +110,7 @@ class TestShares:
             analysis.wilson(0.5, 0)
 
     def test_the_difference_is_the_published_one(self) -> None:
-        """Newcombe 1998, "Interval estimation for the difference", table II, method 10, where both have equally many."""
+        """Newcombe 1998, "Interval estimation for the difference", table II, method 10: those of equally many."""
         published = {
             (9, 3, 10): (0.1705, 0.8090),
             (6, 2, 7): (0.0582, 0.8062),

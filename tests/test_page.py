@@ -274,6 +274,7 @@ class TestHostileNames:
         assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
         shown = "".join(found.text)
         assert all(name in shown for name in NAMES)
+        assert "\x1b" not in insulted
 
     def test_a_dollar_is_no_formula_in_a_figure(self, insulted: str) -> None:
         drawn = re.findall(r"<text[^>]*>([^<]*)</text>", insulted)

@@ -123,7 +123,7 @@ class TestTheSameNumbers:
         assert found is not None
         bars, marks = traces(plots.importances(found))
         assert numbers(bars["x"]) == [row.share for row in found.rows[::-1]]
-        assert numbers(marks["x"]) == [row.chance for row in found.rows[::-1]]
+        assert numbers(marks["customdata"]) == [row.chance for row in found.rows[::-1]]
 
     def test_cost(self, trials: list[FrozenTrial]) -> None:
         line = next(t for t in traces(plots.cost(trials)) if t["mode"] == "lines")
