@@ -5,6 +5,7 @@ This file is run again by every worker process, so it imports nothing heavy; eac
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -131,6 +132,15 @@ PlaceOption = Annotated[
         group=_WHAT,
         metavar="PATH|NAME",
         help="Where its pictures are now. By default where they were.",
+    ),
+]
+TestPlaceOption = Annotated[
+    Path | None,
+    Parameter(
+        name="--test-data",
+        group=_WHAT,
+        metavar="PATH",
+        help="Where its official test set is now. By default where it was.",
     ),
 ]
 StorageOption = Annotated[
@@ -263,8 +273,8 @@ def run(
             )
             found.catalog.write_report(folder / "data_report.csv", found.split)
             begun = Settings(
-                data=data if data == found.name else str(Path(data).absolute()),
-                test_data=str(test_data.absolute()) if test_data else None,
+                data=data if data in ("field-guide", "kaggle") else str(Path(data).expanduser().absolute()),
+                test_data=str(test_data.expanduser().absolute()) if test_data else None,
                 pictures=limits.pictures,
                 storage=stored.without_password(storage) if storage else None,
             )
@@ -324,6 +334,7 @@ def retrain(
     *,
     study: SearchedOption = None,
     data: PlaceOption = None,
+    test_data: TestPlaceOption = None,
     trial: Annotated[int | None, _count(_HOW, least=0)] = None,
     finalists: Annotated[int, _count(_HOW)] = 3,
     seeds: Annotated[int, _count(_HOW)] = 3,
@@ -366,7 +377,7 @@ def retrain(
         searching = searched.study
         chosen = best.candidates(searching, finalists) if trial is None else [best.candidate(searching, trial)]
         chosen += best.baselines(searching) if baseline else []
-        _, handle = _same_pictures(console, searched, data, _cache(cache), [one.config for one in chosen])
+        _, handle = _same_pictures(console, searched, data, test_data, _cache(cache), [one.config for one in chosen])
         train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
         fixed = best.seeds(searching, seeds)
 
@@ -386,7 +397,7 @@ def retrain(
         trained = [retraining.Finals(candidate=one.candidate, runs=tuple(islice(ended, seeds))) for one in tested]
         winner = retraining.conclude(won, trained[0], handle, searched.folder, devices[0])
         earlier = looks.by_others(results, handle.fingerprint, winner.networks)
-        if earlier and not look_again:
+        if earlier and not look_again and not looks.have_looked(results, handle.fingerprint, winner.networks):
             finals.print_not_tested(console, earlier)
         else:
             looks.count(results, handle.fingerprint, winner.networks, searched.name)
@@ -402,6 +413,7 @@ def export(
     *,
     study: SearchedOption = None,
     data: PlaceOption = None,
+    test_data: TestPlaceOption = None,
     storage: StorageOption = None,
     results: ResultsOption = HERE / "results",
     cache: CacheOption = None,
@@ -425,7 +437,7 @@ def export(
     with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
         winner = retraining.Winner.load(searched.folder) or retraining.best_so_far(searched.study)
         config, weights = Config.from_dict(winner.config), searched.folder / winner.weights
-        found, handle = _same_pictures(console, searched, data, _cache(cache), [config])
+        found, handle = _same_pictures(console, searched, data, test_data, _cache(cache), [config])
         network = retraining.load_network(config, weights)
         bundle = Bundle(
             model=config.model,
@@ -525,6 +537,10 @@ def predict(
         sys.stdout.flush()
     except (BundleError, PredictError) as error:
         raise StudyError(str(error)) from error
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does. What is left in the buffer is flushed at exit, and must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     if failures:
         print(f"{len(failures)} of {len(failures) + shown} pictures could not be used", file=sys.stderr)
     if not shown:
@@ -676,14 +692,20 @@ def _pictures(found: _Found, handle: CacheHandle) -> str:
 
 
 def _same_pictures(
-    console: Console, searched: Searched, data: str | None, cache: Path, configs: list[Config]
+    console: Console,
+    searched: Searched,
+    data: str | None,
+    test_data: Path | None,
+    cache: Path,
+    configs: list[Config],
 ) -> tuple[_Found, CacheHandle]:
     """The study's own pictures at the sizes of these configurations. Raises StudyError where they have changed."""
     from data.changes import describe
 
     begun = searched.settings
     place = data or begun.data
-    found = _read(console, place, Path(begun.test_data) if begun.test_data else None, cache, begun.pictures)
+    tested = test_data or (Path(begun.test_data) if begun.test_data else None)
+    found = _read(console, place, tested, cache, begun.pictures)
     handle = _decode(console, found, tuple({config.image_size for config in configs}), cache)
     then, now = searched.pictures, _pictures(found, handle)
     if then != now:

@@ -292,8 +292,9 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
             logits = model(images)
         logits = logits.float()
         losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
-        hits3 += (logits.topk(min(3, classes), dim=1).indices == labels[:, None]).sum()
-        probability, predicted = logits.softmax(dim=1).max(dim=1)
+        # Stable, so that equal logits count for the first class here and in `predicted`
+        hits3 += (logits.argsort(dim=1, descending=True, stable=True)[:, :3] == labels[:, None]).sum()
+        predicted, probability = logits.argmax(dim=1), logits.softmax(dim=1).amax(dim=1)
         confusion += torch.bincount(labels * classes + predicted, minlength=classes * classes)
         predictions.append(predicted)
         surprises.append(probability.where(predicted != labels, -1.0))

@@ -285,7 +285,6 @@ def test_the_recipe_is_tested_beside_the_winner(looked_again: tuple[Tiny, Finish
     assert all(name in said.out for name in names)
 
 
-@pytest.mark.xfail(strict=True, reason="study.py")
 def test_networks_that_looked_again_keep_their_result(looked_again: tuple[Tiny, Finished], tmp_path: Path) -> None:
     """The same command without --look-again wrote `results: null` over what it had found."""
     study = copied(looked_again[0], tmp_path)
@@ -360,7 +359,6 @@ def test_pictures_that_are_gone_are_told_with_the_option_that_names_them(retrain
     assert "--data must be" in refused(retrained, *retrained.after("retrain", "--data", str(tmp_path / "gone")))
 
 
-@pytest.mark.xfail(strict=True, reason="study.py")
 def test_a_folder_given_by_its_bare_name_is_found_from_anywhere(
     searched: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,7 +447,6 @@ def test_weights_that_are_gone_are_told_by_their_path(retrained: Tiny, tmp_path:
     assert line.endswith("python study.py retrain trains it again")
 
 
-@pytest.mark.xfail(strict=True, reason="tuning/folder.py and tuning/storage.py", raises=OSError)
 @pytest.mark.parametrize("name", ["study.owner", "finalists.csv", "retrained.json"])
 def test_a_file_that_cannot_be_written_is_one_line(name: str, retrained: Tiny, tmp_path: Path) -> None:
     """On a full disk it was a traceback."""
@@ -560,7 +557,6 @@ def test_what_cannot_be_predicted_is_told_in_one_line(best: Path, searched: Tiny
         assert rule in ended.err
 
 
-@pytest.mark.xfail(strict=True, reason="study.py")
 def test_a_reader_that_has_seen_enough_ends_predict_in_silence(best: Path, searched: Tiny) -> None:
     """`predict ... | head` ended in the traceback of a BrokenPipeError."""
     # More than a pipe holds

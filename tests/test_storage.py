@@ -354,6 +354,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         raise OSError("disk full")
 
     (tmp_path / "file").write_text("old")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StudyError, match="disk full"):
         replace_file(tmp_path / "file", torn)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -26,10 +26,10 @@ FACE = {
         *("--workers", "--device", "--storage", "--results", "--cache"),
     },
     ("retrain",): {
-        *("--study", "--data", "--trial", "--finalists", "--seeds", "--baseline", "--look-again"),
+        *("--study", "--data", "--test-data", "--trial", "--finalists", "--seeds", "--baseline", "--look-again"),
         *("--workers", "--device", "--storage", "--results", "--cache"),
     },
-    ("export",): {"--study", "--data", "--storage", "--results", "--cache"},
+    ("export",): {"--study", "--data", "--test-data", "--storage", "--results", "--cache"},
     ("predict",): {
         *("PICTURES", "--model", "--study", "--top", "--json", "--csv"),
         *("--device", "--results"),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "numpy", "pillow")
-"""That decide the numbers."""
+PACKAGES = ("numpy", "pillow")
+"""That decide the numbers, beside torch."""
 
 
 def environment(device: str, threads: int) -> dict[str, str]:
@@ -21,7 +21,9 @@ def environment(device: str, threads: int) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Of what decides the numbers."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    # torch tells its own build, such as +cpu or +cu130, which the package's version may leave out.
+    packages = {package: version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), "torch": str(torch.__version__)} | packages
 
 
 def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -40,10 +40,15 @@ def trial_directory(folder: Path, number: int) -> Path:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it into place."""
+    """Lets `write` fill a temporary file beside `path` and renames it into place. Raises StudyError where it cannot."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
         temporary.replace(path)
+    except OSError as error:
+        raise StudyError(
+            f"a study writes into its folder, but {path} cannot be written ({error.strerror or error}); free or mend "
+            "the disk, and the same command goes on"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -114,12 +114,25 @@ def sole_coordinator(folder: Path) -> Generator[None]:
                 "wait for it, stop it, or start another study with --study NAME"
             ) from None
         raise StudyError(f"a study has one coordinator, but {folder} is being run by another process") from None
+    except OSError as error:
+        raise _unwritable(Path(lock.lock_file), error) from error
     try:
         owner.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M}\n")
+    except OSError as error:
+        lock.release()
+        raise _unwritable(owner, error) from error
+    try:
         yield
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> StudyError:
+    return StudyError(
+        f"a study that is being run is locked, but {path} cannot be written ({error.strerror or error}); free or mend "
+        "the disk, and the same command goes on"
+    )
 
 
 @contextlib.contextmanager
@@ -206,16 +219,19 @@ def open_study(
 
 def load_study(url: str, name: str) -> optuna.Study:
     """A study that is there. Raises StudyError where it is not, or the database cannot be used."""
+    missing = StudyError(
+        f"this command goes on from a study, but {without_password(url)} has none called '{name}'; run it first, or "
+        "name another with --study NAME"
+    )
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        raise missing  # connecting would make an empty database
     storage = connect(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with explained(url):
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
-            raise StudyError(
-                f"this command goes on from a study, but {without_password(url)} has none called '{name}'; "
-                "run it first, or name another with --study NAME"
-            ) from None
+            raise missing from None
         if not any(key.startswith(IDENTITY) for key in study.user_attrs):
             raise StudyError(f"study '{name}' in {without_password(url)} is not one of this program; use --study NAME")
     return study
@@ -230,10 +246,4 @@ def write_trials_csv(study: optuna.Study, path: Path) -> None:
         attrs=("number", "state", "value", "datetime_start", "datetime_complete", "duration", "params", "user_attrs")
     )
     table = table.rename(columns={f"value_{METRIC}": "value"})
-    try:
-        replace_file(path, lambda temporary: table.to_csv(temporary, index=False))
-    except OSError as error:
-        raise StudyError(
-            f"a study ends with its table, but {path} cannot be written ({error.strerror or error}); "
-            "free or mend the disk, and the same command writes it: the study itself is whole"
-        ) from error
+    replace_file(path, lambda temporary: table.to_csv(temporary, index=False))
