@@ -216,6 +216,7 @@ def run(
     storage
         The study's database, such as postgresql://user@host/name. By default an SQLite file in its folder.
     """
+    from data.sources import NAMES
     from reporting import console as screen
     from reporting import finals
     from reporting.study_card import StudyCard
@@ -273,7 +274,7 @@ def run(
             )
             found.catalog.write_report(folder / "data_report.csv", found.split)
             begun = Settings(
-                data=data if data in ("field-guide", "kaggle") else str(Path(data).expanduser().absolute()),
+                data=data if data in NAMES else str(Path(data).expanduser().absolute()),
                 test_data=str(test_data.expanduser().absolute()) if test_data else None,
                 pictures=limits.pictures,
                 storage=stored.without_password(storage) if storage else None,

@@ -20,6 +20,9 @@ from typing import cast
 
 from data import DataError, Track, no_track
 
+FIELD_GUIDE, KAGGLE = NAMES = ("field-guide", "kaggle")
+"""What names a data set and no path."""
+
 KAGGLE_HANDLE = "maysee/mushrooms-classification-common-genuss-images"
 
 PART_FOLDERS = {
@@ -64,10 +67,10 @@ def resolve(
     `test_data` is a folder of the same class folders that becomes the official test part.
     Raises DataError: no such folder, a layout that is not understood, classes that do not agree, or a failed download.
     """
-    if data == "field-guide":
+    if data == FIELD_GUIDE:
         source = _field_guide(cache_dir, pictures, track)
-    elif data == "kaggle":
-        source = _folder(_download_kaggle(), name="kaggle", citation=f"Kaggle data set {KAGGLE_HANDLE}")
+    elif data == KAGGLE:
+        source = _folder(_download_kaggle(), name=KAGGLE, citation=f"Kaggle data set {KAGGLE_HANDLE}")
     else:
         path = Path(data).expanduser()
         if not data or not path.exists():
@@ -129,7 +132,7 @@ def _field_guide(cache_dir: Path, pictures: int | None, track: Track) -> Source:
     folder = cache_dir / "field-guide" / f"{wanted}-v{field_guide.VERSION}"
     folder = field_guide.write(folder, wanted, track=track).resolve()
     citation = "the built-in field guide: drawn by procedure, no photographs"
-    return Source(name="field-guide", root=folder, parts={"all": folder}, available=total, citation=citation)
+    return Source(name=FIELD_GUIDE, root=folder, parts={"all": folder}, available=total, citation=citation)
 
 
 def _download_kaggle() -> Path:
