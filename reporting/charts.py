@@ -5,7 +5,7 @@ Every figure is a function of its numbers alone and knows no trial; `drawing` wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ def _legend_above(axes: Axes, columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, columnspacing=1.2, handlelength=1.2)
 
 
-def _scatter(axes: Axes, dots: Sequence[Dot], *, label: Callable[[Outcome, int], str] | None = None) -> None:
+def _scatter(axes: Axes, dots: Sequence[Dot], *, labelled: bool = False) -> None:
     """The trials' points, an outcome after the other, those that matter on top."""
     for place, end in enumerate(Outcome):
         chosen = [dot for dot in dots if dot.outcome is end]
@@ -150,7 +150,7 @@ def _scatter(axes: Axes, dots: Sequence[Dot], *, label: Callable[[Outcome, int],
                 markerfacecolor=mark.colour if mark.filled else "none",
                 markeredgecolor=mark.colour,
                 markeredgewidth=0.0 if mark.filled else 1.2,
-                label=label(end, len(chosen)) if label else None,
+                label=str(end) if labelled else None,
                 zorder=10 - place,
             )
 
@@ -222,14 +222,16 @@ def history(dots: Sequence[Dot], steps: tuple[Sequence[int], Sequence[float]], w
     """What each trial reached, and the best complete value so far."""
     figure = _figure(wide, 330, 300)
     axes = figure.subplots()
-    _scatter(axes, dots, label=lambda end, count: f"{end} ({count:,})")
+    _scatter(axes, dots, labelled=True)
     numbers, values = steps
     if numbers:
         axes.plot(numbers, values, drawstyle="steps-post", color=RED, linewidth=1.8, label="best so far", zorder=2.5)
-    _name_dots(axes, [dot for dot in dots if dot.name], max((dot.x for dot in dots), default=0) / 2)
+    last = max((dot.x for dot in dots), default=0)
+    _name_dots(axes, [dot for dot in dots if dot.name], last / 2)
     axes.set_xlabel("trial")
     axes.set_ylabel("validation top-1")
-    axes.xaxis.set_major_locator(MaxNLocator(8 if wide else 5, integer=True))
+    axes.set_xlim(-0.5 - 0.02 * last, last + 0.5 + 0.02 * last)
+    axes.xaxis.set_major_locator(MaxNLocator(8 if wide else 5, integer=True, min_n_ticks=1))
     _percent_axis(axes.yaxis, [dot.y for dot in dots])
     _legend(figure, 6 if wide else 2)
     return figure
@@ -565,7 +567,7 @@ def price(
     """What was reached against the FLOPs of one picture, in millions, and the front that nothing beats."""
     figure = _figure(wide, 350, 310)
     axes = figure.subplots()
-    _scatter(axes, dots, label=lambda end, count: f"{end} ({count:,})")
+    _scatter(axes, dots, labelled=True)
     flops = [dot.x for dot in dots] + ([budget] if budget else [])
     if best[0]:
         axes.plot(*best, drawstyle="steps-post", color=RED, linewidth=1.6, zorder=2.5, label="Pareto front")

@@ -17,12 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = shutil.which("chromedriver")
 DESK, PHONE = 1280, 390
 
-pytestmark = [
-    pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="chromium and chromedriver are not on PATH"),
-    # selenium leaves sockets to be closed by the interpreter.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="chromium and chromedriver are not on PATH")
 
 OVERLAPPING = """
 const boxes = [...document.querySelectorAll('h1, h2, h3, figcaption, figure svg, table, p, dl, summary, nav ol')]

@@ -4,6 +4,7 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from functools import cache
 
 import matplotlib as mpl
 import numpy as np
@@ -86,11 +87,17 @@ FIGURES: dict[str, Callable[[bool], Figure]] = {
 }
 
 
+@cache
+def element_of(name: str, wide: bool) -> ET.Element:
+    """The figure as it stands in the page."""
+    return ET.fromstring(svg(FIGURES[name](wide), alt='what "it" <shows>', prefix="w" if wide else "n"))
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn_both_ways_from_odd_numbers_and_names(name: str) -> None:
     """Warnings are errors here: a letter that the measuring font lacks must not warn."""
     for wide, prefix in ((True, "w"), (False, "n")):
-        element = ET.fromstring(svg(FIGURES[name](wide), alt='what "it" <shows>', prefix=prefix))
+        element = element_of(name, wide)
         assert element.tag == "svg"
         assert element.attrib["aria-label"] == 'what "it" <shows>'
         width = float(element.attrib["viewBox"].split()[2])
@@ -102,7 +109,7 @@ def test_every_figure_is_drawn_both_ways_from_odd_numbers_and_names(name: str) -
 @pytest.mark.parametrize("name", FIGURES)
 def test_text_is_text_and_stays_within_the_figure(name: str) -> None:
     for wide in (True, False):
-        element = ET.fromstring(svg(FIGURES[name](wide), alt="", prefix="x"))
+        element = element_of(name, wide)
         width, height = map(float, element.attrib["viewBox"].split()[2:])
         labels = [node for node in element.iter("text") if node.text]
         assert labels
@@ -114,8 +121,7 @@ def test_text_is_text_and_stays_within_the_figure(name: str) -> None:
 
 
 def test_names_are_neither_formulas_nor_markup() -> None:
-    text = svg(FIGURES["per class"](True), alt="", prefix="x")
-    shown = [node.text for node in ET.fromstring(text).iter("text")]
+    shown = [node.text for node in element_of("per class", True).iter("text")]
     assert "$x_1$ & <b>" in shown
     assert "き の こ 🍄" in shown
     assert "\\frac{1}{2}" in shown

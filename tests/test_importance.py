@@ -91,14 +91,14 @@ def test_what_decides_is_told_from_chance_and_comes_first() -> None:
 
 
 def test_chance_alone_is_rarely_told() -> None:
-    """One row of twenty stands above its mark by luck: of 20 studies of six parameters about six."""
+    """One row of twenty stands above its mark by luck: of 12 studies of six parameters about four."""
     told = 0
-    for seed in range(20):
+    for seed in range(12):
         rng = np.random.default_rng([seed, 1])
-        found = importances(study_of(60, lambda params, rng=rng: float(rng.random()), seed), resamples=100)
+        found = importances(study_of(60, lambda params, rng=rng: float(rng.random()), seed), resamples=60)
         assert found is not None
         told += sum(row.tells for row in found.rows)
-    assert told <= 14
+    assert told <= 10
 
 
 def test_intervals_hold_the_share_and_stay_within_the_whole() -> None:

@@ -10,12 +10,15 @@ from typing import Any
 
 import optuna
 import pytest
+import studies
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.report import CLASSES, made_up_study, made_up_trials, write_files, write_finals
+from data import catalog, sources
 from reporting import page
 from reporting.sections import outcome
 from reporting.sections.parts import Facts
+from search_space import known_good
 from tuning.storage import Outcome
 
 HOSTILE = '<script>alert("1")</script>'
@@ -162,6 +165,25 @@ def tested(tmp_path_factory: pytest.TempPathFactory, trials: list[FrozenTrial]) 
     return page.write(study, folder).read_text(encoding="utf-8")
 
 
+def test_of_a_study_that_was_really_trained(tmp_path: Path) -> None:
+    """The made-up ones might miss what a coordinator leaves."""
+    tiny = studies.prepare(tmp_path)
+    study = tiny.open(first_trials=known_good(studies.TINY))
+    for _ in tiny.coordinator(4, study=study).run():
+        pass
+    found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
+    found.write_report(tiny.study_folder / "data_report.csv", catalog.split(found))
+    page.write(study, tiny.study_folder)
+    text = (tiny.study_folder / "report.html").read_text(encoding="utf-8")
+    best = study.best_trial
+    assert f"rial {best.number}" in sentences(text)
+    assert f"The training of trial {best.number}" in sentences(text)
+    assert {"result", "search", "mattered", "cost", "mistakes", "endings", "workers", "data"} <= set(Page(text).ids())
+    assert "of 3 classes" in sentences(text)
+    assert "Agaricus" in sentences(text)
+    assert "improved by hand" in sentences(text)
+
+
 class TestAfterRetraining:
     def test_the_test_part_is_the_headline(self, tested: str) -> None:
         assert "top-1 on the test part" in sentences(tested)
@@ -218,7 +240,7 @@ class TestUnusualStudies:
         assert "an older one" not in text
         assert not (tmp_path / "plots" / "parallel.html").exists()
         assert "What mattered cannot be told from 1 trained trial" in text
-        assert "is still the best of 1." in text
+        assert "The first trial reached 51.0 %; there is no other yet." in text
 
     def test_with_one_epoch_and_nothing_beside_the_database(self, tmp_path: Path) -> None:
         """A trial that somebody told by hand has no configuration, no slot and no confusion matrix."""

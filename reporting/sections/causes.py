@@ -84,7 +84,9 @@ def _importances(found: Importances) -> list[Part]:
     else:
         text = f"No parameter decides, more than chance would, who is among {among}. "
     text += (
-        f"The {found.pruned:,} that were not trained to the end count with what they had reached."
+        "All of them were pruned and count with what they had reached."
+        if found.pruned == found.trials
+        else f"The {found.pruned:,} that were not trained to the end count with what they had reached."
         if found.pruned
         else "All were trained to the end."
     )
@@ -138,7 +140,7 @@ def _slices(facts: Facts, ended: list[FrozenTrial], space: dict[str, BaseDistrib
         )
         for name in names[:SLICES]
     ]
-    few = max(5, len(ended) // 10)
+    few = min(50, max(5, len(ended) // 10))
     found = analysis.leanings(facts.trials, few)[:3] if len(ended) >= 10 else []
     if found:
         text = f"The {few} best trials lean to {listed([_leaning(one) for one in found])}. "
@@ -160,7 +162,9 @@ def _leaning(found: analysis.Leaning) -> str:
     if found.everywhere is None:
         shares = f"{whole_percent(found.share_best)} of them, {whole_percent(found.share_all)} of all"
         return f"{found.name} {value_text(found.best)} ({shares})"
-    more = "larger" if found.best > found.everywhere else "smaller" if found.best < found.everywhere else "other"
+    if found.best == found.everywhere:
+        return f"{found.name} close to {number(found.best)}, the median of all trials"
+    more = "larger" if found.best > found.everywhere else "smaller"
     return f"{more} {found.name} (median {number(found.best)}, of all trials {number(found.everywhere)})"
 
 

@@ -61,6 +61,8 @@ def _history_says(facts: Facts, steps: tuple[list[int], list[float]]) -> str:
         return "No trial was trained to its end, so there is no best one to follow."
     rises = len(numbers) - 2
     last = facts.trials[-1].number
+    if last == 0:
+        return f"The first trial reached {percent(values[0])}; there is no other yet."
     if rises == 0:
         return f"The first complete trial, number {numbers[0]}, is still the best of {last + 1:,}."
     since = last - numbers[-2]
