@@ -346,7 +346,8 @@ def _row(folder: Path, count: int, *, dashboard: bool) -> str:
     plots = sum(path.stat().st_size for path in (folder / "plots").iterdir()) / 1000
     database = (folder / "study.db").stat().st_size / 1e6
     served = _dashboard(folder) if dashboard else "-"
-    return f"| {count:,} | {whole:.1f} | {loading:.1f} | {busy:.1f} | {size:,.0f} | {plots:,.0f} | {database:.1f} | {served} |"
+    seconds = f"{whole:.1f} | {loading:.1f} | {busy:.1f}"
+    return f"| {count:,} | {seconds} | {size:,.0f} | {plots:,.0f} | {database:.1f} | {served} |"
 
 
 def _dashboard(folder: Path) -> str:
