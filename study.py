@@ -548,6 +548,24 @@ def predict(
         raise StudyError("no picture could be classified; name at least one, or a folder that has some")
 
 
+@app.command(usage="Usage: python study.py report [OPTIONS]")
+def report(
+    *,
+    study: SearchedOption = None,
+    storage: StorageOption = None,
+    results: ResultsOption = HERE / "results",
+) -> None:
+    """Write all that a study has found into report.html, one page that opens offline, and interactive plots beside it."""
+    from reporting import console as screen
+    from reporting import page
+    from tuning.storage import explained
+
+    console = screen.make_console()
+    searched = _recall(console, results, study, storage)
+    with explained(searched.url):
+        console.print(str(page.write(searched.study, searched.folder)), markup=False, soft_wrap=True)
+
+
 @app.command(usage="Usage: python study.py dashboard [OPTIONS]")
 def dashboard(
     *,

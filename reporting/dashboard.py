@@ -32,7 +32,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    def log_message(self, *line: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it overrides
         """The terminal shows no line per request."""
 
 
@@ -69,7 +69,8 @@ def _only_here(application: Application) -> Application:
     """
 
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ.get("HTTP_HOST", "").rpartition(":")[0] in NAMES:
+        name, _, port = environ.get("HTTP_HOST", "").partition(":")
+        if name in NAMES and (port or "80") == environ["SERVER_PORT"]:
             return application(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
         return [b"This dashboard answers on this machine alone.\n"]

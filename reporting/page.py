@@ -17,12 +17,15 @@ from typing import Any
 import jinja2
 import markupsafe
 import optuna
+from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import FrozenTrial, TrialState
 
 from reporting import analysis, plots
 from reporting.importance import importances
 from reporting.sections import SECTIONS
 from reporting.sections.parts import Facts, duration, listed, percent, plural, whole_percent
+from reporting.trial_card import GALLERY
+from tuning import audit
 from tuning.folder import replace_file, trial_directory
 from tuning.storage import IDENTITY, counts, top
 
@@ -65,7 +68,21 @@ def read(study: optuna.Study, folder: Path) -> Facts:
         finalists=_lines(folder / "finalists.csv"),
         retrained=retrained if isinstance(retrained, dict) else {},
         importances=importances(trials),
+        gallery=_gallery(study, best, folder / "artifacts") if best is not None else None,
+        audit=audit.read(study, study._storage),  # pyright: ignore[reportPrivateUsage]
     )
+
+
+def _gallery(study: optuna.Study, best: FrozenTrial, artifacts: Path) -> bytes | None:
+    """The picture of the best trial's mistakes that the dashboard shows, too."""
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    for meta in get_all_artifact_meta(best, storage=storage):
+        if meta.filename == GALLERY:
+            try:
+                return (artifacts / meta.artifact_id).read_bytes()
+            except OSError:
+                return None
+    return None
 
 
 def _confusion(best: FrozenTrial | None, history: list[dict[str, Any]]) -> list[list[int]] | None:

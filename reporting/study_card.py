@@ -75,8 +75,10 @@ class StudyCard:
             known = {
                 trial.user_attrs["known_good"]: trial.value for trial in trials if trial.user_attrs.get("known_good")
             }
-            against = "; ".join(f"{name}: {percent(value)}" for name, value in known.items() if value is not None)
-            lines += ["", f"Best so far: **{percent(best[0].value)}** top-1 in trial {best[0].number}. {against}."]
+            lines += ["", f"Best so far: **{percent(best[0].value)}** top-1 in trial {best[0].number}."]
+            against = [f"{as_text(name)}: {percent(value)}" for name, value in known.items() if value is not None]
+            if against:
+                lines += ["", f"{'; '.join(against)}."]
         name = shlex.quote(self._study.study_name)
         lines += [
             "",

@@ -1,17 +1,15 @@
 """What the dashboard shows of one trial: pictures as artifacts, and a note in Markdown around them.
 
 TrialRecord -> learning curves, confusion matrix, the most confident mistakes, the configuration -> artifacts -> note.
-Everything is made before the trial is told, because afterwards it takes no artifact; what is there is not made again.
+Everything is made before the trial is told, because afterwards it takes no artifact.
 """
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -29,6 +27,7 @@ from tuning.coordinator import TrialRecord
 
 DPI = 80
 """Of the pictures: sharp at the width at which the dashboard shows them, 20 to 40 kB each."""
+GALLERY = "mistakes.jpg"
 COLUMNS, SIDE, CAPTION, GAP = 4, 180, 36, 10
 """Of the gallery, in pixels but for the first. Pillow draws it in a tenth of matplotlib's time."""
 
@@ -44,30 +43,35 @@ class TrialCards:
         self._store = FileSystemArtifactStore(str(place))
 
     def __call__(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        """Adds artifacts and the note; one that an earlier, interrupted telling has added stays."""
-        there = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial)}
+        """Adds artifacts and the note, or writes anew what an earlier, interrupted telling has added.
+
+        Anew, because a trial that was to be pruned then may have been trained on: others have ended in between.
+        """
+        there = _artifacts(trial)
         chosen = record.chosen
         if chosen is not None:
-            for name, make in self._contents(record, chosen).items():
-                if name not in there:
-                    there[name] = self._upload(trial, name, make())
+            for name, content in self._contents(record, chosen).items():
+                if name in there:
+                    self._store.write(there[name], io.BytesIO(content))
+                else:
+                    there[name] = self._upload(trial, name, content)
         pictures = {
             name: get_artifact_path(trial, identity) for name, identity in there.items() if not name.endswith(".json")
         }
         save_note(trial, note(trial.number, record, pictures))
 
-    def _contents(self, record: TrialRecord, chosen: EpochMetrics) -> dict[str, Callable[[], bytes]]:
-        """What each file holds, by name, made when it is asked for."""
+    def _contents(self, record: TrialRecord, chosen: EpochMetrics) -> dict[str, bytes]:
+        """What each file holds, by name."""
         config = record.assignment.config
         rows = [metrics.to_dict() for metrics in record.history]
         classes = self._data.classes
-        contents: dict[str, Callable[[], bytes]] = {
-            "curves.png": lambda: png(charts.training(rows, chosen.epoch + 1, wide=True), dpi=DPI),
-            "confusion.png": lambda: png(charts.confusion(chosen.confusion, classes, wide=True), dpi=DPI),
-            "configuration.json": lambda: json.dumps(config.to_dict(), indent=1).encode(),
+        contents = {
+            "curves.png": png(charts.training(rows, chosen.epoch + 1, wide=True), dpi=DPI),
+            "confusion.png": png(charts.confusion(chosen.confusion, classes, wide=True), dpi=DPI),
+            "configuration.json": json.dumps(config.to_dict(), indent=1).encode(),
         }
         if chosen.mistakes:
-            contents["mistakes.jpg"] = lambda: self._gallery(config.image_size, chosen)
+            contents[GALLERY] = self._gallery(config.image_size, chosen)
         return contents
 
     def _gallery(self, image_size: int, chosen: EpochMetrics) -> bytes:
@@ -94,6 +98,14 @@ class TrialCards:
             path = Path(scratch, name)
             path.write_bytes(content)
             return upload_artifact(artifact_store=self._store, file_path=str(path), study_or_trial=trial)
+
+
+def _artifacts(trial: optuna.Trial) -> dict[str, str]:
+    """Name -> identity."""
+    try:
+        return {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial)}
+    except TypeError:  # somebody has removed one in the dashboard: Optuna cannot read what it leaves
+        return {}
 
 
 def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
@@ -133,7 +145,7 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     titles = {
         "curves.png": "Learning curves",
         "confusion.png": f"Confusion matrix of epoch {chosen.epoch + 1}" if chosen else "",
-        "mistakes.jpg": "The most confident mistakes",
+        GALLERY: "The most confident mistakes",
     }
     for name, title in titles.items():
         if name in pictures:
@@ -142,5 +154,5 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
 
 
 def as_text(text: str) -> str:
-    """As Markdown and HTML show it unchanged, on one line."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~<>-])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    """As Markdown shows it unchanged, on one line: all of ASCII's punctuation may have a backslash before it."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))

@@ -34,6 +34,7 @@ FACE = {
         *("PICTURES", "--model", "--study", "--top", "--json", "--csv"),
         *("--device", "--results"),
     },
+    ("report",): {"--study", "--storage", "--results"},
     ("dashboard",): {"--study", "--port", "--storage", "--results"},
     ("check-data",): {"--data", "--test-data", "--report", "--cache"},
     ("clean",): {"NAMES", "--results", "--cache"},
@@ -157,8 +158,8 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
         ("-x", "there is no option -x; see python study.py --help"),
         (
             "cleen",
-            "a command is one of retrain, export, predict, dashboard, check-data, clean, but got 'cleen' (did you mean "
-            "clean?); see python study.py --help",
+            "a command is one of retrain, export, predict, report, dashboard, check-data, clean, but got 'cleen' (did "
+            "you mean clean?); see python study.py --help",
         ),
         ("check-data --trials 4", "there is no option --trials; see python study.py check-data --help"),
         ("check-data folder", "check-data takes options, but got 'folder'; see python study.py check-data --help"),

@@ -14,6 +14,7 @@ from reporting.sections.parts import (
     Drawing,
     Facts,
     Part,
+    Photograph,
     Says,
     Section,
     Table,
@@ -231,6 +232,12 @@ def mistakes(facts: Facts) -> Section | None:
             )
         )
     section.parts.append(_per_class(confusion, names, part))
+    if facts.gallery and facts.best is not None:
+        text = (
+            f"The validation pictures that trial {facts.best.number} got wrong most confidently, as the network saw "
+            "them: above each what it is, and what it was taken for with which probability."
+        )
+        section.parts.append(Photograph(title="The most confident mistakes", says=text, jpeg=facts.gallery))
     return section
 
 

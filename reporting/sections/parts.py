@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from reporting import analysis, charts
 from reporting.charts import Axis, Dot
 from reporting.drawing import number
 from reporting.importance import Importances
+from tuning.audit import Verdict
 from tuning.storage import Outcome, top
 
 
@@ -38,6 +40,10 @@ class Facts:
     retrained: dict[str, Any]
     """What is in retrained.json."""
     importances: Importances | None
+    gallery: bytes | None
+    """The best trial's most confident mistakes, a JPEG; None where its picture is not there."""
+    audit: Verdict | None
+    """What pruned trials would have reached; None where that was not tried."""
 
     @property
     def best(self) -> FrozenTrial | None:
@@ -82,6 +88,21 @@ class Drawing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """A picture of pixels, with the sentence that says what it shows."""
+
+    title: str
+    says: str
+    jpeg: bytes
+    kind: str = "photograph"
+
+    @property
+    def address(self) -> str:
+        """The picture itself, so that the page needs no other file."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """Rows of text under a head."""
 
@@ -108,7 +129,7 @@ class Commands:
 LIT = len(charts.LIT)
 """Trials that are lit in the figures."""
 
-Part = Says | Drawing | Table | Commands
+Part = Says | Drawing | Photograph | Table | Commands
 
 
 @dataclass(frozen=True, kw_only=True)

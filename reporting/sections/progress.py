@@ -25,6 +25,7 @@ from reporting.sections.parts import (
     points,
     whole_percent,
 )
+from tuning.audit import Verdict
 from tuning.storage import Outcome, counts
 
 DRAWN = 800
@@ -182,6 +183,8 @@ def endings(facts: Facts) -> Section | None:
     saved = _savings(analysis.savings(facts.trials))
     if saved:
         section.parts.append(Says(text=saved))
+    if facts.audit is not None:
+        section.parts.append(Says(text=_audit(facts.audit)))
     rows = [
         (
             str(reason.outcome),
@@ -203,6 +206,18 @@ def endings(facts: Facts) -> Section | None:
             )
         )
     return section
+
+
+def _audit(verdict: Verdict) -> str:
+    """Was the pruner right?"""
+    tried, won = len(verdict.pruned), len(verdict.winners)
+    number, _, value = max(verdict.pruned, key=lambda row: row[2])
+    said = "none" if not won else "all" if won == tried else f"{won:,}"
+    return (
+        f"The pruner was checked: {plural(tried, 'pruned trial was', 'pruned trials were')} trained to the end, just "
+        f"as they would have been, and {said} of them beat the study's best, {percent(verdict.best)}. The highest, trial "
+        f"{number}, reached {percent(value)}."
+    )
 
 
 def _savings(saved: analysis.Savings) -> str:
