@@ -1,4 +1,4 @@
-"""The study's own page in the dashboard: a note that explains it, and plots under Analytics.
+"""The study's own page in the dashboard: a note that explains it, and plots on its first page.
 
 Both can be written at any time, so they are kept up to date while the study runs.
 """
@@ -6,6 +6,7 @@ Both can be written at any time, so they are kept up to date while the study run
 from __future__ import annotations
 
 import csv
+import html
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from optuna_dashboard import save_note, save_plotly_graph_object
 from data.catalog import Catalog, Split
 from reporting import analysis, plots
 from reporting.console import percent
+from reporting.drawing import BLUE, RED
 from reporting.importance import importances
 from reporting.trial_card import as_text
 from search_space import Profile
@@ -54,14 +56,9 @@ class StudyCard:
         """Writes both anew."""
         save_note(self._study, self._note())
         trials = self._study.get_trials(deepcopy=False)
-        figures = {
-            "accuracy-against-flops": plots.cost(analysis.ranked(trials)),
-            "importances": plots.importances(importances(trials)),
-            "finalists": _finalists(self._folder / "finalists.csv"),
-        }
-        for name, figure in figures.items():
-            if figure is not None:
-                save_plotly_graph_object(self._study, figure, graph_object_id=name)
+        _show(self._study, "Accuracy against FLOPs", plots.cost(analysis.ranked(trials)))
+        _show(self._study, "Importances", plots.importances(importances(trials)))
+        show_finalists(self._study, self._folder)
 
     def _note(self) -> str:
         trials = self._study.get_trials(deepcopy=False)
@@ -78,18 +75,20 @@ class StudyCard:
             lines += ["", f"Best so far: **{percent(best[0].value)}** top-1 in trial {best[0].number}."]
             against = [f"{as_text(name)}: {percent(value)}" for name, value in known.items() if value is not None]
             if against:
-                lines += ["", f"{'; '.join(against)}."]
+                lines += ["", f"Known-good starting points: {'; '.join(against)}."]
         name = shlex.quote(self._study.study_name)
         lines += [
             "",
             "## What to do next",
             "",
             "- *Trials*: each has a note with its learning curves, its confusion matrix and its mistakes.",
-            "- *Analytics*, at its end: accuracy against FLOPs, importances with their intervals, finalists.",
+            "- *History*, below its own plots: accuracy against FLOPs, importances with their intervals, finalists.",
             "- The best trial flatters itself. These commands train the best few again, test the winner and export it:",
             "",
             f"      python study.py retrain --study {name}",
             f"      python study.py export --study {name}",
+            "",
+            f"This note is written anew after every {EVERY} trials, without what is added to it here.",
         ]
         return "\n".join(lines) + "\n"
 
@@ -112,11 +111,30 @@ def _about(catalog: Catalog, split: Split, profile: Profile, space: list[str]) -
         for column, (_, places) in enumerate(parts):
             for label in catalog.labels[places]:
                 rows[catalog.classes[label]][column] += 1
-        lines += ["", "| class | " + " | ".join(part for part, _ in parts) + " |", "|---" * (1 + len(parts)) + "|"]
+        # The dashboard draws tables without space between their columns.
+        lines += ["", "| class | " + " | ".join(f"&emsp;{part}" for part, _ in parts) + " |"]
+        lines += ["|---" + "|--:" * len(parts) + "|"]
         lines += [
             f"| {as_text(name)} | " + " | ".join(f"{count:,}" for count in row) + " |" for name, row in rows.items()
         ]
     return lines
+
+
+def show_finalists(study: optuna.Study, folder: Path) -> None:
+    """Shows what `retrain` has found, where it has."""
+    _show(study, "Finalists", _finalists(folder / "finalists.csv"))
+
+
+def _show(study: optuna.Study, title: str, figure: go.Figure | None) -> None:
+    """Puts a figure into the dashboard, which gives it half a page and no title."""
+    if figure is not None:
+        figure.update_layout(
+            title={"text": title, "x": 0.02, "y": 0.98, "yanchor": "top"},
+            template="plotly_white",
+            margin={"l": 60, "r": 20, "t": 80, "b": 50},
+            legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        )
+        save_plotly_graph_object(study, figure, graph_object_id=title.lower().replace(" ", "-"))
 
 
 def _finalists(path: Path) -> go.Figure | None:
@@ -128,9 +146,24 @@ def _finalists(path: Path) -> go.Figure | None:
         return None
     runs: dict[str, list[float]] = {}
     for row in rows:
-        runs.setdefault(row["name"], []).append(float(row["top1"]))
+        # plotly reads markup in a name.
+        runs.setdefault(html.escape(row["name"], quote=False), []).append(float(row["top1"]))
+    points = [(name, value) for name, values in runs.items() for value in values]
     figure = go.Figure()
-    for name, values in runs.items():
-        figure.add_box(y=values, name=name, boxpoints="all", boxmean=True, jitter=0.3, pointpos=0, showlegend=False)
+    figure.add_scatter(
+        x=[name for name, _ in points],
+        y=[value for _, value in points],
+        mode="markers",
+        marker={"size": 8, "color": BLUE},
+        name="a run",
+    )
+    figure.add_scatter(
+        x=list(runs),
+        y=[sum(values) / len(values) for values in runs.values()],
+        mode="markers",
+        marker={"symbol": "line-ew", "size": 40, "line": {"width": 2.5, "color": RED}},
+        name="their mean",
+    )
+    figure.update_xaxes(type="category")
     figure.update_yaxes(title="validation top-1", tickformat=".0%")
-    return figure
+    return figure if runs else None

@@ -19,6 +19,7 @@ from optuna_dashboard.artifact import get_artifact_path
 from PIL import Image, ImageDraw, ImageFont
 
 from data.cache import CacheHandle, open_part
+from data.sources import printable
 from model.training import EpochMetrics
 from reporting import charts
 from reporting.console import duration, percent
@@ -86,7 +87,9 @@ class TrialCards:
             truth, taken = (
                 short(self._data.classes[label], 22) for label in (part.labels[mistake.place], mistake.predicted)
             )
-            pen.text((left, top), f"{truth}\ntaken for {taken}, {mistake.probability:.0%}", fill="black", font=font)
+            pen.text(
+                (left, top), f"{truth}\ntaken for {taken}, {100 * mistake.probability:.0f} %", fill="black", font=font
+            )
             picture = Image.fromarray(part.images[part.indices[mistake.place]])
             sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top + CAPTION))
         target = io.BytesIO()
@@ -112,7 +115,7 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     """Markdown: the outcome, the configuration in words, what it cost, and the pictures by their address."""
     config, chosen = record.assignment.config, record.chosen
     model, training, augment = config.model, config.training, config.augment
-    lines = [f"# Trial {number}: {record.outcome}", "", as_text(record.reason) + "."]
+    lines = [f"# Trial {number}: {record.outcome}", "", as_text(record.reason[:1].upper() + record.reason[1:]) + "."]
     if chosen is not None:
         lines += [
             "",
@@ -124,11 +127,11 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
         "cosine": "cosine down to 0",
         "one-cycle": "one cycle",
     }[training.schedule]
-    warm = f", {training.warmup_epochs:g} warm-up epochs" if training.warmup_epochs else ""
+    warm = f", warm-up over {training.warmup_epochs:g} of {training.epochs} epochs" if training.warmup_epochs else ""
     views = ["fresh in every epoch" if augment.fresh else "the same in every epoch"]
     views += ["a third of the pictures plain"] * augment.reuse_originals
     rows = {
-        "pictures": f"{config.image_size} x {config.image_size} pixels, each shown {config.views} times an epoch",
+        "pictures": f"{config.image_size} x {config.image_size} pixels, each shown {_times(config.views)} an epoch",
         "network": f"width {model.width:g}, strides {model.stride_pattern}, dilation {model.dilation_pattern}, "
         f"{model.pooling} pooling, dropout {model.dropout:g}",
         "optimizer": f"{training.optimizer}, lr {training.lr:.3g}, weight decay {training.weight_decay:.2g}",
@@ -153,6 +156,13 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def as_text(text: str) -> str:
-    """As Markdown shows it unchanged, on one line: all of ASCII's punctuation may have a backslash before it."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+    """As Markdown shows it unchanged, on one line: all of ASCII's punctuation may have a backslash before it.
+
+    What cannot be printed, or stored, is there as its escape.
+    """
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", printable(" ".join(text.split())))

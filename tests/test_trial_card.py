@@ -1,0 +1,434 @@
+"""The note and the pictures of each trial: there, true, small, and made of text whatever the classes are called."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from markdown_it import MarkdownIt
+from optuna.artifacts import get_all_artifact_meta
+from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial, TrialState
+from optuna_dashboard import get_note
+from PIL import Image
+from studies import ThreadWorkers, Tiny, config, prepare
+from torch import Tensor, nn
+
+from data.cache import CacheHandle, open_part
+from data.sources import printable
+from model import checkpoint
+from model.network import MushroomCNN, cost
+from model.preprocessing import normalise
+from model.training import MISTAKES, EpochMetrics, Mistake, evaluate
+from reporting import charts
+from reporting.drawing import png
+from reporting.trial_card import COLUMNS, DPI, GAP, SIDE, TrialCards, as_text, note
+from search_space import Config
+from tuning.coordinator import Coordinator, Plan, TrialRecord, search
+from tuning.jobs import Assignment
+from tuning.scheduling import PrunerScheduler
+from tuning.storage import Outcome
+
+PICTURES = ("confusion.png", "curves.png", "mistakes.jpg")
+KILOBYTES = 150
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    "![x](javascript:alert(1)) [y](http://x)",
+    "| **bold** | `code` | # 1. - + ~~s~~",
+    "$\\frac{1}{0}$ & $x_1$ ^ %s \\n",
+    "き の こ 🍄 гриб",
+    "line\nbreak\ttab\u200e\u202e",
+    "&lt;b&gt; &amp; 'single' \"double\"",
+    "x" * 300,
+)
+
+GROWTH = 25.0
+"""By which weight decay alone multiplies the weights in each step of lr 1: finite for one epoch, not for two."""
+
+
+class PrunesThese(BasePruner):
+    """Ends the trials of these numbers after their second epoch."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        return trial.number in self.numbers and trial.last_step == 1
+
+
+CONFIGS = (
+    config(),
+    config(lr=2e-3),
+    config(optimizer="sgd", schedule="step", step_period=100.0, lr=1.0, weight_decay=GROWTH),
+    replace(config(), model=replace(config().model, width=4.0)),
+    config(),
+    config(optimizer="adamw", weight_decay=0.1, label_smoothing=0.1),
+)
+ENDS = (
+    Outcome.COMPLETE,
+    Outcome.PRUNED,
+    Outcome.DIVERGED,
+    Outcome.INFEASIBLE,
+    Outcome.DUPLICATE,
+    Outcome.COMPLETE,
+)
+TRAINED = (0, 1, 2, 5)
+
+
+def coordinator(
+    tiny: Tiny, describe: Callable[[optuna.Trial, TrialRecord], None], *, pruner: BasePruner, trials: int
+) -> Coordinator:
+    return Coordinator(
+        tiny.open(pruner=pruner),
+        workers=ThreadWorkers(),
+        scheduler=PrunerScheduler(),
+        assign=search(lambda trial: CONFIGS[trial.number], seed=0),
+        plan=Plan(trials=trials, max_parameters=2e6),
+        data=tiny.data,
+        folder=tiny.study_folder,
+        describe=describe,
+    )
+
+
+def cards(tiny: Tiny, data: CacheHandle | None = None) -> TrialCards:
+    tiny.study_folder.mkdir(parents=True, exist_ok=True)
+    return TrialCards(tiny.study_folder, data or tiny.data)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steady() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A study with a trial of every outcome, each with its card."""
+    tiny = prepare(tmp_path_factory.mktemp("cards"))
+    list(coordinator(tiny, cards(tiny), pruner=PrunesThese(1), trials=4).run())
+    assert [trial.user_attrs["outcome"] for trial in tiny.trials()] == list(ENDS)
+    return tiny
+
+
+def artifacts(tiny: Tiny, number: int) -> dict[str, list[bytes]]:
+    """What a trial's artifacts hold, by name."""
+    study = tiny.open()
+    found: dict[str, list[bytes]] = {}
+    for meta in get_all_artifact_meta(study.get_trials()[number], storage=study._storage):
+        found.setdefault(meta.filename, []).append((tiny.study_folder / "artifacts" / meta.artifact_id).read_bytes())
+    return found
+
+
+def note_of(tiny: Tiny, number: int) -> str:
+    study = tiny.open()
+    return get_note(optuna.Trial(study, study.get_trials()[number]._trial_id))
+
+
+def history(tiny: Tiny, number: int) -> list[EpochMetrics]:
+    rows = json.loads((tiny.directory(number) / "history.json").read_text(encoding="utf-8"))
+    return [EpochMetrics.from_dict(row) for row in rows]
+
+
+def chosen(tiny: Tiny, number: int) -> EpochMetrics:
+    return max(history(tiny, number), key=lambda metrics: (metrics.top1, -metrics.epoch))
+
+
+def record(classes: int = 3, **changes: Any) -> TrialRecord:
+    """Of a trial of one epoch in which one picture of each class is taken for the next class."""
+    confusion = tuple(
+        tuple(3 if truth == other else int(other == (truth + 1) % classes) for other in range(classes))
+        for truth in range(classes)
+    )
+    metrics = EpochMetrics(
+        epoch=0, train_loss=1.0, train_top1=0.5, validation_loss=1.2, top1=0.75, top3=0.9, confusion=confusion,
+        lr=0.01, seconds=2.0, peak_memory=2**29, mistakes=tuple(Mistake(p, p % classes, 0.9) for p in range(6)),
+    )  # fmt: skip
+    chosen_config = replace(config(), model=replace(config().model, classes=classes))
+    known: dict[str, Any] = {
+        "assignment": Assignment(config=chosen_config, seed=1, epochs=3),
+        "cost": cost(chosen_config.model, chosen_config.image_size),
+        "history": [metrics],
+        "outcome": Outcome.COMPLETE,
+        "reason": "trained to its last epoch",
+    }
+    return TrialRecord(**known | changes)
+
+
+# -- what is there
+
+
+@pytest.mark.parametrize("number", TRAINED)
+def test_a_trained_trial_has_pictures_that_open_and_its_configuration(described: Tiny, number: int) -> None:
+    found = artifacts(described, number)
+    assert sorted(found) == ["configuration.json", *PICTURES]
+    for name, contents in found.items():
+        assert len(contents) == 1
+        assert len(contents[0]) < KILOBYTES * 1000, name
+        if name in PICTURES:
+            with Image.open(io.BytesIO(contents[0])) as picture:
+                picture.load()
+                assert picture.format == {"png": "PNG", "jpg": "JPEG"}[name.rpartition(".")[2]]
+                assert min(picture.size) > 200
+    assert Config.from_dict(json.loads(found["configuration.json"][0])) == CONFIGS[number]
+
+
+@pytest.mark.parametrize("number", range(len(ENDS)))
+def test_a_note_shows_the_pictures_by_the_address_that_the_dashboard_serves(described: Tiny, number: int) -> None:
+    study = described.open()
+    trial = study.get_trials()[number]
+    metas = get_all_artifact_meta(trial, storage=study._storage)
+    served = {
+        f"/artifacts/{study._study_id}/{trial._trial_id}/{m.artifact_id}" for m in metas if m.filename in PICTURES
+    }
+    assert len(served) == (len(PICTURES) if number in TRAINED else 0)
+    assert set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", note_of(described, number))) == served
+
+
+@pytest.mark.parametrize("number", range(len(ENDS)))
+def test_a_note_states_outcome_reason_value_configuration_and_cost(described: Tiny, number: int) -> None:
+    text, trial = text_of(note_of(described, number)), described.trials()[number]
+    drawn, attributes = CONFIGS[number], described.trials()[number].user_attrs
+    assert f"Trial {number}: {ENDS[number]}" in text
+    assert attributes["reason"][1:] in text
+    assert f"{attributes['flops'] / 1e6:,.1f} MFLOP a picture, {attributes['parameters']:,} parameters" in text
+    assert f"{drawn.training.optimizer}, lr {drawn.training.lr:.3g}" in text
+    assert f"width {drawn.model.width:g}, strides {drawn.model.stride_pattern}" in text
+    assert f"{drawn.image_size} x {drawn.image_size} pixels" in text
+    if number in TRAINED:
+        reached = chosen(described, number)
+        assert f"{100 * reached.top1:.2f} % top-1" in text.replace("\u00a0", " ")
+        assert f"in epoch {reached.epoch + 1} of {len(trial.intermediate_values)}" in text
+        assert "MB at most" in text
+    else:
+        assert "top-1" not in text
+
+
+# -- whether it is true
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_the_mistakes_are_the_most_confident_wrong_answers_of_the_best_epoch(described: Tiny, number: int) -> None:
+    """A slow loop over the checkpoint: one picture at a time."""
+    network = MushroomCNN(CONFIGS[number].model).eval()
+    network.load_state_dict(checkpoint.load(described.directory(number) / "best.pt").model)
+    part = open_part(described.data, 32, "validation")
+    wrong: list[tuple[float, int, int]] = []
+    with torch.inference_mode():
+        for place, (index, label) in enumerate(zip(part.indices, part.labels, strict=True)):
+            shares = network(normalise(torch.from_numpy(part.images[[index]]))).softmax(dim=1)[0]
+            if (answer := int(shares.argmax())) != label:
+                wrong.append((float(shares[answer]), place, answer))
+    wrong.sort(reverse=True)
+    kept = chosen(described, number).mistakes
+    assert wrong
+    assert {mistake.place: mistake.predicted for mistake in kept} == {p: a for _, p, a in wrong[:MISTAKES]}
+    assert [mistake.probability for mistake in kept] == pytest.approx([p for p, *_ in wrong[:MISTAKES]], rel=1e-4)
+
+
+@pytest.mark.parametrize("number", TRAINED)
+def test_the_gallery_shows_the_pictures_of_the_mistakes_in_their_order(described: Tiny, number: int) -> None:
+    part = open_part(described.data, 32, "validation")
+    with Image.open(io.BytesIO(artifacts(described, number)["mistakes.jpg"][0])) as opened:
+        sheet = np.asarray(opened.convert("RGB"), dtype=float)
+    mistakes = chosen(described, number).mistakes
+    rows = -(-len(mistakes) // COLUMNS)
+    tile_height = (sheet.shape[0] - GAP) // rows
+    for place, mistake in enumerate(mistakes):
+        left = GAP + place % COLUMNS * (SIDE + GAP)
+        bottom = (place // COLUMNS + 1) * tile_height
+        shown = sheet[bottom - SIDE : bottom, left : left + SIDE]
+        distances = [
+            float(np.abs(shown - np.asarray(Image.fromarray(picture).resize((SIDE, SIDE)), dtype=float)).mean())
+            for picture in part.images[part.indices]
+        ]
+        assert int(np.argmin(distances)) == mistake.place
+
+
+def test_the_confusion_matrix_is_that_of_the_same_epoch(described: Tiny) -> None:
+    drawn = png(charts.confusion(chosen(described, 0).confusion, described.data.classes, wide=True), dpi=DPI)
+    assert artifacts(described, 0)["confusion.png"] == [drawn]
+
+
+@pytest.mark.parametrize("pictures", [5, 40])
+def test_the_mistakes_of_an_evaluation_equal_a_slow_loops(pictures: int) -> None:
+    """Fewer pictures than are kept of them, and more, in batches of seven."""
+    rng = torch.Generator().manual_seed(pictures)
+    images = torch.rand(pictures, 3, 8, 8, generator=rng)
+    labels = torch.randint(4, (pictures,), generator=rng)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    slow: list[Mistake] = []
+    for place in range(pictures):
+        shares = network(images[place : place + 1]).softmax(dim=1)[0].tolist()
+        answer = shares.index(max(shares))
+        if answer != labels[place]:
+            slow.append(Mistake(place, answer, shares[answer]))
+    slow.sort(key=lambda mistake: -mistake.probability)
+    fast = evaluate(network, Sliced(images, labels)).mistakes
+    assert len(slow) > (MISTAKES if pictures > MISTAKES else 1)
+    assert [mistake[:2] for mistake in fast] == [mistake[:2] for mistake in slow[:MISTAKES]]
+    assert [mistake.probability for mistake in fast] == pytest.approx([m.probability for m in slow[:MISTAKES]])
+
+
+def test_a_network_that_is_always_right_has_no_mistakes_and_its_trial_no_gallery(tmp_path: Path) -> None:
+    images, labels = torch.eye(3).reshape(3, 3, 1, 1), torch.arange(3)
+    certain = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
+    certain.load_state_dict({"1.weight": 9 * torch.eye(3), "1.bias": torch.zeros(3)})
+    assert evaluate(certain, Sliced(images, labels)).mistakes == ()
+    tiny = Tiny(folder=tmp_path, data=CacheHandle(directory=tmp_path, fingerprint="", split="", classes=tuple("abc")),
+                results=tmp_path)  # fmt: skip
+    flawless = record()
+    flawless = replace(flawless, history=[replace(flawless.history[0], mistakes=())])
+    trial = tiny.open().ask()
+    cards(tiny)(trial, flawless)
+    assert sorted(artifacts(tiny, 0)) == ["configuration.json", "confusion.png", "curves.png"]
+    assert "mistakes" not in note_of(tiny, 0)
+
+
+@dataclass
+class Sliced:
+    """Pictures in batches of seven."""
+
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        return tuple(torch.bincount(self.labels).tolist())
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // 7)
+
+    def epoch(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.images.split(7), self.labels.split(7), strict=True)
+
+
+# -- interrupted
+
+
+class Killed(BaseException):
+    """Nothing catches it: what comes after it in the process never happens."""
+
+
+@pytest.mark.parametrize("after", ["the first artifact", "the note"])
+def test_killed_before_it_is_told_a_trial_gets_no_second_set(described: Tiny, tmp_path: Path, after: str) -> None:
+    tiny = described.at(tmp_path)
+    whole = cards(tiny)
+
+    def killed(trial: optuna.Trial, known: TrialRecord) -> None:
+        whole(trial, known)
+        raise Killed
+
+    if after == "the first artifact":
+        upload = whole._upload
+
+        def dies(*arguments: Any) -> str:
+            upload(*arguments)
+            raise Killed
+
+        whole._upload = dies  # type: ignore[method-assign]
+    with suppress(Killed):
+        list(coordinator(tiny, killed, pruner=PrunesThese(), trials=1).run())
+    assert [trial.state for trial in tiny.trials()] == [TrialState.RUNNING]
+    assert len(artifacts(tiny, 0)) == (1 if after == "the first artifact" else 4)
+
+    list(coordinator(tiny, cards(tiny), pruner=PrunesThese(), trials=1).run())
+    assert [trial.state for trial in tiny.trials()] == [TrialState.COMPLETE]
+    found = artifacts(tiny, 0)
+    assert {name: len(contents) for name, contents in found.items()} == dict.fromkeys(
+        ("configuration.json", *PICTURES), 1
+    )
+    # Its other epochs took other times, but the pictures do not show them.
+    assert found == artifacts(described, 0)
+
+
+def test_a_trial_that_goes_on_after_all_has_pictures_of_its_whole_way(described: Tiny, tmp_path: Path) -> None:
+    """Killed between its card and its telling it was to be pruned; by the next run the pruner had changed its mind."""
+    tiny = described.at(tmp_path)
+    whole = cards(tiny)
+
+    def killed(trial: optuna.Trial, known: TrialRecord) -> None:
+        whole(trial, known)
+        assert known.outcome is Outcome.PRUNED
+        raise Killed
+
+    with suppress(Killed):
+        list(coordinator(tiny, killed, pruner=PrunesThese(0), trials=1).run())
+    early = artifacts(tiny, 0)["curves.png"]
+    list(coordinator(tiny, cards(tiny), pruner=PrunesThese(), trials=1).run())
+    assert tiny.trials()[0].state is TrialState.COMPLETE
+    assert artifacts(tiny, 0)["curves.png"] != early
+    assert artifacts(tiny, 0) == artifacts(described, 0)
+    assert "of 3" in note_of(tiny, 0)
+
+
+def test_an_artifact_that_somebody_removed_in_the_dashboard_stops_no_study(described: Tiny, tmp_path: Path) -> None:
+    tiny = described.at(tmp_path)
+    study = tiny.open()
+    trial = study.ask()
+    # What optuna-dashboard leaves of a file that was put beside a running trial and removed again.
+    study._storage.set_trial_system_attr(trial._trial_id, "artifacts:0b6d1f6e", json.dumps(None))
+    cards(tiny)(trial, record())
+    assert len(list((tiny.study_folder / "artifacts").iterdir())) == 4
+    assert note_of(tiny, 0).count("![") == 3
+
+
+# -- strange names
+
+
+def text_of(markdown: str) -> str:
+    """All that the dashboard's readers see of a note: what Markdown makes of it, without its elements."""
+    rendered = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
+    return html.unescape(re.sub(r"<[^>]*>", "", rendered))
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "1. one", "- two", "    code", "# three", "a  b", "not \udcff UTF-8"])
+@pytest.mark.parametrize("around", ["{}", "# {}", "| {} | 1 |\n|---|---|\n| {} | 2 |"])
+def test_a_name_in_a_note_is_seen_as_it_is_written(name: str, around: str) -> None:
+    """But for white space, which no Markdown keeps, and for what cannot be seen."""
+    seen = text_of(around.replace("{}", as_text(name)))
+    assert seen.count(printable(" ".join(name.split()))) == around.count("{}")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_reason_makes_no_element(name: str) -> None:
+    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(note(0, record(reason=name), {}))
+    elements = set(re.findall(r"<(\w+)", rendered))
+    assert elements <= {"h1", "h2", "p", "strong", "table", "thead", "tbody", "tr", "td", "th"}
+
+
+def test_classes_of_any_name_are_drawn_without_a_warning(described: Tiny, tmp_path: Path) -> None:
+    """Nine pictures of three classes, shown as if they were of nine; a warning would fail."""
+    tiny = described.at(tmp_path)
+    trial = tiny.open().ask()
+    odd = replace(described.data, classes=HOSTILE)
+    cards(tiny, odd)(trial, record(classes=len(HOSTILE)))
+    found = artifacts(tiny, 0)
+    assert sorted(found) == ["configuration.json", *PICTURES]
+    assert all(len(content) < KILOBYTES * 1000 for (content,) in found.values())
+    plain = replace(described.data, classes=tuple("abcdefghi"))
+    other = tiny.at(tmp_path / "plain")
+    cards(other, plain)(other.open().ask(), record(classes=9))
+    sizes = [Image.open(io.BytesIO(artifacts(each, 0)["confusion.png"][0])).size for each in (tiny, other)]
+    assert sizes[0] == sizes[1], "a long name makes no larger picture"
+
+
+def test_a_hundred_classes_have_a_small_picture_too(described: Tiny, tmp_path: Path) -> None:
+    tiny = described.at(tmp_path)
+    many = replace(described.data, classes=tuple(f"class {number}" for number in range(100)))
+    cards(tiny, many)(tiny.open().ask(), record(classes=100))
+    assert all(len(content) < KILOBYTES * 1000 for (content,) in artifacts(tiny, 0).values())
