@@ -555,7 +555,7 @@ def report(
     storage: StorageOption = None,
     results: ResultsOption = HERE / "results",
 ) -> None:
-    """Write all that a study has found into report.html, one page that opens offline, and interactive plots beside it."""
+    """Write what a study has found into report.html, one page that opens offline, and interactive plots beside it."""
     from reporting import console as screen
     from reporting import page
     from tuning.storage import explained

@@ -90,7 +90,12 @@ def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
 
 
 def wilson(hits: int, pictures: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927): within 0 to 1, and honest for few pictures and rare errors."""
+    """The 95 % score interval of a share (Wilson 1927): within 0 to 1, and honest for few pictures and rare errors.
+
+    Raises ValueError without a picture.
+    """
+    if pictures < 1:
+        raise ValueError(f"`pictures >= 1` must hold, but got {pictures}")
     share, weight = hits / pictures, Z95**2 / pictures
     middle = (share + weight / 2) / (1 + weight)
     half = Z95 / (1 + weight) * math.sqrt(share * (1 - share) / pictures + weight / (4 * pictures))

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from model import metrics
 from tuning.storage import Outcome, top
 
 Z = 1.959964
@@ -132,13 +133,8 @@ def coordinates(trials: Sequence[FrozenTrial]) -> tuple[dict[str, Any], list[dic
 
 
 def wilson(share: float, pictures: int) -> tuple[float, float]:
-    """The 95 % score interval of a share of independent pictures (Wilson 1927). Raises ValueError without a picture."""
-    if pictures < 1:
-        raise ValueError(f"`pictures >= 1` must hold, but got {pictures}")
-    shrink = 1 + Z**2 / pictures
-    centre = (share + Z**2 / (2 * pictures)) / shrink
-    half = Z / shrink * math.sqrt(share * (1 - share) / pictures + Z**2 / (4 * pictures**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    """The 95 % interval of a share of independent pictures. Raises ValueError without a picture."""
+    return metrics.wilson(round(share * pictures), pictures)
 
 
 def difference(first: float, second: float, pictures: int) -> tuple[float, float]:

@@ -166,6 +166,8 @@ class _Running:
     share: float | None = None
     """Of the running epoch; None until the worker has been heard of."""
     top1: float | None = None
+    final: bool = False
+    """Whether it trains on the validation pictures, so that its accuracy on them says nothing."""
     epoch_seconds: float = 0.0
 
     @property
@@ -244,6 +246,7 @@ class Screen:
                     number=happening.number,
                     epochs=happening.assignment.epochs,
                     name=happening.assignment.name,
+                    final=happening.assignment.final,
                     epoch_seconds=self._expected / happening.assignment.epochs,
                 )
                 if happening.attempt > 1:
@@ -251,7 +254,8 @@ class Screen:
             case TrialAdvanced() if isinstance(happening.progress, EpochMetrics):
                 running = self._running[happening.slot]
                 running.epoch, running.share = happening.progress.epoch + 1, 0.0
-                running.top1, running.epoch_seconds = happening.progress.top1, happening.progress.seconds
+                running.top1 = None if running.final else happening.progress.top1
+                running.epoch_seconds = happening.progress.seconds
             case TrialAdvanced():
                 running = self._running[happening.slot]
                 running.share = max(running.share or 0.0, getattr(happening.progress, "share", 0.0))
@@ -285,7 +289,8 @@ class Screen:
             facts.append(ended.reason)
         elif ended.outcome is not Outcome.COMPLETE:
             facts.append(f"{ended.outcome}: {ended.reason}")
-        self._line(ended.number, ended.value, ", ".join([*facts, *["the best so far"] * better]))
+        value = None if running and running.final else ended.value
+        self._line(ended.number, value, ", ".join([*facts, *["the best so far"] * better]))
 
     def _line(self, number: int, value: float | None, text: str) -> None:
         line = f"{self._unit} {number:>{len(str(self._trials))}}  {percent(value):>8}  {text}".rstrip()

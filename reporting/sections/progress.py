@@ -215,8 +215,8 @@ def _audit(verdict: Verdict) -> str:
     said = "none" if not won else "all" if won == tried else f"{won:,}"
     return (
         f"The pruner was checked: {plural(tried, 'pruned trial was', 'pruned trials were')} trained to the end, just "
-        f"as they would have been, and {said} of them beat the study's best, {percent(verdict.best)}. The highest, trial "
-        f"{number}, reached {percent(value)}."
+        f"as they would have been, and {said} of them beat the study's best, {percent(verdict.best)}. The highest, "
+        f"trial {number}, reached {percent(value)}."
     )
 
 
