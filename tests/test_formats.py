@@ -218,6 +218,22 @@ def test_the_cards_own_program_runs_without_torch_and_says_what_predict_says(exp
     shutil.rmtree(place)
 
 
+def test_the_readmes_program_for_onnxruntime_says_what_predict_says(exported: Exported) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "onnx" in code)
+    place = exported.home / "by the readme"
+    place.mkdir()
+    shutil.copy(exported.folder / ONNX, place)
+    picture(5, label=1, width=120, height=90).save(place / "mushroom.jpg")
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (expected,) = Classifier.load(exported.folder).predict([place / "mushroom.jpg"])
+    name, probability = expected.classes[0]
+    assert repr(name) in done.stdout
+    assert float(re.findall(r"\d\.\d+(?:e-\d+)?", done.stdout)[0]) == pytest.approx(probability, abs=1e-5)
+    shutil.rmtree(place)
+
+
 # What is refused
 
 
