@@ -16,7 +16,7 @@ from search_space import Config
 from tuning import StudyError
 from tuning.fixed_runs import FixedRun
 from tuning.jobs import Assignment
-from tuning.storage import IDENTITY, Outcome, top
+from tuning.storage import IDENTITY, Outcome, counts, top
 
 KIND = "audit"
 """The sibling study's name and folder, after the study's."""
@@ -68,11 +68,11 @@ class Verdict:
 
 
 def verdict(study: optuna.Study, audited: list[FrozenTrial]) -> Verdict:
-    """From the trials of `runs`; one that diverged later on has reached what it had until then."""
+    """From the trials of `runs`; one that diverged has reached what it had until then, on a GPU perhaps nothing."""
     trials = study.get_trials(deepcopy=False)
     best = top(trials, 1)
     rows = [
-        (number, trials[number].user_attrs["best_top1"], trial.user_attrs["best_top1"])
+        (number, trials[number].user_attrs["best_top1"], trial.user_attrs.get("best_top1", 0.0))
         for trial in audited
         for number in (trial.params["trial"],)
     ]
@@ -85,5 +85,5 @@ def read(study: optuna.Study, storage: optuna.storages.BaseStorage) -> Verdict |
         pool = optuna.load_study(study_name=f"{study.study_name}-{KIND}", storage=storage)
     except KeyError:
         return None
-    ended = [trial for trial in pool.get_trials(deepcopy=False) if "best_top1" in trial.user_attrs]
+    ended = [trial for trial in pool.get_trials(deepcopy=False) if counts(trial)]
     return verdict(study, ended) if ended else None
