@@ -320,7 +320,7 @@ def run(
             finally:
                 card.update()
                 stored.write_trials_csv(opened, folder / "trials.csv")
-            screen.print_end(console, opened, folder, stored.without_password(url), coordinator.ending, _again())
+            screen.print_end(console, opened, folder, coordinator.ending, _again(), _places(name, results))
             if audit_pruner is not None and received is None:
                 searched = Searched(study=opened, folder=folder, url=url, settings=begun)
                 train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
@@ -406,7 +406,7 @@ def retrain(
             winner = replace(winner, results=seen | {"looks": len(earlier) + 1})
             finals.print_tested(console, winner, handle.classes)
         winner.save(searched.folder)
-        finals.print_next(console, searched.folder)
+        finals.print_next(console, searched.folder, _places(searched.name, results))
 
 
 @app.command(usage="Usage: python study.py export [OPTIONS]")
@@ -822,6 +822,12 @@ def _sqlite(console: Console, folder: Path) -> str:
             markup=False,
         )
     return sqlite_url(folder)
+
+
+def _places(study: str, results: Path) -> str:
+    """The options by which another command finds a study."""
+    elsewhere = [] if results == HERE / "results" else ["--results", str(results)]
+    return shlex.join(["--study", study, *elsewhere])
 
 
 def _again() -> str:

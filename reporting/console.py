@@ -406,9 +406,12 @@ def _cells(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
 
 
 def print_end(
-    console: Console, study: optuna.Study, folder: Path, url: str, ending: Ending | None, command: str
+    console: Console, study: optuna.Study, folder: Path, ending: Ending | None, command: str, places: str
 ) -> None:
-    """The best trials, why the run ended, where the study lies, and what can be done next."""
+    """The best trials, why the run ended, and what can be done next.
+
+    `command`: the one that was typed; `places`: the options by which the next ones find the study.
+    """
     console.print()
     print_best(console, study)
     console.print()
@@ -424,7 +427,9 @@ def print_end(
     else:
         lines.append(f"Go on:    the same command with a larger --trials than {counted}")
     lines += [
-        f"Look:     optuna-dashboard {shlex.quote(url)}",
+        f"Look:     python study.py dashboard {places}",
+        f"Report:   python study.py report {places}",
+        f"Retrain:  python study.py retrain {places}",
         f"Table:    {folder / 'trials.csv'}",
         f"Pictures: {folder / 'data_report.csv'}",
     ]

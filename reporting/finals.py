@@ -153,13 +153,13 @@ def print_not_tested(console: Console, earlier: list[Look]) -> None:
     )
 
 
-def print_next(console: Console, folder: Path) -> None:
+def print_next(console: Console, folder: Path, places: str) -> None:
     """What has been written, and the command that goes on."""
     console.print()
     for line in (
         f"Finalists: {folder / 'finalists.csv'}",
         f"Result:    {folder / 'retrained.json'}",
-        f"Export:    python study.py export --study {shlex.quote(folder.name)}",
+        f"Export:    python study.py export {places}",
     ):
         console.print(Text(line), soft_wrap=True)
 

@@ -212,14 +212,16 @@ def test_without_a_complete_trial_the_table_says_so() -> None:
 
 def test_the_end_says_where_things_lie_and_what_can_be_done() -> None:
     console = log()
-    url = "sqlite:////my results/mushrooms/study.db"
-    screen.print_end(console, study([0.5, 0.7, None]), Path("/my results/mushrooms"), url, Ending.TRIALS, "again")
-    assert lines(console)[-5:] == [
+    places = "--study 'my mushrooms'"
+    screen.print_end(console, study([0.5, 0.7, None]), Path("/my results/m"), Ending.TRIALS, "again", places)
+    assert lines(console)[-7:] == [
         "3 trials: all trials are done.",
         "Go on:    the same command with a larger --trials than 3",
-        "Look:     optuna-dashboard 'sqlite:////my results/mushrooms/study.db'",
-        "Table:    /my results/mushrooms/trials.csv",
-        "Pictures: /my results/mushrooms/data_report.csv",
+        "Look:     python study.py dashboard --study 'my mushrooms'",
+        "Report:   python study.py report --study 'my mushrooms'",
+        "Retrain:  python study.py retrain --study 'my mushrooms'",
+        "Table:    /my results/m/trials.csv",
+        "Pictures: /my results/m/data_report.csv",
     ]
 
 
@@ -227,8 +229,8 @@ def test_an_interrupted_study_names_the_command_that_goes_on() -> None:
     console = log()
     half = study([0.5])
     half.ask()
-    screen.print_end(console, half, Path("/r"), "sqlite:////r/study.db", Ending.STOPPED, "python study.py --trials 9")
-    assert lines(console)[-5:-3] == [
+    screen.print_end(console, half, Path("/r"), Ending.STOPPED, "python study.py --trials 9", "--study r")
+    assert lines(console)[-7:-5] == [
         "1 trial: stopped. 1 half-way, their finished epochs are kept.",
         "Go on:    python study.py --trials 9",
     ]

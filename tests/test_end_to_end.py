@@ -100,10 +100,13 @@ class TestFlawed:
         place = folder / "results" / "flawed"
         assert any(line.startswith("Study 'flawed': 3 of 3 trials to go, each of 2 epochs, never pr") for line in lines)
         assert sum(line.startswith("trial ") and " of 3 trials, " in line for line in lines) == 3
-        assert lines[-5:] == [
+        places = f"--study flawed --results {folder / 'results'}"
+        assert lines[-7:] == [
             "3 trials: all trials are done.",
             "Go on:    the same command with a larger --trials than 3",
-            f"Look:     optuna-dashboard {sqlite_url(place)}",
+            f"Look:     python study.py dashboard {places}",
+            f"Report:   python study.py report {places}",
+            f"Retrain:  python study.py retrain {places}",
             f"Table:    {place / 'trials.csv'}",
             f"Pictures: {place / 'data_report.csv'}",
         ]
@@ -276,4 +279,4 @@ def test_photographs_become_a_study(photographs: Path, tmp_path: Path) -> None:
         study_name="my photos", storage=sqlite_url(tmp_path / "results" / "my photos")
     ).get_trials()
     assert sum(map(counts, trials)) == 3
-    assert f"Look:     optuna-dashboard '{sqlite_url(tmp_path / 'results' / 'my photos')}'" in ended.stdout
+    assert f"Look:     python study.py dashboard --study 'my photos' --results {tmp_path}" in ended.stdout

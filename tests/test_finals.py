@@ -143,7 +143,7 @@ def test_why_the_test_part_is_not_looked_at_again(count: int, times: str, consol
 
 
 def test_what_is_written_where_and_what_comes_next(console: Console) -> None:
-    finals.print_next(console, Path("/results/my [b]study"))
+    finals.print_next(console, Path("/results/my [b]study"), "--study 'my [b]study'")
     assert shown(console) == [
         "",
         "Finalists: /results/my [b]study/finalists.csv",
