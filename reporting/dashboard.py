@@ -30,6 +30,11 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_address = sys.platform != "win32"  # there it would share the port with whoever has it
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A tab that is closed while it loads is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it overrides
@@ -69,8 +74,10 @@ def _only_here(application: Application) -> Application:
     """
 
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        name, _, port = environ.get("HTTP_HOST", "").partition(":")
-        if name in NAMES and (port or "80") == environ["SERVER_PORT"]:
+        # With any port: a tunnel has its own, and port 80 is not named.
+        if environ.get("HTTP_HOST", "").partition(":")[0] in NAMES:
+            # Who names no encoding, as curl, is met by a KeyError in optuna-dashboard.
+            environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")
             return application(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
         return [b"This dashboard answers on this machine alone.\n"]
