@@ -19,8 +19,9 @@ from tuning import StudyError, audit, scheduling
 from tuning.folder import sqlite_url
 from tuning.storage import IDENTITY, METRIC, Outcome
 
-COMMAND = ("--workers", "1", "--trials", "5")
-PRUNED = [2, 3, 4]
+COMMAND = ("--workers", "1", "--trials", "4")
+PRUNED = [2, 3]
+"""The two before are known to be good, and never pruned."""
 
 
 class PrunesThose(BasePruner):
@@ -40,9 +41,16 @@ def steady() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A finished study in which some trials were pruned."""
-    study = prepare(tmp_path_factory.mktemp("audit"))
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Finished]:
+    """A study in which nothing was pruned, and what a command said that was to audit it."""
+    study = prepare(tmp_path_factory.mktemp("refused"))
+    return study, study.command("--workers", "1", "--trials", "2", "--audit-pruner", "3")
+
+
+@pytest.fixture(scope="module")
+def searched(refused: tuple[Tiny, Finished], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A finished study in which some trials were pruned: it, gone on with."""
+    study = copied(refused[0], tmp_path_factory.mktemp("audit"))
     finished = study.command(*COMMAND)
     assert (finished.code, finished.err) == (0, "")
     ends = [trial.user_attrs["outcome"] for trial in study.trials()]
@@ -150,14 +158,13 @@ def test_a_smaller_audit_shows_its_own_trials_alone(audited: tuple[Tiny, Finishe
     assert " of 1 pruned trials" in fewer.out
 
 
-def test_nothing_pruned_is_one_line(searched: Tiny, tmp_path: Path) -> None:
-    study = searched.at(tmp_path / "results")
-    ended = study.command("--workers", "1", "--trials", "1", "--pruner", "none", "--audit-pruner", "3")
+def test_nothing_pruned_is_one_line(refused: tuple[Tiny, Finished]) -> None:
+    study, ended = refused
     assert ended.code == 2
     assert ended.err == (
         "error: --audit-pruner trains pruned trials to their end, but 'tiny' has none; leave it away\n"
     )
-    assert study.trials()[0].state is TrialState.COMPLETE
+    assert [trial.state for trial in study.trials()] == [TrialState.COMPLETE] * 2
     assert (study.study_folder / "trials.csv").is_file(), "the study itself is whole"
 
 

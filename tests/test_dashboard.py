@@ -108,7 +108,7 @@ def steady() -> Iterator[None]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A study that the command has run, and beside it: none finished, all pruned, and one of insults."""
     study = prepare(tmp_path_factory.mktemp("dashboard"))
-    finished = study.command("--workers", "1", "--trials", "3")
+    finished = study.command("--workers", "1", "--trials", "2")
     assert (finished.code, finished.err) == (0, "")
     storage = optuna.storages.RDBStorage(f"sqlite:///{study.study_folder / 'study.db'}")
     optuna.create_study(study_name="begun", storage=storage, direction="maximize").ask()
@@ -373,7 +373,7 @@ def test_a_study_without_a_complete_trial_opens(served: Served, quiet: Any, name
 
 
 @seen
-@pytest.mark.parametrize("place", ["", "/trials?numbers=4", "/note", "/analytics"])
+@pytest.mark.parametrize("place", ["", "/trials?numbers=4", "/note"])
 def test_hostile_names_are_seen_and_run_nothing(served: Served, quiet: Any, place: str) -> None:
     from selenium.webdriver.support.expected_conditions import alert_is_present
 
