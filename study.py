@@ -224,13 +224,15 @@ def run(
     from search_space import known_good, suggest
     from tuning import audit, forecast, identity, sampling, scheduling
     from tuning import storage as stored
-    from tuning.coordinator import Coordinator, Plan, search
+    from tuning.coordinator import Coordinator, Ending, Plan, search
     from tuning.devices import slots
     from tuning.folder import study_folder
     from tuning.searched import Searched
     from tuning.settings import Settings
     from tuning.workers import LocalWorkers
 
+    if audit_pruner is not None and pruner == "none":
+        raise StudyError("--audit-pruner trains pruned trials to their end, but with --pruner none there are none")
     console = screen.make_console()
     devices, threads = slots(device, workers)
     profile_name, limits = _limits(profile, devices[0], epochs, pictures)
@@ -321,7 +323,7 @@ def run(
                 card.update()
                 stored.write_trials_csv(opened, folder / "trials.csv")
             screen.print_end(console, opened, folder, coordinator.ending, _again(), _places(name, results))
-            if audit_pruner is not None and received is None:
+            if audit_pruner is not None and coordinator.ending in (Ending.TRIALS, Ending.PATIENCE):
                 searched = Searched(study=opened, folder=folder, url=url, settings=begun)
                 train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
                 audited = train(audit.KIND, stored.METRIC, audit.runs(opened, audit_pruner))
@@ -366,8 +368,9 @@ def retrain(
     """
     from reporting import console as screen
     from reporting import finals
+    from reporting.study_card import show_finalists
     from tuning import finalists as best
-    from tuning import looks, retraining
+    from tuning import retraining
     from tuning import storage as stored
     from tuning.devices import slots
 
@@ -382,30 +385,32 @@ def retrain(
         train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
         fixed = best.seeds(searching, seeds)
 
-        replays = [best.replay(chosen[0], searching.get_trials()[trial])] if trial is not None else []
-        runs = [run for one in chosen for run in one.runs(fixed)]
-        ended = iter(train(retraining.FINALISTS, stored.METRIC, replays + runs))
         if trial is not None:
-            finals.print_replay(console, searching.get_trials()[trial], next(ended))
+            original = searching.get_trials()[trial]
+            (again,) = train(retraining.FINALISTS, stored.METRIC, [best.replay(chosen[0], original)])
+            finals.print_replay(console, original, again)
+        runs = [run for one in chosen for run in one.runs(fixed)]
+        ended = iter(train(retraining.FINALISTS, stored.METRIC, runs))
         standings = [best.Standing(candidate=one, runs=tuple(islice(ended, seeds))) for one in chosen]
         won = best.winner(standings)
         best.write_csv(standings, searched.folder / "finalists.csv")
+        show_finalists(searching, searched.folder)
         finals.print_standings(console, standings, won)
 
         tested = [won, *(one for one in standings if one.candidate.baseline and one.complete)]
         runs = [run for one in tested for run in retraining.final_runs(one, fixed)]
         ended = iter(train(retraining.FINAL_RUNS, retraining.FINAL_METRIC, runs))
         trained = [retraining.Finals(candidate=one.candidate, runs=tuple(islice(ended, seeds))) for one in tested]
-        winner = retraining.conclude(won, trained[0], handle, searched.folder, devices[0])
-        earlier = looks.by_others(results, handle.fingerprint, winner.networks)
-        if earlier and not look_again and not looks.have_looked(results, handle.fingerprint, winner.networks):
+        counted = sum(map(stored.counts, searching.get_trials(deepcopy=False)))
+        winner = retraining.conclude(
+            won, trained[0], handle, searched.folder, devices[0], pictures=searched.pictures, trials=counted
+        )
+        winner, earlier = retraining.look_counted(searched, winner, trained, handle, devices[0], again=look_again)
+        winner.save(searched.folder)
+        if earlier:
             finals.print_not_tested(console, earlier)
         else:
-            looks.count(results, handle.fingerprint, winner.networks, searched.name)
-            seen = retraining.look(trained, winner.temperature or 1.0, handle, searched.folder, devices[0])
-            winner = replace(winner, results=seen | {"looks": len(earlier) + 1})
             finals.print_tested(console, winner, handle.classes)
-        winner.save(searched.folder)
         finals.print_next(console, searched.folder, _places(searched.name, results))
 
 
@@ -431,12 +436,17 @@ def export(
     from search_space import Config
     from tuning import retraining
     from tuning import storage as stored
-    from tuning.environment import commit, versions
+    from tuning.environment import versions
 
     console = screen.make_console()
     searched = _recall(console, results, study, storage)
     with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
-        winner = retraining.Winner.load(searched.folder) or retraining.best_so_far(searched.study)
+        winner = retraining.Winner.load(searched.folder) or retraining.best_so_far(searched.study, searched.pictures)
+        if winner.pictures != searched.pictures:
+            raise StudyError(
+                f"the winner must be of the study's own pictures, but {searched.folder / 'retrained.json'} is of "
+                f"others ({winner.pictures}); python study.py retrain makes it anew"
+            )
         config, weights = Config.from_dict(winner.config), searched.folder / winner.weights
         found, handle = _same_pictures(console, searched, data, test_data, _cache(cache), [config])
         network = retraining.load_network(config, weights)
@@ -460,19 +470,20 @@ def export(
                 "seed": winner.seed,
                 "config": winner.config,
                 "validation": winner.validation,
-                "versions": versions(),
-                "commit": commit(HERE),
+                "trained with": winner.environment,
+                "exported with": versions(),
             },
             results=winner.results and winner.results | {"validation": winner.validation},
         )
         part = open_part(handle, config.image_size, "validation")
+        every = max(1, len(part.indices) // CHECKED)  # they lie class by class
         try:
             published = publish(
-                searched.folder / "best", bundle, network.state_dict(), part.images[part.indices[:CHECKED]]
+                searched.folder / "best", bundle, network.state_dict(), part.images[part.indices[::every][:CHECKED]]
             )
         except BundleError as error:
             raise StudyError(str(error)) from error
-        finals.print_published(console, published, winner)
+        finals.print_published(console, published, winner, sum(map(stored.counts, searched.study.get_trials())))
 
 
 @app.command(usage="Usage: python study.py predict PICTURE-OR-FOLDER ... [OPTIONS]")
@@ -525,6 +536,8 @@ def predict(
 
     try:
         folder = model or recall(results, study)[0] / "best"
+        if model is None:
+            print(f"with {folder}", file=sys.stderr)
         classifier = Classifier.load(folder, slots(device, 1)[0][0])
         classes = classifier.bundle.classes
         top = min(top, len(classes))
@@ -583,6 +596,7 @@ def dashboard(
     port
         Where it answers. By default 8080, or any other that is free.
     """
+    import warnings
     import webbrowser
 
     from reporting import console as screen
@@ -590,16 +604,18 @@ def dashboard(
 
     console = screen.make_console()
     searched = _recall(console, results, study, storage)
+    (searched.folder / "artifacts").mkdir(exist_ok=True)
     try:
         server, address = served.make(searched.study, searched.folder / "artifacts", port)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise StudyError(f"--port names a free port, but {port} is not ({reason}); leave it away to get one") from error
-    console.print(f"{address}  (Ctrl-C ends it)", markup=False, soft_wrap=True)
-    if served.on_a_desktop():
-        webbrowser.open(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.filterwarnings("ignore", module=r"optuna\.")  # of its importances, where there are few trials
     with server, suppress(KeyboardInterrupt):
+        console.print(f"{address}  (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        if served.on_a_desktop():
+            webbrowser.open(address)
         server.serve_forever()
 
 
@@ -755,10 +771,12 @@ class _Trainer:
         from tuning.coordinator import Coordinator, Plan
         from tuning.folder import study_folder
         from tuning.scheduling import PrunerScheduler
+        from tuning.storage import counts
         from tuning.workers import LocalWorkers
 
         folder = study_folder(self.searched.folder, kind)
-        pool = fixed_runs.open_pool(self.searched.url, f"{self.searched.name}-{kind}", metric, runs, folder)
+        name = f"{self.searched.name}-{kind}"
+        pool = fixed_runs.open_pool(self.searched.url, name, metric, runs, folder, self.searched.pictures)
         coordinator = Coordinator(
             pool,
             workers=LocalWorkers(self.devices),
@@ -776,7 +794,7 @@ class _Trainer:
             shown = screen.Screen(
                 self.console,
                 pool,
-                trials=len(pool.trials),
+                trials=wanted + sum(map(counts, pool.get_trials(deepcopy=False))),
                 slots=len(self.devices),
                 expected=expected,
                 searches=False,

@@ -51,7 +51,8 @@ class Validation(TypedDict):
     recorded: float
     """The trial's own top-1 on the validation part."""
     finalists_mean: float
-    finalists_sd: float
+    finalists_sd: float | None
+    """None of one seed."""
 
 
 class Baseline(TypedDict):
@@ -59,7 +60,8 @@ class Baseline(TypedDict):
 
     name: str
     top1_mean: float
-    top1_sd: float
+    top1_sd: float | None
+    """None of one seed."""
     top1: list[float]
     """One per seed."""
 
@@ -84,7 +86,7 @@ class Results(TypedDict):
     """Truth x prediction."""
     seeds: NotRequired[Sequence[SeedResult]]
     top1_mean: NotRequired[float]
-    top1_sd: NotRequired[float]
+    top1_sd: NotRequired[float | None]
     validation: NotRequired[Validation]
     baselines: NotRequired[Sequence[Baseline]]
     tested: NotRequired[str]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.training import EpochMetrics
 
-FORMAT = "mushroom-study checkpoint 1"
+FORMAT = "mushroom-study checkpoint 2"
 """First entry of every file; the number rises when an older file could no longer be read."""
 
 
@@ -29,7 +29,7 @@ class CheckpointError(Exception):
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "attempt": int,
-    "config_digest": str,
+    "job_digest": str,
     "history": list,
     "model": dict,
     "optimizer": (dict, NoneType),
@@ -42,8 +42,8 @@ class Checkpoint:
 
     attempt: int
     """Which attempt of the trial wrote it."""
-    config_digest: str
-    """Of the configuration that was trained: weights of another one must not be loaded."""
+    job_digest: str
+    """Of what was trained, with which seed, on which pictures: nobody may go on from the weights of another."""
     history: tuple[EpochMetrics, ...]
     """Every epoch so far."""
     model: dict[str, Tensor]
@@ -61,7 +61,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     contents = {
         "format": FORMAT,
         "attempt": checkpoint.attempt,
-        "config_digest": checkpoint.config_digest,
+        "job_digest": checkpoint.job_digest,
         "history": [metrics.to_dict() for metrics in checkpoint.history],
         "model": dict(checkpoint.model),
         "optimizer": checkpoint.optimizer,
@@ -112,7 +112,7 @@ def load(path: Path) -> Checkpoint:
         ) from error
     return Checkpoint(
         attempt=fields["attempt"],
-        config_digest=fields["config_digest"],
+        job_digest=fields["job_digest"],
         history=history,
         model=fields["model"],
         optimizer=fields["optimizer"],

@@ -14,7 +14,7 @@ from rich.text import Text
 from model.formats import Published
 from reporting.console import percent
 from tuning.audit import Verdict
-from tuning.environment import differences
+from tuning.environment import differences, sums_in_order
 from tuning.finalists import Standing
 from tuning.looks import Look
 from tuning.retraining import Winner, same_curve
@@ -29,11 +29,23 @@ def print_replay(console: Console, trial: FrozenTrial, again: FrozenTrial) -> No
     if epoch is None:
         line += f"the same in each of its {len(trial.intermediate_values)} epochs."
     else:
-        set_up = differences(trial.user_attrs.get("environment", {}), again.user_attrs.get("environment", {}))
-        why = f"the set-up differs ({', '.join(set_up)})" if set_up else "several threads, or a GPU, add in any order"
+        then, here = (_set_up(one) for one in (trial, again))
+        set_up = differences(then, here)
+        if set_up:
+            why = f"the set-up differs ({', '.join(set_up)})"
+        elif sums_in_order(here):
+            why = "nothing that was recorded differs"
+        else:
+            why = "several threads, or a GPU, add in any order"
         line += "" if difference is None else f"{100 * difference:+.2f} points; "
         line += f"the curves part at epoch {epoch + 1}: {why}."
     console.print(Text(line), soft_wrap=True)
+
+
+def _set_up(trial: FrozenTrial) -> dict[str, str]:
+    """What decides a trial's numbers beside its configuration and seed."""
+    batch = trial.user_attrs.get("micro_batch", "whole")
+    return trial.user_attrs.get("environment", {}) | {"micro-batch": str(batch)}
 
 
 def print_standings(console: Console, standings: list[Standing], won: Standing) -> None:
@@ -54,11 +66,15 @@ def print_standings(console: Console, standings: list[Standing], won: Standing) 
             style="bold" if standing is won else "dim" if standing.candidate.baseline else None,
         )
     console.print(table)
-    flattered = 100 * (won.candidate.recorded - won.mean)
-    console.print(
-        f"{won.candidate.name} wins; its run in the study had {'flattered' if flattered >= 0 else 'belittled'} it by "
-        f"{abs(flattered):.2f} points."
-    )
+    console.print(f"{won.candidate.name} wins.")
+    searched = [one for one in standings if one.candidate.whole and one.top1 and not one.candidate.baseline]
+    if searched:
+        best = max(searched, key=lambda one: one.candidate.recorded)
+        flattered = 100 * (best.candidate.recorded - best.mean)
+        console.print(
+            f"The best single run, {best.candidate.name}, had {'flattered' if flattered >= 0 else 'belittled'} itself "
+            f"by {abs(flattered):.2f} points against the mean of its {len(best.top1)}."
+        )
 
 
 def _points(share: float | None) -> str:
@@ -76,7 +92,7 @@ def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> 
     for heading in ("top-1", "95 % interval", "top-3", "mean", "sd"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(
-        f"{winner.name}, seed 1: exported",
+        f"{winner.name}, seed {winner.seed_index + 1}: exported",
         percent(results["top1"]),
         _interval(results["top1_interval"]),
         percent(results["top3"]),
@@ -88,18 +104,23 @@ def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> 
         table.add_row(
             other["name"],
             percent(other["top1"][0]),
-            "",
-            percent(other["top3_mean"]),
+            _interval(other["top1_interval"]),
+            percent(other["top3"]),
             percent(other["top1_mean"]),
             percent(other["top1_sd"]),
             style="dim",
         )
     console.print(table)
     looked = "once" if results["looks"] == 1 else f"{results['looks']} times"
+    runs, diverged = len(results["seeds"]), results["diverged"]
     console.print(
-        f"{results['pictures']:,} pictures, looked at {looked}; mean and sd over the seeds; "
-        f"ECE {percent(results['ece'])} at temperature {winner.temperature:.2f}."
+        f"{results['pictures']:,} pictures, looked at {looked}; mean and sd over {runs} seed{'s' * (runs != 1)}"
+        f"{f', {diverged} diverged' if diverged else ''}; ECE {percent(results['ece'])} at temperature "
+        f"{winner.temperature:.2f}."
     )
+    for other in results["baselines"]:
+        gain = 100 * (results["top1_mean"] - other["top1_mean"])
+        console.print(Text(f"{gain:+.2f} points against '{other['name']}', mean against mean."))
     console.print(_per_class(results, classes))
 
 
@@ -164,8 +185,11 @@ def print_next(console: Console, folder: Path, places: str) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def print_published(console: Console, published: Published, winner: Winner) -> None:
-    """The bundle's files, each with its size and how far it is from the network that was trained."""
+def print_published(console: Console, published: Published, winner: Winner, trials: int) -> None:
+    """The bundle's files, each with its size and how far it is from the network that was trained.
+
+    `trials`: counted ones that the study has by now.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("file", "kB", "max |difference|", "other top-1"):
         table.add_column(heading, justify="left" if heading == "file" else "right")
@@ -175,11 +199,18 @@ def print_published(console: Console, published: Published, winner: Winner) -> N
             name,
             f"{size / 1e3:,.0f}",
             f"{parity.log_probability:.1e}" if parity else "",
-            f"{parity.disagreements} of {parity.pictures}" if parity else "",
+            f"{parity.disagreements} of {parity.pictures * len(parity.batch_sizes)}" if parity else "",
         )
     console.print(table)
     tested = winner.results
-    said = f"test top-1 {percent(tested['top1'])}" if tested else "not tested: python study.py retrain does"
+    untested = "not tested: the test part was not looked at again" if winner.networks else "not tested: retrain does"
+    said = f"test top-1 {percent(tested['top1'])}" if tested else untested
     console.print(Text(f"{winner.name} in {published.folder} ({said})."), soft_wrap=True)
     place = shlex.quote(str(published.folder))
+    if trials > winner.trials:
+        console.print(
+            f"It was retrained when the study had {winner.trials:,} trials, and it has {trials:,} now; python study.py "
+            "retrain looks whether a later one is better.",
+            style="yellow",
+        )
     console.print(Text(f"Use it:  python study.py predict PICTURE ... --model {place}"), soft_wrap=True)

@@ -71,7 +71,7 @@ class TrialCards:
             "confusion.png": png(charts.confusion(chosen.confusion, classes, wide=True), dpi=DPI),
             "configuration.json": json.dumps(config.to_dict(), indent=1).encode(),
         }
-        if chosen.mistakes:
+        if chosen.mistakes and not record.assignment.final:
             contents[GALLERY] = self._gallery(config.image_size, chosen)
         return contents
 
@@ -116,7 +116,12 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     config, chosen = record.assignment.config, record.chosen
     model, training, augment = config.model, config.training, config.augment
     lines = [f"# Trial {number}: {record.outcome}", "", as_text(record.reason[:1].upper() + record.reason[1:]) + "."]
-    if chosen is not None:
+    if chosen is not None and record.assignment.final:
+        lines += [
+            "",
+            f"Trained on train + validation for {len(record.history)} epochs: what it makes of those is no test.",
+        ]
+    elif chosen is not None:
         lines += [
             "",
             f"**{percent(chosen.top1)} top-1**, {percent(chosen.top3)} top-3 on the validation part, in epoch "

@@ -390,7 +390,7 @@ def advanced(happening: Happening, number: int, kind: type) -> bool:
     return isinstance(happening, TrialAdvanced) and happening.number == number and isinstance(happening.progress, kind)
 
 
-CHANCE = {"seconds", "peak_memory", "attempts", "slot", "paused"}
+CHANCE = {"seconds", "peak_memory", "attempts", "slot", "paused", "environment"}
 """Attributes that a disturbance may change."""
 
 

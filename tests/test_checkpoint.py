@@ -33,7 +33,7 @@ def checkpoint(attempt: int = 1, optimizer: Any = "adamw") -> Checkpoint:
     model(torch.randn(2, 3, 16, 16)).sum().backward()
     its_optimizer.step()
     states = {"model": model.state_dict(), "optimizer": its_optimizer.state_dict()}
-    return Checkpoint(attempt=attempt, config_digest="c0ffee", history=(METRICS, METRICS), **states)
+    return Checkpoint(attempt=attempt, job_digest="c0ffee", history=(METRICS, METRICS), **states)
 
 
 def assert_same(one: object, other: object) -> None:
@@ -60,7 +60,7 @@ def test_what_is_loaded_is_what_was_saved(optimizer: str, tmp_path: Path) -> Non
     saved = checkpoint(optimizer=optimizer)
     save(tmp_path / "last.pt", saved)
     loaded = load(tmp_path / "last.pt")
-    assert (loaded.attempt, loaded.config_digest, loaded.history) == (1, "c0ffee", (METRICS, METRICS))
+    assert (loaded.attempt, loaded.job_digest, loaded.history) == (1, "c0ffee", (METRICS, METRICS))
     assert_same(saved.model, loaded.model)
     assert_same(saved.optimizer, loaded.optimizer)
 
@@ -78,7 +78,7 @@ def test_an_optimizer_gets_its_whole_state_back_step_counters_included(tmp_path:
 
 
 def test_a_checkpoint_may_leave_the_optimizer_out(tmp_path: Path) -> None:
-    only_weights = Checkpoint(attempt=0, config_digest="", history=(), model=checkpoint().model, optimizer=None)
+    only_weights = Checkpoint(attempt=0, job_digest="", history=(), model=checkpoint().model, optimizer=None)
     save(tmp_path / "best.pt", only_weights)
     assert load(tmp_path / "best.pt").optimizer is None
 
@@ -92,7 +92,7 @@ def test_saving_replaces_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_keeps_the_old_file_and_removes_its_own(tmp_path: Path) -> None:
     save(tmp_path / "last.pt", checkpoint())
-    unwritable = Checkpoint(attempt=2, config_digest="", history=(), model={"f": lambda: None}, optimizer=None)  # type: ignore[dict-item]
+    unwritable = Checkpoint(attempt=2, job_digest="", history=(), model={"f": lambda: None}, optimizer=None)  # type: ignore[dict-item]
     with pytest.raises((pickle.PicklingError, AttributeError)):
         save(tmp_path / "last.pt", unwritable)
     assert load(tmp_path / "last.pt").attempt == 1
@@ -167,7 +167,7 @@ def test_a_file_of_another_format_is_refused(contents: object, tmp_path: Path) -
     assert refused(path) == f"a checkpoint must say {FORMAT!r}, but {path} does not; it is of something else: remove it"
 
 
-@pytest.mark.parametrize("field", ["attempt", "config_digest", "history", "model", "optimizer"])
+@pytest.mark.parametrize("field", ["attempt", "job_digest", "history", "model", "optimizer"])
 @pytest.mark.parametrize("value", ["missing", 1.5])
 def test_a_field_that_is_missing_or_of_another_type_is_refused(field: str, value: object, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"

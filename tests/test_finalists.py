@@ -283,7 +283,7 @@ def test_a_run_that_diverged_has_ended(pool: optuna.Study, runs: list[FixedRun],
     end(pool, tmp_path, Outcome.COMPLETE)
     fixed_runs.add(pool, runs, tmp_path)
     assert states(pool) == [TrialState.PRUNED, TrialState.COMPLETE]
-    assert [trial.number for trial in fixed_runs.finished(pool, reversed(runs))] == [1, 0]
+    assert [trial.number for trial in fixed_runs.finished(pool, runs[::-1])] == [1, 0]
 
 
 def test_a_run_that_failed_is_named_and_waits_anew(pool: optuna.Study, runs: list[FixedRun], tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_what_waits_is_what_is_trained(pool: optuna.Study, tmp_path: Path) -> No
 def test_the_sibling_study_is_optunas_own_and_can_be_gone_on_with(runs: list[FixedRun], tmp_path: Path) -> None:
     url = sqlite_url(tmp_path)
     for _ in range(2):
-        fixed_runs.open_pool(url, "mushrooms-finalists", "validation top-1", runs, tmp_path / "finalists")
+        fixed_runs.open_pool(url, "mushrooms-finalists", "validation top-1", runs, tmp_path / "finalists", "these")
     plain = optuna.load_study(study_name="mushrooms-finalists", storage=url)
     assert plain.metric_names == ["validation top-1"]
     assert [trial.state for trial in plain.get_trials()] == [TrialState.WAITING] * 2
@@ -340,7 +340,9 @@ def test_the_sibling_study_is_optunas_own_and_can_be_gone_on_with(runs: list[Fix
     plain.tell(trial, 0.5)
     assert plain.best_trial.params == {"trial": 3, "seed": 0}
     with pytest.raises(StudyError, match="finalists -> retrained"):
-        fixed_runs.open_pool(url, "mushrooms-finalists", "top-1", runs, tmp_path / "retrained")
+        fixed_runs.open_pool(url, "mushrooms-finalists", "top-1", runs, tmp_path / "retrained", "these")
+    with pytest.raises(StudyError, match="data: these -> others"):
+        fixed_runs.open_pool(url, "mushrooms-finalists", "top-1", runs, tmp_path / "finalists", "others")
 
 
 # -- environment
@@ -349,7 +351,7 @@ def test_the_sibling_study_is_optunas_own_and_can_be_gone_on_with(runs: list[Fix
 def test_the_environment_names_what_decides_the_numbers() -> None:
     facts = environment("cpu", 3)
     assert facts.items() >= versions().items()
-    assert set(facts) == {"device", "threads", "python", "torch", "numpy", "pillow"}
+    assert set(facts) == {"device", "threads", "program", "python", "torch", "numpy", "pillow"}
     assert facts["threads"] == "3"
     assert torch.__version__.startswith(facts["torch"])
     assert torch.backends.cpu.get_cpu_capability() in facts["device"]

@@ -44,17 +44,25 @@ RESULTS = {
         {
             "name": "improved by hand",
             "top1": [0.5],
+            "top1_interval": [0.4, 0.6],
+            "top3": 0.9,
             "top1_mean": 0.5,
             "top1_sd": None,
-            "top3_mean": 0.9,
+            "diverged": 0,
         }
     ],
+    "seeds": [{"seed": 1}, {"seed": 2}],
+    "diverged": 1,
     "looks": 1,
 }
 WINNER = Winner(
     name="trial 3",
     trial=3,
     config=config().to_dict(),
+    pictures="these",
+    trials=40,
+    seed_index=0,
+    environment={"device": "cpu: x", "threads": "1"},
     seed=1,
     epochs=2,
     trained_on=["train", "validation"],
@@ -78,7 +86,7 @@ def shown(console: Console) -> list[str]:
 
 def cells(console: Console, first: str) -> list[str]:
     """The row of a table that begins with this."""
-    (line,) = (line for line in shown(console) if line.startswith(first) and " wins; " not in line)
+    (line,) = (line for line in shown(console) if line.startswith(first) and " wins." not in line)
     return re.split(r"\s{2,}", line)
 
 
@@ -88,7 +96,8 @@ def test_the_standings_show_each_run_and_who_wins_by_how_much_less(console: Cons
     assert shown(console)[1].split() == ["study", "seed", "1", "seed", "2", "mean", "sd", "epoch"]
     assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "80.00", "75.00", "7.07", "2"]
     assert cells(console, "trial 12") == ["trial 12", "95.00", "60.00", "diverged", "60.00", "-", "1"]
-    assert shown(console)[-1] == "trial 3 wins; its run in the study had flattered it by 15.00 points."
+    said = " ".join(shown(console))
+    assert "trial 3 wins. The best single run, trial 12, had flattered itself by 35.00 points against the mean" in said
 
 
 def test_a_baseline_that_diverged_with_every_seed_has_its_row(console: Console) -> None:
@@ -100,7 +109,14 @@ def test_a_baseline_that_diverged_with_every_seed_has_its_row(console: Console) 
 def test_a_run_that_was_unlucky_in_the_study_had_belittled(console: Console) -> None:
     unlucky = replace(WON, candidate=replace(CHOSEN, recorded=0.7))
     finals.print_standings(console, [unlucky], unlucky)
-    assert shown(console)[-1] == "trial 3 wins; its run in the study had belittled it by 5.00 points."
+    assert "The best single run, trial 3, had belittled itself by 5.00 points" in " ".join(shown(console))
+
+
+def test_a_trial_that_was_pruned_cannot_have_flattered(console: Console) -> None:
+    """It was recorded after fewer epochs than its finalist runs have."""
+    pruned = replace(WON, candidate=replace(CHOSEN, whole=False))
+    finals.print_standings(console, [pruned], pruned)
+    assert shown(console)[-1] == "trial 3 wins."
 
 
 def test_no_number_is_cut_where_names_are_long_and_seeds_are_many(console: Console) -> None:
@@ -115,9 +131,11 @@ def test_the_test_parts_verdict(console: Console) -> None:
     finals.print_tested(console, WINNER, CLASSES)
     row = cells(console, "trial 3, seed 1")
     assert row == ["trial 3, seed 1: exported", "75.00 %", "40.9 - 92.9 %", "100.00 %", "76.00 %", "1.25 %"]
-    assert cells(console, "improved by hand") == ["improved by hand", "50.00 %", "90.00 %", "50.00 %", "-"]
-    said = "1,234 pictures, looked at once; mean and sd over the seeds; ECE 5.00 % at temperature 1.25."
+    row = cells(console, "improved by hand")
+    assert row == ["improved by hand", "50.00 %", "40.0 - 60.0 %", "90.00 %", "50.00 %", "-"]
+    said = "1,234 pictures, looked at once; mean and sd over 2 seeds, 1 diverged; ECE 5.00 % at temperature 1.25."
     assert said in " ".join(shown(console))
+    assert "+26.00 points against 'improved by hand', mean against mean." in shown(console)
     assert cells(console, "Agaricus") == ["Agaricus", "600", "100.00 %"]
     assert cells(console, "[bold]") == ["[bold]Boletus[/]", "634", "50.00 %", "Röhrling (314)"]
     assert cells(console, "Röhrling") == ["Röhrling", "0", "-"]
@@ -158,9 +176,9 @@ def published(folder: Path) -> Published:
 
 
 def test_the_bundles_files_and_how_to_use_them(console: Console) -> None:
-    finals.print_published(console, published(Path("/results/x/best")), WINNER)
+    finals.print_published(console, published(Path("/results/x/best")), WINNER, 40)
     assert cells(console, "README.md") == ["README.md", "4"]
-    assert cells(console, "model.onnx") == ["model.onnx", "1,235", "2.5e-07", "1 of 64"]
+    assert cells(console, "model.onnx") == ["model.onnx", "1,235", "2.5e-07", "1 of 192"]
     assert shown(console)[-2:] == [
         "trial 3 in /results/x/best (test top-1 75.00 %).",
         "Use it:  python study.py predict PICTURE ... --model /results/x/best",
@@ -168,10 +186,21 @@ def test_the_bundles_files_and_how_to_use_them(console: Console) -> None:
 
 
 def test_an_export_before_retrain_says_not_tested(console: Console) -> None:
-    finals.print_published(console, published(Path("/results/x/best")), replace(WINNER, results=None))
-    assert shown(console)[-2] == "trial 3 in /results/x/best (not tested: python study.py retrain does)."
+    untested = replace(WINNER, results=None, networks="")
+    finals.print_published(console, published(Path("/results/x/best")), untested, 40)
+    assert shown(console)[-2] == "trial 3 in /results/x/best (not tested: retrain does)."
+
+
+def test_an_export_after_a_refused_look_says_so(console: Console) -> None:
+    finals.print_published(console, published(Path("/results/x/best")), replace(WINNER, results=None), 40)
+    assert shown(console)[-2].endswith("(not tested: the test part was not looked at again).")
+
+
+def test_a_study_that_has_gone_on_since_is_told(console: Console) -> None:
+    finals.print_published(console, published(Path("/results/x/best")), WINNER, 80)
+    assert "when the study had 40 trials, and it has 80 now" in " ".join(shown(console))
 
 
 def test_the_command_that_is_shown_can_be_typed(console: Console) -> None:
-    finals.print_published(console, published(Path("/results/my study/best")), WINNER)
+    finals.print_published(console, published(Path("/results/my study/best")), WINNER, 40)
     assert shown(console)[-1].endswith("--model '/results/my study/best'")

@@ -43,6 +43,7 @@ CHOSEN = Candidate(name="trial 3", trial=3, config=POINT, recorded=0.9, epoch_se
 def steady() -> Iterator[None]:
     """Sums are added up in one order."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with one_core():
         yield
     torch.set_num_threads(threads)
@@ -196,9 +197,11 @@ def test_the_look_is_a_slow_loop_over_the_test_part(tiny: Tiny, finals: Finals) 
         {
             "name": "trial 3",
             "top1": top1[1:],
+            "top1_interval": metrics.wilson(hits[1][0], pictures),
+            "top3": hits[1][1] / pictures,
             "top1_mean": top1[1],
             "top1_sd": None,
-            "top3_mean": hits[1][1] / pictures,
+            "diverged": 0,
         }
     ]
     assert json.loads(json.dumps(seen))["confusion"] == [list(row) for row in seen["confusion"]]
@@ -217,9 +220,11 @@ def test_the_temperature_is_fitted_on_what_the_finalists_make_of_validation(tiny
 
 def test_what_is_known_before_the_look(tiny: Tiny, standing: Standing, finals: Finals) -> None:
     """The first seed's network is exported, whichever of them does best."""
-    known = retraining.conclude(standing, finals, tiny.data, tiny.study_folder, "cpu")
+    known = retraining.conclude(standing, finals, tiny.data, tiny.study_folder, "cpu", pictures="these", trials=40)
     paths = [weights(tiny.study_folder / retraining.FINALISTS, run) for run in standing.runs]
-    assert known.seed == SEEDS[0]
+    assert (known.seed, known.seed_index) == (SEEDS[0], 0)
+    assert (known.pictures, known.trials) == ("these", 40)
+    assert known.environment == finals.runs[0].user_attrs["environment"]
     assert tiny.study_folder / known.weights == weights(tiny.study_folder / retraining.FINAL_RUNS, finals.runs[0])
     assert known.results is None
     assert known.temperature == retraining.fit_temperature(POINT, paths, tiny.data, "cpu")
@@ -231,7 +236,15 @@ def test_what_is_known_before_the_look(tiny: Tiny, standing: Standing, finals: F
         "finalists_mean": standing.mean,
         "finalists_sd": standing.spread,
     }
-    fewer = retraining.conclude(standing, replace(finals, runs=finals.runs[:1]), tiny.data, tiny.study_folder, "cpu")
+    fewer = retraining.conclude(
+        standing,
+        replace(finals, runs=finals.runs[:1]),
+        tiny.data,
+        tiny.study_folder,
+        "cpu",
+        pictures="these",
+        trials=40,
+    )
     assert fewer.networks != known.networks
 
 
@@ -240,15 +253,23 @@ def test_of_final_runs_that_diverged_the_others_are_left(tiny: Tiny, standing: S
     wild = recorded([0.1], outcome=Outcome.DIVERGED, run="another")
     half = replace(finals, runs=(wild, finals.runs[1]))
     assert half.trained == [finals.runs[1]]
-    known = retraining.conclude(standing, half, tiny.data, tiny.study_folder, "cpu")
-    assert known.seed == SEEDS[1]
+    known = retraining.conclude(standing, half, tiny.data, tiny.study_folder, "cpu", pictures="these", trials=40)
+    assert (known.seed, known.seed_index) == (SEEDS[1], 1)
     seen = retraining.look([half, replace(finals, runs=(wild,))], 1.0, tiny.data, tiny.study_folder, "cpu")
     assert [one["seed"] for one in seen["seeds"]] == [SEEDS[1]]
-    assert seen["baselines"] == []
+    assert (seen["baselines"], seen["diverged"]) == ([], 1)
     with pytest.raises(
         StudyError, match=r"^a winner is exported, but trial 3 diverged with every seed on train \+ val"
     ):
-        retraining.conclude(standing, replace(finals, runs=(wild, wild)), tiny.data, tiny.study_folder, "cpu")
+        retraining.conclude(
+            standing,
+            replace(finals, runs=(wild, wild)),
+            tiny.data,
+            tiny.study_folder,
+            "cpu",
+            pictures="these",
+            trials=40,
+        )
 
 
 def spoiled(path: Path) -> None:
@@ -272,7 +293,7 @@ def test_weights_that_are_gone_or_torn_are_told_in_one_line(
     with pytest.raises(StudyError) as refused:
         retraining.load_network(POINT, path)
     assert str(refused.value).startswith("the weights of a finished run must stay until it is exported, but ")
-    assert str(refused.value).endswith(f"remove {path}, and python study.py retrain trains it again")
+    assert str(refused.value).endswith(f"remove {path}; python study.py retrain trains anew what it needs")
     assert "\n" not in str(refused.value)
 
 
@@ -282,6 +303,10 @@ WINNER = Winner(
     name="trial 3",
     trial=3,
     config=POINT.to_dict(),
+    pictures="these",
+    trials=40,
+    seed_index=0,
+    environment={"device": "cpu: x", "threads": "1"},
     seed=11,
     epochs=3,
     trained_on=["train", "validation"],
@@ -315,8 +340,8 @@ def test_a_winner_that_is_not_whole_is_told_by_its_path(text: str, tmp_path: Pat
 def test_before_it_is_retrained_a_studys_best_trial_stands_for_it() -> None:
     study = optuna.create_study(direction="maximize")
     study.set_user_attr(IDENTITY + "seed", 0)
-    study.add_trials([recorded([0.5]), recorded([0.2, 0.9, 0.8], seed=77)])
-    best = retraining.best_so_far(study)
+    study.add_trials([recorded([0.5]), recorded([0.2, 0.9, 0.8], seed=77, environment={})])
+    best = retraining.best_so_far(study, "these")
     assert (best.name, best.trial, best.seed, best.epochs) == ("trial 1", 1, 77, 2)
     assert best.weights == "trials/0001/best.pt"
     assert best.trained_on == ["train"]

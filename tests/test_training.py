@@ -265,7 +265,7 @@ def test_a_run_resumed_from_a_file_equals_the_straight_run_bit_for_bit(
         epochs = fit(first, train, validation, recipe, seed=7, optimizer=its_optimizer)
         begun = tuple(next(epochs) for _ in range(stop))
         states = {"model": first.state_dict(), "optimizer": its_optimizer.state_dict()}
-        save(tmp_path / "last.pt", Checkpoint(attempt=0, config_digest="c", history=begun, **states))
+        save(tmp_path / "last.pt", Checkpoint(attempt=0, job_digest="c", history=begun, **states))
 
         checkpoint = load(tmp_path / "last.pt")
         resumed = network(seed=99)

@@ -181,7 +181,7 @@ def test_a_torn_or_foreign_checkpoint_starts_the_trial_anew(workers: Workers, jo
     workers.stop(0)
     last = job.directory / "0" / "last.pt"
     if damage == "another configuration":
-        checkpoint.save(last, replace(checkpoint.load(last), config_digest="of another"))
+        checkpoint.save(last, replace(checkpoint.load(last), job_digest="of another"))
     else:
         last.write_bytes(last.read_bytes()[: len(last.read_bytes()) // 2 if damage == "half" else 0])
     workers.start(0, job(attempt=2))

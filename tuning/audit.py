@@ -42,7 +42,7 @@ def _run(trial: FrozenTrial) -> FixedRun:
     config = Config.from_dict(trial.user_attrs["config"])
     epochs = config.training.epochs
     return FixedRun(
-        key=f"audit of trial {trial.number}",
+        key=f"audit of trial {trial.number}: {config.digest} seed {trial.user_attrs['seed']}",
         trial=trial.number,
         seed_index=0,
         seconds=trial.user_attrs["seconds"] / len(trial.intermediate_values) * epochs,

@@ -19,11 +19,20 @@ def environment(device: str, threads: int) -> dict[str, str]:
     return {"device": _device_name(device), "threads": str(threads)} | versions()
 
 
+def sums_in_order(facts: dict[str, str]) -> bool:
+    """Whether a training repeats bit for bit: several threads, and a GPU, add in any order."""
+    return facts.get("threads") == "1" and facts.get("device", "").startswith("cpu: ")
+
+
 def versions() -> dict[str, str]:
     """Of what decides the numbers."""
     # torch tells its own build, such as +cpu or +cu130, which the package's version may leave out.
     packages = {package: version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), "torch": str(torch.__version__)} | packages
+    return {
+        "program": _program(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    } | packages
 
 
 def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -43,7 +52,7 @@ def _device_name(device: str) -> str:
         return torch.cuda.get_device_name(device)
     if device != "cpu":
         return f"{device} of {platform.platform(terse=True)}"
-    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"cpu: {_processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _processor() -> str:
@@ -63,3 +72,9 @@ def commit(folder: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@cache
+def _program() -> str:
+    """This program's commit, as it was when the process first asked."""
+    return commit(Path(__file__).resolve().parent.parent) or "unknown"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from search_space import Config
 from tuning import StudyError
@@ -44,6 +44,8 @@ class Candidate:
     """The trial's validation top-1 in the study."""
     epoch_seconds: float
     """What an epoch of the trial took."""
+    whole: bool = True
+    """Whether the study trained it to its end, so that `recorded` compares with what it reaches now."""
     baseline: bool = False
     """Only compared with: it cannot win."""
 
@@ -114,7 +116,7 @@ def baselines(study: optuna.Study) -> list[Candidate]:
 def replay(candidate: Candidate, trial: FrozenTrial) -> FixedRun:
     """The trial once more: its own seed, as many epochs as it was trained."""
     return FixedRun(
-        key=f"replay of trial {trial.number}",
+        key=f"replay of trial {trial.number}: {candidate.config.digest} seed {trial.user_attrs['seed']}",
         trial=trial.number,
         seed_index=0,
         seconds=trial.user_attrs["seconds"],
@@ -138,7 +140,7 @@ class Standing:
     @property
     def complete(self) -> list[FrozenTrial]:
         """The runs that did not diverge."""
-        return [run for run in self.runs if run.user_attrs["outcome"] == Outcome.COMPLETE]
+        return [run for run in self.runs if run.user_attrs.get("outcome") == Outcome.COMPLETE]
 
     @property
     def top1(self) -> list[float]:
@@ -201,5 +203,6 @@ def _candidate(trial: FrozenTrial, name: str) -> Candidate:
         trial=trial.number,
         config=Config.from_dict(attributes["config"]),
         recorded=attributes["best_top1"],
+        whole=trial.state is TrialState.COMPLETE,
         epoch_seconds=attributes["seconds"] / len(trial.intermediate_values),
     )

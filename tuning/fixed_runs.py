@@ -41,14 +41,17 @@ class FixedRun:
     """That it should take."""
 
 
-def open_pool(url: str, name: str, metric: str, runs: Iterable[FixedRun], folder: Path) -> optuna.Study:
-    """The study of that name, made where it is missing, in which these runs wait or have ended; for `finished`."""
+def open_pool(url: str, name: str, metric: str, runs: list[FixedRun], folder: Path, data: str) -> optuna.Study:
+    """The study of that name, made where it is missing, in which these runs wait or have ended; for `finished`.
+
+    `data`: which pictures, split how; a pool of other ones is refused with a StudyError.
+    """
     pool = open_study(
         url,
         name,
         sampler=RandomSampler(),
         pruner=NopPruner(),
-        identity={"runs": folder.name},
+        identity={"runs": folder.name, "data": data},
         first_trials={},
         metric=metric,
     )
@@ -56,14 +59,23 @@ def open_pool(url: str, name: str, metric: str, runs: Iterable[FixedRun], folder
     return pool
 
 
-def add(study: optuna.Study, runs: Iterable[FixedRun], folder: Path) -> None:
-    """Lets each run wait in the study, but for those that are there; one that failed or lost its weights waits anew."""
-    there = {
-        trial.user_attrs["run"]
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state is not TrialState.FAIL
-        and (trial.state is not TrialState.COMPLETE or weights(folder, trial).is_file())
-    }
+def add(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
+    """Lets each run wait in the study, but for those that are there, and none but them.
+
+    One that failed or lost its weights waits anew. One that an interrupted command left and that is not wanted now is
+    failed, so that nobody trains it.
+    """
+    wanted = {run.key for run in runs}
+    there: set[str] = set()
+    for trial in study.get_trials(deepcopy=False):
+        key = trial.user_attrs["run"]
+        if not trial.state.is_finished() and key not in wanted:
+            # `tell` takes no waiting trial
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # pyright: ignore[reportPrivateUsage]
+        elif trial.state is not TrialState.FAIL and (
+            trial.state is not TrialState.COMPLETE or weights(folder, trial).is_file()
+        ):
+            there.add(key)
     for run in runs:
         work = run.assignment
         if run.key not in there:

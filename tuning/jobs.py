@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -47,6 +48,13 @@ class TrialJob:
     """Pictures per forward pass; fewer than the batch size where memory was short."""
     directory: Path
     """The trial's own folder, for its checkpoints."""
+
+    @property
+    def digest(self) -> str:
+        """Equal for jobs of which one can go on from another's checkpoint: all that decides the weights of an epoch."""
+        work = self.assignment
+        facts = (work.config.digest, work.seed, work.final, self.data.fingerprint, self.data.split)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 class FailureKind(StrEnum):

@@ -2,15 +2,20 @@
 
 A line per look in `results/test-looks.tsv`, beside the studies, because a second study of the same pictures looks at
 the same test part. The line is written before the look. The same networks may look again: they see what they saw.
+Recipes that a winner is only compared with are seen in its look and not counted, for nothing is chosen by them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Generator
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
+
+import filelock
 
 from tuning import StudyError
 
@@ -28,6 +33,19 @@ class Look:
     study: str
     when: str
     """ISO date."""
+
+
+@contextlib.contextmanager
+def counting(results: Path) -> Generator[None]:
+    """Holds the list, so that no look is counted between reading it and writing to it. Raises StudyError."""
+    try:
+        with filelock.FileLock(results / "test-looks.lock", timeout=60):
+            yield
+    except (filelock.Timeout, OSError) as error:
+        raise StudyError(
+            f"looks at test parts are counted one at a time, but {results / FILE} cannot be locked ({error}); wait for "
+            "the other study, or mend the folder's rights"
+        ) from error
 
 
 def looks(results: Path, fingerprint: str) -> list[Look]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from data.cache import CacheHandle, PartName, open_part
 from model import checkpoint, metrics
 from model.network import MushroomCNN
 from search_space import Config
-from tuning import StudyError
+from tuning import StudyError, looks
 from tuning.finalists import Candidate, Standing, candidates
 from tuning.fixed_runs import FixedRun, weights
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
-from tuning.storage import Outcome
+from tuning.looks import Look
+from tuning.searched import Searched
+from tuning.storage import Outcome, counts
 
-FORMAT = 1
+FORMAT = 2
 """Of retrained.json."""
 FINALISTS = "finalists"
 FINAL_RUNS = "retrained"
@@ -70,7 +72,7 @@ class Finals:
     @property
     def trained(self) -> list[FrozenTrial]:
         """Those that did not diverge."""
-        return [run for run in self.runs if run.user_attrs["outcome"] == Outcome.COMPLETE]
+        return [run for run in self.runs if run.user_attrs.get("outcome") == Outcome.COMPLETE]
 
 
 def load_network(config: Config, path: Path) -> MushroomCNN:
@@ -81,7 +83,7 @@ def load_network(config: Config, path: Path) -> MushroomCNN:
     except (checkpoint.CheckpointError, RuntimeError) as error:
         raise StudyError(
             f"the weights of a finished run must stay until it is exported, but {' '.join(str(error).split())}; "
-            f"remove {path}, and python study.py retrain trains it again"
+            f"remove {path}; python study.py retrain trains anew what it needs"
         ) from error
     return network
 
@@ -109,6 +111,7 @@ def look(finals: list[Finals], temperature: float, data: CacheHandle, folder: Pa
     seen = [_on_test(one, temperature if one is won else 1.0, data, folder, device) for one in (won, *others)]
     first, top1 = seen[0][0], [one.top1 for one in seen[0]]
     return first.to_dict() | {
+        "diverged": len(won.runs) - len(won.trained),
         "seeds": [
             {"seed": run.user_attrs["seed"], "top1": one.top1, "top3": one.top3, "ece": one.ece}
             for run, one in zip(won.trained, seen[0], strict=True)
@@ -120,13 +123,33 @@ def look(finals: list[Finals], temperature: float, data: CacheHandle, folder: Pa
             {
                 "name": one.candidate.name,
                 "top1": [each.top1 for each in measured],
+                "top1_interval": measured[0].top1_interval,
+                "top3": measured[0].top3,
                 "top1_mean": statistics.fmean(each.top1 for each in measured),
                 "top1_sd": _spread([each.top1 for each in measured]),
-                "top3_mean": statistics.fmean(each.top3 for each in measured),
+                "diverged": len(one.runs) - len(one.trained),
             }
             for one, measured in zip(others, seen[1:], strict=True)
         ],
     }
+
+
+def look_counted(
+    searched: Searched, winner: Winner, finals: list[Finals], data: CacheHandle, device: str, *, again: bool
+) -> tuple[Winner, list[Look]]:
+    """The winner with its test results, counted before they are taken; or the looks of others that forbid them.
+
+    Recipes that the winner is compared with are seen in the same look: they cannot win by it. `again`: look although
+    other networks have. Raises StudyError where looks cannot be counted.
+    """
+    results, key = searched.folder.parent, (data.fingerprint, winner.networks)
+    with looks.counting(results):
+        earlier = looks.by_others(results, *key)
+        if earlier and not again and not looks.have_looked(results, *key):
+            return winner, earlier
+        looks.count(results, *key, searched.name)
+    seen = look(finals, winner.temperature or 1.0, data, searched.folder, device)
+    return replace(winner, results=seen | {"looks": len(earlier) + 1}), []
 
 
 def _on_test(
@@ -142,7 +165,9 @@ def _spread(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def conclude(won: Standing, finals: Finals, data: CacheHandle, folder: Path, device: str) -> Winner:
+def conclude(
+    won: Standing, finals: Finals, data: CacheHandle, folder: Path, device: str, *, pictures: str, trials: int
+) -> Winner:
     """What is known of the winner before the test part is seen. Raises StudyError where all its final runs diverged."""
     if not finals.trained:
         raise StudyError(
@@ -155,7 +180,11 @@ def conclude(won: Standing, finals: Finals, data: CacheHandle, folder: Path, dev
         name=won.candidate.name,
         trial=won.candidate.trial,
         config=config.to_dict(),
+        pictures=pictures,
+        trials=trials,
         seed=run.user_attrs["seed"],
+        seed_index=run.params["seed"],
+        environment=run.user_attrs["environment"],
         epochs=won.epochs,
         trained_on=["train", "validation"],
         weights=weights(folder / FINAL_RUNS, run).relative_to(folder).as_posix(),
@@ -179,7 +208,15 @@ class Winner:
     """The trial of the study that has its configuration."""
     config: dict[str, Any]
     """As `Config.to_dict` gives it."""
+    pictures: str
+    """Which, split how: what the study was begun with."""
+    trials: int
+    """Counted trials that the study had."""
     seed: int
+    seed_index: int
+    """Which of the final runs it is, from 0: above 0 where the first ones diverged."""
+    environment: dict[str, str]
+    """Where it was trained."""
     epochs: int
     """That it was trained."""
     trained_on: list[PartName]
@@ -217,15 +254,19 @@ class Winner:
             ) from error
 
 
-def best_so_far(study: optuna.Study) -> Winner:
+def best_so_far(study: optuna.Study, pictures: str) -> Winner:
     """A study's best trial as it is, for an export before `retrain`. Raises StudyError where it has none."""
-    best = candidates(study, 1)[0]
-    trial = study.get_trials(deepcopy=False)[best.trial]
+    best, trials = candidates(study, 1)[0], study.get_trials(deepcopy=False)
+    trial = trials[best.trial]
     return Winner(
         name=best.name,
         trial=best.trial,
         config=best.config.to_dict(),
+        pictures=pictures,
+        trials=sum(map(counts, trials)),
         seed=trial.user_attrs["seed"],
+        seed_index=0,
+        environment=trial.user_attrs["environment"],
         epochs=trial.user_attrs["best_epoch"] + 1,
         trained_on=["train"],
         weights=weights(Path(), trial).as_posix(),

@@ -129,7 +129,7 @@ def _train(job: TrialJob, link: Link) -> None:
         history.append(metrics)
         state = checkpoint.Checkpoint(
             attempt=job.attempt,
-            config_digest=config.digest,
+            job_digest=job.digest,
             history=tuple(history),
             model=model.state_dict(),
             optimizer=optimizer.state_dict(),
@@ -157,12 +157,12 @@ def read_attempt(directory: Path) -> int:
 
 
 def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
-    """The last checkpoint of this very configuration; None where there is none, or none that is whole."""
+    """The last checkpoint of this very job; None where there is none, or none that is whole."""
     try:
         saved = checkpoint.load(job.directory / "last.pt")
     except checkpoint.CheckpointError:
         return None
-    return saved if saved.config_digest == job.assignment.config.digest else None
+    return saved if saved.job_digest == job.digest else None
 
 
 def _tell(link: Link, metrics: EpochMetrics, epochs: int) -> None:
