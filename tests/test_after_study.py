@@ -444,7 +444,7 @@ def test_weights_that_are_gone_are_told_by_their_path(retrained: Tiny, tmp_path:
     path.unlink()
     line = refused(study, *study.after("export"))
     assert str(path) in line
-    assert line.endswith("python study.py retrain trains it again")
+    assert line.endswith("python study.py retrain trains anew what it needs")
 
 
 @pytest.mark.parametrize("name", ["study.owner", "finalists.csv", "retrained.json"])
@@ -515,7 +515,23 @@ def test_of_the_study_run_last_the_bundle_is_found(looked_again: tuple[Tiny, Fin
     one = str(study.folder / NAMES[0] / "0000.jpg")
     by_study = run_here(*study.after("predict", one, "--json"))
     by_default = run_here("predict", one, "--json", "--results", str(study.results))
-    assert by_study == by_default == predicted(best, one, "--json")
+    assert by_study == by_default
+    assert by_default.out == predicted(best, one, "--json").out
+    assert by_default.err == f"with {study.study_folder / 'best'}\n"
+
+
+def test_the_command_needs_nothing_of_the_search(best: Path, searched: Tiny) -> None:
+    code = f"""
+import sys
+for name in ("optuna", "optuna_dashboard", "pandas", "plotly", "matplotlib", "torchvision", "onnx", "onnxruntime"):
+    sys.modules[name] = None
+import study
+sys.argv = ["study.py", "predict", {str(searched.folder / NAMES[0] / "0000.jpg")!r}, "--model", {str(best)!r}, "--json"]
+study.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)) == 1
 
 
 def test_broken_pictures_stop_no_other(best: Path, tmp_path: Path) -> None:

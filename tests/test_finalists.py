@@ -328,6 +328,30 @@ def test_what_waits_is_what_is_trained(pool: optuna.Study, tmp_path: Path) -> No
     assert fixed_runs.seconds(pool) == 0.0
 
 
+def test_what_an_interrupted_command_left_is_not_trained_by_one_that_does_not_want_it(
+    runs: list[FixedRun], tmp_path: Path
+) -> None:
+    pool = optuna.create_study()
+    fixed_runs.add(pool, runs, tmp_path)
+    fixed_runs.add(pool, runs[1:], tmp_path)
+    assert [trial.state for trial in pool.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+    fixed_runs.add(pool, runs, tmp_path)
+    assert [trial.state for trial in pool.get_trials()] == [TrialState.FAIL, TrialState.WAITING, TrialState.WAITING]
+
+
+def test_asking_for_what_has_ended_leaves_the_rest_waiting(runs: list[FixedRun], tmp_path: Path) -> None:
+    """A replay that is there already threw away the half-trained runs after it."""
+    pool = optuna.create_study()
+    fixed_runs.add(pool, runs, tmp_path)
+    done = pool.ask()
+    pool.tell(done, 0.5)
+    path = fixed_runs.weights(tmp_path, pool.get_trials()[0])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    fixed_runs.add(pool, runs[:1], tmp_path)
+    assert pool.get_trials()[1].state is TrialState.WAITING
+
+
 def test_the_sibling_study_is_optunas_own_and_can_be_gone_on_with(runs: list[FixedRun], tmp_path: Path) -> None:
     url = sqlite_url(tmp_path)
     for _ in range(2):

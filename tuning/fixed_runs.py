@@ -60,22 +60,22 @@ def open_pool(url: str, name: str, metric: str, runs: list[FixedRun], folder: Pa
 
 
 def add(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
-    """Lets each run wait in the study, but for those that are there, and none but them.
+    """Lets each run wait in the study, but for those that are there.
 
     One that failed or lost its weights waits anew. One that an interrupted command left and that is not wanted now is
-    failed, so that nobody trains it.
+    failed, so that nobody trains it; but where all that is wanted has ended, nothing is touched.
     """
     wanted = {run.key for run in runs}
-    there: set[str] = set()
-    for trial in study.get_trials(deepcopy=False):
-        key = trial.user_attrs["run"]
-        if not trial.state.is_finished() and key not in wanted:
+    trials = study.get_trials(deepcopy=False)
+    unfinished = [trial for trial in trials if not trial.state.is_finished()]
+    ended = {trial.user_attrs["run"] for trial in trials if counts(trial) and _has_weights(trial, folder)}
+    if wanted <= ended:
+        return
+    for trial in unfinished:
+        if trial.user_attrs["run"] not in wanted:
             # `tell` takes no waiting trial
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # pyright: ignore[reportPrivateUsage]
-        elif trial.state is not TrialState.FAIL and (
-            trial.state is not TrialState.COMPLETE or weights(folder, trial).is_file()
-        ):
-            there.add(key)
+    there = ended | {trial.user_attrs["run"] for trial in unfinished}
     for run in runs:
         work = run.assignment
         if run.key not in there:
@@ -110,6 +110,11 @@ def seconds(study: optuna.Study) -> float:
     """What the runs that have not ended should take, one after the other."""
     open_ones = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
     return sum(trial.user_attrs["expected_seconds"] for trial in open_ones)
+
+
+def _has_weights(trial: FrozenTrial, folder: Path) -> bool:
+    """Whether a run that has ended still has all that it needs: one that diverged needs nothing."""
+    return trial.state is not TrialState.COMPLETE or weights(folder, trial).is_file()
 
 
 def weights(folder: Path, trial: FrozenTrial) -> Path:
