@@ -536,9 +536,9 @@ def predict(
 
     try:
         folder = model or recall(results, study)[0] / "best"
+        classifier = Classifier.load(folder, slots(device, 1)[0][0])
         if model is None:
             print(f"with {folder}", file=sys.stderr)
-        classifier = Classifier.load(folder, slots(device, 1)[0][0])
         classes = classifier.bundle.classes
         top = min(top, len(classes))
         found = noted(classifier.predict(pictures_in(pictures), top=top))

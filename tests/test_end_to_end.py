@@ -121,7 +121,8 @@ class TestFlawed:
     def test_only_what_is_announced_is_left(self, folder: Path) -> None:
         place = folder / "results" / "flawed"
         names = {path.name for path in place.iterdir()}
-        assert names - {"study.lock"} == {"study.db", "trials.csv", "data_report.csv", "trials"}
+        announced = {"study.db", "settings.json", "trials.csv", "data_report.csv", "trials", "artifacts"}
+        assert names - {"study.lock"} == announced
         assert sorted(path.name for path in folder.iterdir()) == [
             *("cache", "flawed", "flawed-outside.jpg"),
             "results",
