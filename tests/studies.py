@@ -279,11 +279,10 @@ class Begun:
     @property
     def workers(self) -> list[psutil.Process]:
         """Its worker processes, as the system lists them."""
-        found = [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if any("spawn_main" in word for word in child.cmdline())
-        ]
+        found: list[psutil.Process] = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a short-lived child, git, has ended meanwhile
+                found += [child] * any("spawn_main" in word for word in child.cmdline())
         self.seen.update(found)
         return found
 
