@@ -232,6 +232,19 @@ def test_a_killed_process_is_heard_with_its_signal_and_replaced(processes: Local
     processes.stop(0)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_process_is_deaf_to_the_terminal_from_its_first_moment(job: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
+    workers = LocalWorkers(["cpu"])
+    try:
+        workers.start(0, job())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid(workers), number)
+        assert isinstance(heard(workers), EpochMetrics)
+    finally:
+        workers.close()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_silent_process_is_given_up_and_killed(processes: LocalWorkers, job: Jobs) -> None:
     processes.start(0, job())
     heard(processes)

@@ -10,7 +10,9 @@ import platform
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,11 @@ HANG_SECONDS = 300.0
 start of a process (importing torch takes seconds, and minutes on a cold network disk)."""
 MEMORY_SHARE = 0.5
 """The share of the machine's memory that all idle workers together may hold before they are replaced by fresh ones."""
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""A Ctrl-C reaches the whole terminal; what becomes of a running epoch is the coordinator's decision, the workers
+ignore these."""
 
 
 class LocalWorkers:
@@ -113,7 +120,8 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="trial worker", daemon=True)
-        self._process.start()
+        with _signals_held():
+            self._process.start()
         theirs.close()
         self.job: TrialJob | None = None
         self.heard = time.monotonic()
@@ -195,11 +203,24 @@ class _PipeLink:
         return self._connection.poll() and self._connection.recv() == "stop"
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """A process started here inherits them blocked; with Python's own handlers it would die of them as it imports."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # whoever starts it, finds these signals unblocked afterwards
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection[Any, Any]) -> None:
     """The life of a worker process: one job after another, until the coordinator is gone."""
-    # A Ctrl-C reaches the whole terminal; what becomes of a running epoch is the coordinator's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _keep_memory_mapped()
 
