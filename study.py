@@ -315,7 +315,8 @@ def run(
                     expected,
                 )
             card = StudyCard(opened, folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials)
-            card.update()
+            if coordinator.wanted:
+                card.update()
             shown = screen.Screen(console, opened, trials=trials, slots=len(devices), expected=expected)
             try:
                 received = screen.follow(coordinator, shown, card.hear)

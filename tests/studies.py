@@ -27,6 +27,7 @@ from typing import Any
 import optuna
 import psutil
 import pytest
+import torch
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -320,6 +321,15 @@ def threads_for_processes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "LocalWorkers", lambda devices: ThreadWorkers(len(devices)))
         yield
+
+
+@contextlib.contextmanager
+def steady_threads() -> Iterator[None]:
+    """One core, and threads for workers, but in the commands that are processes themselves."""
+    count = torch.get_num_threads()
+    with one_core(), threads_for_processes():
+        yield
+    torch.set_num_threads(count)
 
 
 @contextlib.contextmanager

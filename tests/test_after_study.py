@@ -20,10 +20,9 @@ from typing import Any
 import optuna
 import psutil
 import pytest
-import torch
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
-from studies import EPOCHS, HERE, Begun, Finished, Tiny, essence, one_core, prepare, run_here, threads_for_processes
+from studies import EPOCHS, HERE, Begun, Finished, Tiny, essence, prepare, run_here, steady_threads
 
 from data.cache import open_part
 from model import formats
@@ -38,11 +37,8 @@ RUNS = ("--workers", "1", "--finalists", "2", "--seeds", str(SEEDS))
 
 @pytest.fixture(scope="module", autouse=True)
 def steady() -> Iterator[None]:
-    """One core; threads for workers, but in the commands that are processes themselves."""
-    threads = torch.get_num_threads()
-    with one_core(), threads_for_processes():
+    with steady_threads():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,10 @@ from typing import Any
 import optuna
 import psutil
 import pytest
-import torch
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
-from studies import Begun, Tiny, one_core, prepare, recorded, run_here, threads_for_processes, until
+from studies import Begun, Tiny, prepare, recorded, run_here, steady_threads, until
 from test_trial_card import HOSTILE, record
 
 from benchmarks.report import made_up_trials
@@ -98,10 +97,8 @@ def ask(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def steady() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    with one_core(), threads_for_processes():
+    with steady_threads():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

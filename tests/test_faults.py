@@ -13,7 +13,7 @@ import optuna
 import psutil
 import pytest
 from pictures import class_folders
-from studies import HERE, Begun, Tiny, essence, gone, prepare, until
+from studies import HERE, Begun, Tiny, essence, gone, one_core, prepare, until
 
 from model import checkpoint
 from tuning import StudyError, storage
@@ -25,16 +25,9 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """One thread per worker on any machine: of two threads that share a busy core, one spins while it waits."""
-    process = psutil.Process()
-    if not hasattr(process, "cpu_affinity"):
+def steady() -> Iterator[None]:
+    with one_core():
         yield
-        return
-    allowed = process.cpu_affinity()
-    process.cpu_affinity(allowed[-1:])
-    yield
-    process.cpu_affinity(allowed)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from tuning.storage import Outcome, counts, top, trials_since_best
 from tuning.trainer import chosen_epoch
 
 KEPT_CHECKPOINTS = 3
-"""Finished trials whose best checkpoint stays: as many as are trained again as finalists."""
+"""Finished trials whose best checkpoint stays: an export before `retrain` takes the best one's."""
 DEATHS = 3
 """Worker deaths without a finished epoch between after which a trial is failed."""
 UNCOUNTED_IN_A_ROW = 20
