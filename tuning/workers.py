@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -27,8 +27,6 @@ HANG_SECONDS = 300.0
 start of a process (importing torch takes seconds, and minutes on a cold network disk)."""
 MEMORY_SHARE = 0.5
 """The share of the machine's memory that all idle workers together may hold before they are replaced by fresh ones."""
-
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """A Ctrl-C reaches the whole terminal; what becomes of a running epoch is the coordinator's decision, the workers
 ignore these."""
@@ -204,7 +202,7 @@ class _PipeLink:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
+def _signals_held() -> Generator[None]:
     """A process started here inherits them blocked; with Python's own handlers it would die of them as it imports."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
