@@ -177,6 +177,7 @@ def asleep(begun: Begun, certain: Callable[[], bool], what: str) -> psutil.Proce
     return begun.workers[0]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_killed_and_stopped_in_each_stage_it_equals_an_undisturbed_one(
     searched: Tiny, retrained: Tiny, tmp_path: Path

@@ -272,6 +272,7 @@ def photographs(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "photos"
 
 
+@pytest.mark.long
 def test_photographs_become_a_study(photographs: Path, tmp_path: Path) -> None:
     ended = run(tmp_path, photographs, "--trials", "3", "--epochs", "2", "--study", "my photos")
     assert (ended.returncode, ended.stderr) == (0, "")
