@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import os
 import platform
+import queue
 import signal
 import threading
 import time
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from tuning.trainer import Answer
 
 HANG_SECONDS = 300.0
-"""A worker that shows no sign of life for so long is given up. The longest silence of a healthy one is a batch, or the
-start of a process (importing torch takes seconds, and minutes on a cold network disk)."""
+"""A worker that shows no sign of life while it is listened to for so long is given up. The longest silence of a healthy
+one is a batch, or the start of a process (importing torch takes seconds, and minutes on a cold network disk)."""
+END_SECONDS = 10.0
+"""How long a process may take to end that has been killed, or has closed its line. Only the kernel can keep one longer,
+in the middle of a call to a disk or a GPU that does not answer; it is left to it, for it runs no more of our code."""
 MEMORY_SHARE = 0.5
 """The share of the machine's memory that all idle workers together may hold before they are replaced by fresh ones."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -41,6 +45,8 @@ class LocalWorkers:
         self.hang_seconds = hang_seconds
         """May be set at any time."""
         self._processes: dict[int, _Process] = {}
+        self._said: queue.SimpleQueue[tuple[_Process, _Message | None]] = queue.SimpleQueue()
+        """By every process, in order; None: its line has broken."""
 
     def device(self, slot: int) -> str:
         """The device of a slot, as torch names it."""
@@ -53,7 +59,7 @@ class LocalWorkers:
             self._discard(slot)
             process = None
         if process is None:
-            process = self._processes[slot] = _Process()
+            process = self._processes[slot] = _Process(self._said)
         process.assign(job)
 
     def proceed(self, slot: int) -> None:
@@ -70,22 +76,21 @@ class LocalWorkers:
         """Hears every busy process; a dead or a silent one is heard as a TrialFailure."""
         from tuning.jobs import FailureKind, TrialFailure
 
-        busy = {slot: process for slot, process in self._processes.items() if process.job}
-        if not busy:
-            time.sleep(timeout)
-        ready = wait([source for process in busy.values() for source in process.sources], timeout) if busy else []
+        begun = time.monotonic()
+        said = self._hear(timeout)
+        # Where the whole machine slept, or this process, the wait took longer, but nobody was listened to for longer.
+        listened = min(time.monotonic() - begun, timeout)
         heard: list[tuple[int, Event]] = []
-        for slot, process in busy.items():
-            if any(source in ready for source in process.sources):
-                events = process.receive()
-                if process.job and not process.alive:
-                    events.append(TrialFailure(kind=FailureKind.DIED, reason=process.cause_of_death))
-                heard += [(slot, event) for event in events]
-                if any(isinstance(event, TrialFailure) and event.kind is FailureKind.DIED for event in events):
-                    self._discard(slot)
-            elif time.monotonic() - process.heard > self.hang_seconds:
+        for slot, process in list(self._processes.items()):
+            messages = [message for speaker, message in said if speaker is process]
+            process.silence = 0.0 if messages else process.silence + listened
+            events = [event for message in messages for event in process.events(message)]
+            if process.job and process.silence > self.hang_seconds:
                 reason = f"no sign of life for {self.hang_seconds:.0f} s"
-                heard.append((slot, TrialFailure(kind=FailureKind.HUNG, reason=reason)))
+                events.append(TrialFailure(kind=FailureKind.HUNG, reason=reason))
+            heard += [(slot, event) for event in events]
+            failures = [event.kind for event in events if isinstance(event, TrialFailure)]
+            if None in messages or FailureKind.DIED in failures or FailureKind.HUNG in failures:
                 self._discard(slot)
         return heard
 
@@ -93,6 +98,15 @@ class LocalWorkers:
         """Kills every process: what they have finished is on disk."""
         for slot in list(self._processes):
             self._discard(slot)
+
+    def _hear(self, timeout: float) -> list[tuple[_Process, _Message | None]]:
+        """All that has been said, once there is something or the time is over."""
+        said: list[tuple[_Process, _Message | None]] = []
+        with contextlib.suppress(queue.Empty):
+            said.append(self._said.get(timeout=timeout))
+            while True:
+                said.append(self._said.get_nowait())
+        return said
 
     @property
     def _memory_limit(self) -> float:
@@ -112,22 +126,27 @@ class _Message:
 
 
 class _Process:
-    """A worker process as the coordinator sees it."""
+    """A worker process as the coordinator sees it.
 
-    def __init__(self) -> None:
+    A thread reads its line and another writes to it: either would wait for ever on a process that is stopped in the
+    middle of a message that is larger than the line's buffer.
+    """
+
+    def __init__(self, said: queue.SimpleQueue[tuple[_Process, _Message | None]]) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="trial worker", daemon=True)
         with _signals_held():
             self._process.start()
         theirs.close()
+        self._said = said
+        self._to_say: queue.SimpleQueue[TrialJob | Answer | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._write)]
+        for thread in self._threads:
+            thread.start()
         self.job: TrialJob | None = None
-        self.heard = time.monotonic()
-
-    @property
-    def sources(self) -> list[Any]:
-        """What to wait on: the line and the process's end."""
-        return [self._connection, self._process.sentinel]
+        self.silence = 0.0
+        """Seconds for which it was listened to since its last sign of life, or since it was spoken to."""
 
     @property
     def alive(self) -> bool:
@@ -140,12 +159,6 @@ class _Process:
             return psutil.Process(self._process.pid).memory_info().rss
         return 0
 
-    @property
-    def cause_of_death(self) -> str:
-        self._process.join()
-        code = self._process.exitcode or 0
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
     def assign(self, job: TrialJob) -> None:
         self.job = job
         self.send(job)
@@ -156,32 +169,54 @@ class _Process:
             self.job = None
 
     def send(self, message: TrialJob | Answer) -> None:
-        self.heard = time.monotonic()
-        # A process that has just died is found by its sentinel at the next wait.
-        with contextlib.suppress(OSError):
-            self._connection.send(message)
+        self.silence = 0.0
+        self._to_say.put(message)
 
-    def receive(self) -> list[Event]:
-        """What the process has sent about its present job; a failure ends the job."""
-        from tuning.jobs import TrialFailure
+    def events(self, message: _Message | None) -> list[Event]:
+        """What a message says about the present job; a failure ends the job."""
+        from tuning.jobs import FailureKind, TrialFailure
 
-        events: list[Event] = []
-        # The line breaks in the middle of a message when the process is killed while it sends.
-        with contextlib.suppress(EOFError, OSError):
-            while self._connection.poll():
-                message: _Message = self._connection.recv()
-                self.heard = time.monotonic()
-                if self.job and message.about == (self.job.number, self.job.attempt):
-                    events.append(message.event)
-                    if isinstance(message.event, TrialFailure):
-                        self.job = None
-        return events
+        if self.job is None:
+            return []
+        if message is None:
+            event = TrialFailure(kind=FailureKind.DIED, reason=self._cause_of_death())
+        elif message.about == (self.job.number, self.job.attempt):
+            event = message.event
+        else:
+            return []
+        if isinstance(event, TrialFailure):
+            self.job = None
+        return [event]
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.join()
-        self._process.close()
-        self._connection.close()
+        self._process.join(END_SECONDS)
+        self._to_say.put(None)
+        if not self.alive:  # its end of the line is closed, so both threads come to their end
+            for thread in self._threads:
+                thread.join(END_SECONDS)
+            self._process.close()
+            self._connection.close()
+
+    def _cause_of_death(self) -> str:
+        self._process.join(END_SECONDS)
+        code = self._process.exitcode
+        if code is None:
+            return "closed its line"
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def _read(self) -> None:
+        # The line breaks when the process ends, in the middle of a message when it is killed while it sends.
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._said.put((self, self._connection.recv()))
+        self._said.put((self, None))
+
+    def _write(self) -> None:
+        # Of a process that has just died the reading thread tells.
+        with contextlib.suppress(OSError):
+            while (message := self._to_say.get()) is not None:
+                self._connection.send(message)
 
 
 class _PipeLink:
