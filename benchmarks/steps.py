@@ -1,0 +1,228 @@
+"""Training pictures per second on a CPU: this project's workers, the seed's way, and the limit of bare steps.
+
+    python benchmarks/steps.py                       # about 10 minutes on two cores
+    python benchmarks/steps.py --minutes 2           # fewer turns
+    python benchmarks/steps.py --network quick       # one of the two networks alone
+
+Ours: one single-threaded process per core, as the study's workers are, each training its own network with the real
+batches, augmentation, loop and optimizer. The limit: as many processes that do nothing but forward, backward and step
+on one batch that stays where it is, with and without our memory settings. The seed's way: `peers.py`, one process with
+torch's own number of threads and two loading processes. All processes stay; they train in turns, an epoch of the same
+pictures each, and each ratio is taken within a turn. Without evaluation: that is the same small share for everybody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from measuring import SEEDS_NETWORK, drawn_pictures, flops, machine, named, some, spread, typical
+from torch import Tensor
+from torch.nn import functional
+
+from data.batches import EvaluationBatches, TrainingBatches
+from data.cache import CacheHandle, Part, open_part
+from model.network import MushroomCNN
+from model.training import fit, make_optimizer
+from search_space import PROFILES, Config
+from tuning.workers import _keep_memory_mapped  # pyright: ignore[reportPrivateUsage]
+
+CPU = torch.device("cpu")
+Turn = Callable[[], tuple[int, float]]
+"""Trains for one turn; returns pictures and seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One way of training, in so many processes."""
+
+    name: str
+    make: Callable[[Config, Part, list[Path]], Turn]
+    processes: int
+    threads: int | None
+    """Per process; None is torch's default."""
+    mapped: bool
+    """Whether glibc is kept from handing memory back, as in a worker."""
+
+
+class Timed:
+    """Batches whose epoch is timed, from the first picture asked for to the end of the last step."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.class_counts, self._batches = batches.class_counts, batches
+        self.seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        begun = time.perf_counter()
+        yield from self._batches.epoch(n)
+        self.seconds = time.perf_counter() - begun
+
+
+def ours(config: Config, part: Part, files: list[Path]) -> Turn:
+    """`fit` on `TrainingBatches`, as a worker calls it."""
+    batches = TrainingBatches(
+        part,
+        batch_size=config.training.batch_size,
+        views=config.views,
+        augment=config.augment,
+        oversample=config.training.class_balance == "oversampling",
+        seed=0,
+        device=CPU,
+    )
+    timed = Timed(batches)
+    many = replace(
+        config.training, epochs=10_000, lr=config.training.lr / 10
+    )  # whatever is learnt, it must not diverge
+    epochs = fit(MushroomCNN(config.model), timed, EvaluationBatches(some(part, 2), device=CPU), many, seed=0)
+
+    def turn() -> tuple[int, float]:
+        next(epochs)
+        return len(part.labels) * config.views, timed.seconds
+
+    return turn
+
+
+def bare(memory_format: torch.memory_format) -> Callable[[Config, Part, list[Path]], Turn]:
+    """Steps on one resident batch: forward, loss, backward, step."""
+
+    def make(config: Config, part: Part, files: list[Path]) -> Turn:
+        batch, size = config.training.batch_size, config.image_size
+        model = MushroomCNN(config.model).to(memory_format=memory_format)
+        optimizer = make_optimizer(model, replace(config.training, lr=1e-6))
+        images = torch.randn(batch, 3, size, size).contiguous(memory_format=memory_format)
+        labels = torch.arange(batch) % config.model.classes
+        steps = -(-len(part.labels) * config.views // batch)
+
+        def turn() -> tuple[int, float]:
+            begun = time.perf_counter()
+            for _ in range(steps):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+            return steps * batch, time.perf_counter() - begun
+
+        return turn
+
+    return make
+
+
+def seeds_way(config: Config, part: Part, files: list[Path]) -> Turn:
+    """`peers.SeedsWay` on the files of the same pictures."""
+    from peers import Files, SeedsWay
+
+    chosen = Files([files[place] for place in part.indices], part.labels.tolist())
+    gentle = replace(config, training=replace(config.training, epochs=10_000, lr=config.training.lr / 10))
+    way = SeedsWay(gentle, chosen, chosen)
+
+    def turn() -> tuple[int, float]:
+        begun = time.perf_counter()
+        return way.train_epoch(), time.perf_counter() - begun
+
+    return turn
+
+
+def contestants(cores: int) -> list[Contestant]:
+    last, first = torch.channels_last, torch.contiguous_format
+    return [
+        Contestant(name="ours", make=ours, processes=cores, threads=1, mapped=True),
+        Contestant(name="limit", make=bare(last), processes=cores, threads=1, mapped=True),
+        Contestant(name="limit, contiguous", make=bare(first), processes=cores, threads=1, mapped=True),
+        Contestant(name="limit, malloc as it comes", make=bare(last), processes=cores, threads=1, mapped=False),
+        Contestant(name="the seed's way", make=seeds_way, processes=1, threads=None, mapped=False),
+    ]
+
+
+def _live(connection: Connection, index: int, cores: int, config: Config, handle: CacheHandle, files: list[Path],
+          pictures: int) -> None:  # fmt: skip
+    """A process: one turn, in pictures and seconds, whenever it is asked for one."""
+    one = contestants(cores)[index]
+    if one.mapped:
+        _keep_memory_mapped()
+    if one.threads is not None:
+        torch.set_num_threads(one.threads)
+    torch.manual_seed(0)
+    turn = one.make(config, some(open_part(handle, config.image_size, "train"), pictures), files)
+    turn()
+    connection.send(torch.get_num_threads())
+    while connection.recv():
+        connection.send(turn())
+
+
+def compare(name: str, config: Config, pictures: int, handle: CacheHandle, files: list[Path], minutes: float) -> None:
+    """Prints a network's table."""
+    cores = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    ways = contestants(cores)
+    lines: list[list[Any]] = []
+    processes: list[Any] = []
+    for index, one in enumerate(ways):
+        lines.append([])
+        for _ in range(one.processes):
+            here, there = context.Pipe()
+            process = context.Process(
+                target=_live, args=(there, index, cores, config, handle, files, pictures), daemon=False
+            )
+            process.start()
+            processes.append(process)
+            lines[-1].append(here)
+        threads = [line.recv() for line in lines[-1]]  # warm, before the next one starts
+        print(f"{one.name}: {one.processes} processes of {threads[0]} threads", file=sys.stderr, flush=True)
+    rates: list[list[float]] = []
+    begun = time.perf_counter()
+    while len(rates) < 3 or time.perf_counter() - begun < minutes * 60:
+        turn: list[float] = []
+        for mine in lines:
+            for line in mine:
+                line.send(True)
+            turn.append(sum(shown / seconds for shown, seconds in (line.recv() for line in mine)))
+        rates.append(turn)
+    for line in (line for mine in lines for line in mine):
+        line.send(False)
+    for process in processes:
+        process.join()
+    print(f"\n{name}: {named(config)}; {3 * flops(config) / 1e9:.2f} GFLOP a trained picture")
+    print(f"{pictures} pictures a turn and process; median and quartiles of {len(rates)} interleaved turns\n")
+    print("| way | processes | pictures/s | GFLOP/s | ours / it |")
+    print("|---|---|---|---|---|")
+    for index, one in enumerate(ways):
+        column = [turn[index] for turn in rates]
+        ratio = "" if index == 0 else spread([turn[0] / turn[index] for turn in rates])
+        rate = spread([3 * flops(config) * value / 1e9 for value in column], 1)
+        print(f"| {one.name} | {one.processes} | {spread(column, 1)} | {rate} | {ratio} |")
+    print(flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4, help="of turns for each network; three turns at least")
+    parser.add_argument("--network", choices=["quick", "seed", "both"], default="both")
+    parser.add_argument("--pictures", type=int, help="a turn and process; by default 640 (quick) and 32 (seed)")
+    chosen = parser.parse_args()
+    quick = typical(PROFILES["quick"])
+    catalog, _, handle = drawn_pictures([quick.image_size, SEEDS_NETWORK.image_size])
+    files = [catalog.file(picture) for picture in catalog.kept]
+    print(machine())
+    if chosen.network != "seed":
+        compare("The quick profile's typical network", quick, chosen.pictures or 640, handle, files, chosen.minutes)
+    if chosen.network != "quick":
+        # Shown once: three views would make a turn three times as long and say the same.
+        once = replace(SEEDS_NETWORK, views=1)
+        compare("The seed's own network", once, chosen.pictures or 32, handle, files, chosen.minutes)
+
+
+if __name__ == "__main__":
+    main()
