@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from optuna.trial import TrialState
 from studies import TINY, ThreadWorkers, Tiny, advanced, essence, outcomes, prepare
 
 from model.training import EpochMetrics
-from search_space import Config, known_good
+from search_space import Config, known_good, suggest
 from tuning import StudyError
 from tuning.coordinator import UNCOUNTED_IN_A_ROW, Ending, TrialAdvanced, TrialStarted
 from tuning.folder import sqlite_url
@@ -82,14 +83,18 @@ class Faulty(ThreadWorkers):
             line.send = faulty
 
 
-def test_out_of_memory_is_tried_once_more_with_half_the_pictures(tiny: Tiny, tmp_path: Path) -> None:
-    study, workers = tiny.at(tmp_path), Faulty(FailureKind.OUT_OF_MEMORY, 1)
-    assert outcomes(list(study.coordinator(1, workers=workers).run())) == [(0, Outcome.COMPLETE)]
-    assert [(job.attempt, job.micro_batch) for job in workers.jobs] == [(1, 16), (2, 8)]
-    assert study.trials()[0].user_attrs["micro_batch"] == 8
+def test_out_of_memory_is_tried_again_with_half_the_pictures_and_half_of_those(tiny: Tiny, tmp_path: Path) -> None:
+    """It was tried once more only, with memory for a quarter of the batch left."""
+    study, workers = tiny.at(tmp_path), Faulty(FailureKind.OUT_OF_MEMORY, 2)
+    draw = partial(suggest, profile=replace(TINY, batch_size=28), classes=3)
+    assert outcomes(list(study.coordinator(1, workers=workers, draw=draw).run())) == [(0, Outcome.COMPLETE)]
+    assert [(job.attempt, job.micro_batch) for job in workers.jobs] == [(1, 28), (2, 14), (3, 8)]
+    attributes = study.trials()[0].user_attrs
+    assert attributes["micro_batch"] == 8
+    assert attributes["reason"] == "trained to its last epoch (8 pictures at a time, as memory was short)"
 
 
-def test_out_of_memory_twice_fails_the_trial_with_its_reason(tiny: Tiny, tmp_path: Path) -> None:
+def test_out_of_memory_with_the_fewest_pictures_fails_the_trial_with_its_reason(tiny: Tiny, tmp_path: Path) -> None:
     study, workers = tiny.at(tmp_path), Faulty(FailureKind.OUT_OF_MEMORY, 2)
     ended = outcomes(list(study.coordinator(1, workers=workers).run()))
     assert ended == [(0, Outcome.FAILED), (1, Outcome.COMPLETE)]

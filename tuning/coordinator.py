@@ -38,6 +38,9 @@ KEPT_CHECKPOINTS = 3
 """Finished trials whose best checkpoint stays: an export before `retrain` takes the best one's."""
 DEATHS = 3
 """Worker deaths without a finished epoch between after which a trial is failed."""
+SMALLEST_MICRO_BATCH = 8
+"""Pictures per forward pass down to which a trial that runs out of memory is halved again and again. With fewer, batch
+norm's own statistics cost accuracy: 1.2 points at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
 UNCOUNTED_IN_A_ROW = 20
 FAILED_IN_A_ROW = 3
 SPARE_BYTES = 100 * 2**20
@@ -90,6 +93,8 @@ class TrialStarted:
     attempt: int
     assignment: Assignment
     cost: Cost
+    micro_batch: int | None = None
+    """Pictures per forward pass where memory was short; None: the whole batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +164,10 @@ class _Live:
     """Epochs after which it was decided to go on, by an earlier run or before the worker was replaced."""
     history: list[EpochMetrics] = field(default_factory=list[EpochMetrics])
     deaths: int = 0
+
+    @property
+    def short_of_memory(self) -> bool:
+        return self.micro_batch < self.assignment.config.training.batch_size
 
 
 class Coordinator:
@@ -360,6 +369,7 @@ class Coordinator:
             attempt=live.attempt,
             assignment=live.assignment,
             cost=live.cost,
+            micro_batch=live.micro_batch if live.short_of_memory else None,
         )
 
     # -- what a slot says
@@ -417,12 +427,11 @@ class Coordinator:
                     live.trial.set_constraint("diverged", 1.0)
                 yield self._end(slot, live, Outcome.DIVERGED, failure.reason)
                 return
-            case FailureKind.OUT_OF_MEMORY if live.micro_batch == live.assignment.config.training.batch_size > 1:
-                live.micro_batch //= 2
-                live.trial.set_user_attr("micro_batch", live.micro_batch)
-                again = True
             case FailureKind.OUT_OF_MEMORY:
-                again = False
+                again = live.micro_batch > SMALLEST_MICRO_BATCH
+                if again:
+                    live.micro_batch = max(SMALLEST_MICRO_BATCH, live.micro_batch // 2)
+                    live.trial.set_user_attr("micro_batch", live.micro_batch)
             case FailureKind.DIED | FailureKind.HUNG:
                 live.deaths += 1
                 again = live.deaths < DEATHS
@@ -438,6 +447,8 @@ class Coordinator:
     def _end(self, slot: int, live: _Live, outcome: Outcome, reason: str) -> TrialEnded:
         """Frees the slot and tells the trial, with all that is known of it."""
         self._release(slot)
+        if live.short_of_memory:
+            reason += f" ({live.micro_batch} pictures at a time, as memory was short)"
         record = TrialRecord(
             assignment=live.assignment, cost=live.cost, history=live.history, outcome=outcome, reason=reason
         )

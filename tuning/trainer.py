@@ -6,6 +6,7 @@ told to go on or not. The study is never touched from here, and nothing is writt
 
 from __future__ import annotations
 
+import errno
 import time
 import traceback
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 Answer = Literal["proceed", "stop"]
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+"""What a RuntimeError says that is one of memory: the CPU allocator's (Linux, Windows), CUDA's outside torch's own
+allocator, C++'s, and cuBLAS's or cuDNN's. None of them has a type of its own."""
+EVALUATED = 256
+"""Validation pictures at a time, where memory has not run short."""
 BEAT_SECONDS = 0.5
 """How often a training says that it lives, at most; at least once per batch when batches take longer."""
 
@@ -68,8 +74,7 @@ def run(job: TrialJob, link: Link) -> bool:
         _fail(link, FailureKind.OUT_OF_MEMORY, _first_line(error))
     except RuntimeError as error:
         text = str(error)
-        # The CPU allocator's out of memory has no type of its own.
-        if "can't allocate memory" in text or "not enough memory" in text:
+        if any(words in text for words in NO_MEMORY):
             _fail(link, FailureKind.OUT_OF_MEMORY, _first_line(error))
         elif "CUDA error" in text or "cuDNN error" in text:
             _fail(link, FailureKind.DIED, _first_line(error))
@@ -80,8 +85,10 @@ def run(job: TrialJob, link: Link) -> bool:
         else:
             _fail(link, FailureKind.BUG, traceback.format_exc())
     except (OSError, DataError) as error:
-        # A full or vanished disk or cache, or a coordinator that is gone; in that case there is nobody to tell.
-        _fail(link, FailureKind.DISK, str(error))
+        # A full or vanished disk or cache, a coordinator that is gone (in that case there is nobody to tell), or no
+        # room left to map a file.
+        no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        _fail(link, FailureKind.OUT_OF_MEMORY if no_memory else FailureKind.DISK, str(error))
     except Exception:
         _fail(link, FailureKind.BUG, traceback.format_exc())
     return True
@@ -101,7 +108,12 @@ def _train(job: TrialJob, link: Link) -> None:
         seed=work.seed,
         device=device,
     )
-    validation = EvaluationBatches(open_part(job.data, config.image_size, "validation"), device=device)
+    validation = EvaluationBatches(
+        open_part(job.data, config.image_size, "validation"),
+        # Where training had to take fewer pictures at a time, so has this: it may be what ran out of memory.
+        batch_size=max(1, EVALUATED * job.micro_batch // config.training.batch_size),
+        device=device,
+    )
     torch.manual_seed(work.seed)
     model = MushroomCNN(config.model).to(device)
     optimizer = make_optimizer(model, config.training)

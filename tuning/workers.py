@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tuning.memory import Kills, offer_first
+
 if TYPE_CHECKING:
-    from tuning.jobs import Event, TrialJob
+    from tuning.jobs import Event, TrialFailure, TrialJob
     from tuning.trainer import Answer
 
 HANG_SECONDS = 300.0
@@ -170,16 +172,17 @@ class _Process:
 
     def send(self, message: TrialJob | Answer) -> None:
         self.silence = 0.0
+        self._kills = Kills.around(self._process.pid or 0)
         self._to_say.put(message)
 
     def events(self, message: _Message | None) -> list[Event]:
         """What a message says about the present job; a failure ends the job."""
-        from tuning.jobs import FailureKind, TrialFailure
+        from tuning.jobs import TrialFailure
 
         if self.job is None:
             return []
         if message is None:
-            event = TrialFailure(kind=FailureKind.DIED, reason=self._cause_of_death())
+            event = self._end()
         elif message.about == (self.job.number, self.job.attempt):
             event = message.event
         else:
@@ -198,12 +201,19 @@ class _Process:
             self._process.close()
             self._connection.close()
 
-    def _cause_of_death(self) -> str:
+    def _end(self) -> TrialFailure:
+        """Of the trial, by that of its process."""
+        from tuning.jobs import FailureKind, TrialFailure
+
         self._process.join(END_SECONDS)
         code = self._process.exitcode
         if code is None:
-            return "closed its line"
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            return TrialFailure(kind=FailureKind.DIED, reason="closed its line")
+        if code >= 0:
+            return TrialFailure(kind=FailureKind.DIED, reason=f"ended with exit code {code}")
+        if code == -signal.SIGKILL and self._kills.risen:
+            return TrialFailure(kind=FailureKind.OUT_OF_MEMORY, reason="killed by the kernel, as memory had run out")
+        return TrialFailure(kind=FailureKind.DIED, reason=f"killed by {signal.Signals(-code).name}")
 
     def _read(self) -> None:
         # The line breaks when the process ends, in the middle of a message when it is killed while it sends.
@@ -255,6 +265,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    offer_first()
     _keep_memory_mapped()
 
     from tuning import trainer
