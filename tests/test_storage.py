@@ -1,5 +1,6 @@
 """Where a study lives: folders, locks, databases that are none, what is counted, and what others can read."""
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -100,6 +101,14 @@ def test_patience_goes_by_the_time_of_the_end_not_by_number() -> None:
     late = trial(0, TrialState.COMPLETE, 0.9, minute=30)
     early = trial(1, TrialState.COMPLETE, 0.5, minute=10)
     assert storage.trials_since_best([late, early]) == 0
+
+
+def test_patience_runs_out_where_the_clock_was_set_back() -> None:
+    """The best trial ended in what was the future after that, and stayed the last one for ever."""
+    best = trial(0, TrialState.COMPLETE, 0.9)
+    best.datetime_complete = datetime.now() + timedelta(days=1000)
+    later = [trial(number, TrialState.COMPLETE, 0.1, minute=number) for number in (1, 2, 3)]
+    assert storage.trials_since_best([best, *later]) == 3
 
 
 def test_patience_is_not_spent_on_trials_that_do_not_count() -> None:
@@ -223,9 +232,113 @@ def test_what_is_no_database_is_named_and_left_alone(spoil: Any, tmp_path: Path)
     text = str(caught.value)
     assert text.startswith(f"a study needs a database that it can read and write, but {sqlite_url(tmp_path)} says: ")
     assert said in text
-    assert text.endswith("; mend it, or name another with --study NAME or --storage URL")
+    ways_out = ("; mend it, or name another", "; put a copy of it back, or name another")
+    assert text.endswith(tuple(f"{way} with --study NAME or --storage URL" for way in ways_out))
     assert "\n" not in text
     assert (database.read_bytes() if database.is_file() else None) == before
+
+
+def with_a_trial(folder: Path) -> bytes:
+    """A study with a trial in its folder; returns its database."""
+    study = opened(folder)
+    study.tell(study.ask(), 0.5)
+    (folder / "trials" / "0000").mkdir(parents=True)
+    (folder / "trials" / "0000" / "history.json").write_text("[]")
+    return (folder / "study.db").read_bytes()
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_database_that_has_gone_from_beside_its_trials_is_not_begun_anew(emptied: bool, tmp_path: Path) -> None:
+    """A new study was begun over the trials of the old one."""
+    whole, database = with_a_trial(tmp_path), tmp_path / "study.db"
+    database.unlink()
+    if emptied:
+        database.touch()
+    with pytest.raises(StudyError) as caught:
+        opened(tmp_path)
+    assert str(caught.value) == (
+        f"a study goes on from its database, but {database} is {'empty' if emptied else 'gone'}, and "
+        f"{tmp_path / 'trials' / '0000'} is of a study; put a copy of the database back, or begin another study with "
+        "--study NAME"
+    )
+    assert (database.read_bytes() if database.exists() else None) == (b"" if emptied else None)
+    database.write_bytes(whole)
+    assert len(opened(tmp_path).get_trials()) == 2
+
+
+def flipped(database: Path, needle: bytes, offset: int, bit: int) -> None:
+    """Flips one bit, so many bytes after the only place where `needle` stands."""
+    content = bytearray(database.read_bytes())
+    assert content.count(needle) >= 1
+    content[content.index(needle) + offset] ^= bit
+    database.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("needle", "offset", "bit", "said"),
+    [
+        (b"SQLite format 3", 3, 0x10, "file is not a database"),
+        (b"CREATE TABLE trials", 3, 0x10, "malformed"),  # the schema's text
+        (b"FloatDistribution", 2, 0x01, "Unknown distribution class"),  # a value that only Optuna reads
+    ],
+)
+def test_a_flipped_bit_is_told_and_nothing_is_written(
+    needle: bytes, offset: int, bit: int, said: str, tmp_path: Path
+) -> None:
+    study = opened(tmp_path)
+    asked = study.ask()
+    asked.suggest_float("x", 0.0, 1.0)
+    study.tell(asked, 0.5)
+    flipped(tmp_path / "study.db", needle, offset, bit)
+    before = (tmp_path / "study.db").read_bytes()
+    with pytest.raises(StudyError) as caught:
+        opened(tmp_path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "--study NAME" in str(caught.value)
+    assert (tmp_path / "study.db").read_bytes() == before
+
+
+def test_a_damaged_page_is_found_at_the_start_and_not_in_the_middle_of_a_study(tmp_path: Path) -> None:
+    """Each page of the file in turn is overwritten."""
+    study = opened(tmp_path)
+    for _ in range(2):
+        study.tell(study.ask(), 0.5)
+    whole = (tmp_path / "study.db").read_bytes()
+    size = 4096
+    for page in range(len(whole) // size):
+        damaged = whole[: page * size] + b"\xa5" * size + whole[(page + 1) * size :]
+        (tmp_path / "study.db").write_bytes(damaged)
+        with pytest.raises(StudyError, match=r"says: (database disk image is malformed|file is not a database)"):
+            storage.connect(sqlite_url(tmp_path))
+        assert (tmp_path / "study.db").read_bytes() == damaged
+
+
+def test_a_newer_optunas_tables_are_told_with_the_way_out(tmp_path: Path) -> None:
+    opened(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v9.9.0.a'")
+        connection.commit()
+    before = (tmp_path / "study.db").read_bytes()
+    with pytest.raises(StudyError) as caught:
+        opened(tmp_path)
+    text = str(caught.value)
+    assert text.startswith(f"a --storage needs this Optuna's tables, but {sqlite_url(tmp_path)}: The runtime optuna")
+    assert "pip install -U optuna" in text and text.endswith("; or name another with --study NAME or --storage URL")
+    assert "\n" not in text
+    assert (tmp_path / "study.db").read_bytes() == before
+
+
+def test_a_database_that_another_program_never_lets_go_is_told_after_a_stated_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tmp_path)
+    monkeypatch.setattr(storage, "LOCKED_SECONDS", 0.2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StudyError, match=r"database is locked; another program holds it .*: close that one, and"):
+            opened(tmp_path)
+    assert len(opened(tmp_path).get_trials()) == 2
 
 
 @pytest.mark.parametrize(
@@ -307,7 +420,10 @@ def test_a_database_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path) -
     """SQLite's own limit on pages stands in for the disk's: the same error by the same way."""
     study = opened(tmp_path)
     url = sqlite_url(tmp_path)
-    with pytest.raises(StudyError, match=r"says: database or disk is full; mend it"), storage.explained(url):
+    with (
+        pytest.raises(StudyError, match=r"disk is full; free some space, and the same"),
+        storage.explained(url),
+    ):
         raise_full(study)
     with sqlite3.connect(tmp_path / "study.db") as connection:
         assert connection.execute("SELECT count(*) FROM trials").fetchone() == (2,)

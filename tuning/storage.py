@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import sqlite3
 import warnings
 from collections.abc import Generator
 from datetime import datetime
@@ -33,6 +34,19 @@ from tuning.identity import refuse_changes
 IDENTITY = "identity:"
 """Prefix of the study's attributes that must not change."""
 METRIC = "validation top-1"
+LOCKED_SECONDS = 300.0
+"""How long SQLite waits for another program that holds the database; its own 5 seconds are short for a slow disk or a
+copy that is being made. Ctrl-C is heard when the wait is over."""
+ANOTHER = "name another with --study NAME or --storage URL"
+WAYS_OUT = {
+    "database is locked": f"another program holds it for over {LOCKED_SECONDS:.0f} s: close that one, and the same "
+    "command goes on",
+    "disk is full": "free some space, and the same command goes on",
+    "disk i/o error": "mend the disk or its quota, and the same command goes on",
+    "gone": f"put it back, or {ANOTHER}",
+    "malformed": f"put a copy of it back, or {ANOTHER}",
+}
+"""By a part of what a database says. Whatever it is, every finished epoch is in the trials' checkpoints too."""
 NETWORK_FILE_SYSTEMS = {
     "nfs",
     "nfs4",
@@ -67,8 +81,18 @@ def counts(trial: FrozenTrial) -> bool:
 
 
 def trials_since_best(trials: list[FrozenTrial]) -> int:
-    """How many counted trials have ended since the best value was reached."""
-    ended = sorted(filter(counts, trials), key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))
+    """How many counted trials have ended since the best value was reached.
+
+    A clock that was set back leaves ends in the future, which count as earlier than the others: by their times they
+    would stay the last, and patience would never run out.
+    """
+    now = datetime.now()
+
+    def end(trial: FrozenTrial) -> tuple[bool, datetime, int]:
+        ended = trial.datetime_complete or now
+        return ended <= now, ended, trial.number
+
+    ended = sorted(filter(counts, trials), key=end)
     best, since = -1.0, 0
     for trial in ended:
         since += 1
@@ -140,15 +164,57 @@ def explained(url: str) -> Generator[None]:
     """Turns what a database says when it cannot go on into one StudyError; nothing committed is lost by it."""
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
+        file = _file(url)
+        if file is not None and not file.exists():
+            reason += " (its file is gone)"  # SQLite writes no removed file, and calls it read-only
+        way_out = next((way for said, way in WAYS_OUT.items() if said in reason.lower()), f"mend it, or {ANOTHER}")
         raise StudyError(
             f"a study needs a database that it can read and write, but {without_password(url)} says: {reason}; "
-            "mend it, or name another with --study NAME or --storage URL"
+            f"{way_out}"
         ) from error
+
+
+@contextlib.contextmanager
+def _legible(url: str) -> Generator[None]:
+    """Where the database is whole but what it holds makes no sense, as after a flipped bit, Optuna stumbles over it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise StudyError(
+            f"a study needs a database as Optuna wrote it, but {without_password(url)} holds something else "
+            f"({type(error).__name__}: {reason}); {WAYS_OUT['malformed']}"
+        ) from error
+
+
+def _file(url: str) -> Path | None:
+    """The file of an SQLite database; None where it is another's."""
+    parsed = sqlalchemy.make_url(url)
+    named = parsed.database if parsed.get_backend_name() == "sqlite" else None
+    return Path(named) if named and named != ":memory:" else None
+
+
+def _check(file: Path) -> None:
+    """Raises StudyError for an SQLite database that is damaged, or that has gone from beside its trials."""
+    there = file.stat().st_size if file.is_file() else 0
+    trials = sorted(file.parent.glob("trials/[0-9][0-9][0-9][0-9]/*"))
+    if not there and not file.is_dir() and trials:
+        raise StudyError(
+            f"a study goes on from its database, but {file} is {'empty' if file.exists() else 'gone'}, and "
+            f"{trials[0].parent} is of a study; put a copy of the database back, or begin another study with --study "
+            "NAME"
+        )
+    if there:
+        with contextlib.closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as connection:
+            # By itself SQLite finds a damaged page only when it comes to it: in the middle of a study.
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"database disk image is malformed: {' '.join(found.split())}")
 
 
 def connect(url: str) -> optuna.storages.BaseStorage:
@@ -160,10 +226,12 @@ def connect(url: str) -> optuna.storages.BaseStorage:
             f"--storage is a database URL such as sqlite:///study.db or postgresql://user@host/name, but got "
             f"{without_password(url)!r}"
         ) from None
-    # The dashboard reads while we write; SQLite's own 5 seconds are short for a slow disk.
-    arguments = {"connect_args": {"timeout": 60}} if parsed.get_backend_name() == "sqlite" else {}
+    file = _file(url)
+    arguments = {"connect_args": {"timeout": LOCKED_SECONDS}} if parsed.get_backend_name() == "sqlite" else {}
     try:
         with explained(url):
+            if file is not None:
+                _check(file)
             return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=arguments))
     except ImportError as error:
         raise StudyError(
@@ -172,7 +240,9 @@ def connect(url: str) -> optuna.storages.BaseStorage:
         ) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise StudyError(f"a --storage needs this Optuna's tables, but {without_password(url)}: {reason}") from error
+        raise StudyError(
+            f"a --storage needs this Optuna's tables, but {without_password(url)}: {reason}; or {ANOTHER}"
+        ) from error
 
 
 def open_study(
@@ -193,17 +263,24 @@ def open_study(
     """
     storage = connect(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
     with explained(url):
-        study = optuna.create_study(
-            storage=storage, study_name=name, sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
-        )
-        trials = study.get_trials(deepcopy=False)
-        now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
-        stored = {key[len(IDENTITY) :]: v for key, v in study.user_attrs.items() if key.startswith(IDENTITY)}
+        with _legible(url):
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                sampler=sampler,
+                pruner=pruner,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            trials = study.get_trials(deepcopy=False)
+            stored = {key[len(IDENTITY) :]: v for key, v in study.user_attrs.items() if key.startswith(IDENTITY)}
         if study.directions != [StudyDirection.MAXIMIZE] or (trials and now and not stored):
             raise StudyError(f"study '{name}' in {without_password(url)} is not one of this program; use --study NAME")
         if trials:
-            refuse_changes(stored, now, name)
+            with _legible(url):
+                refuse_changes(stored, now, name)
         else:
             # No trial yet: whatever an interrupted start has left is written anew.
             with warnings.catch_warnings():
@@ -227,11 +304,12 @@ def load_study(url: str, name: str) -> optuna.Study:
         raise missing  # connecting would make an empty database
     storage = connect(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with explained(url):
+    with explained(url), _legible(url):
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
             raise missing from None
+        study.get_trials(deepcopy=False)
         if not any(key.startswith(IDENTITY) for key in study.user_attrs):
             raise StudyError(f"study '{name}' in {without_password(url)} is not one of this program; use --study NAME")
     return study
