@@ -6,8 +6,8 @@
 A study of 40 small trials is run undisturbed. Then it is run anew, and killed, interrupted and put to sleep at random
 moments drawn from a seed, and started again whenever it has ended, until it ends by itself; and so on with the next
 seed, until there were so many kills. Each study is then searched for whatever should not be there. `--plain-kills`
-does the same, meanwhile, to two processes of `plain_optuna.py` on one SQLite file. Figures go to the screen as Markdown, what
-is wrong as well; the folders stay where `--into` says. Linux only: each study gets one core.
+does the same, meanwhile, to two processes of `plain_optuna.py` on one SQLite file. Figures go to the screen as
+Markdown, what is wrong as well; the folders stay where `--into` says. Linux only: each study gets one core.
 """
 
 from __future__ import annotations
@@ -371,7 +371,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300, help="of each way, over all its studies")
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=2, help="how many different studies")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,12 +15,15 @@ import optuna
 import psutil
 import pytest
 from pictures import class_folders
-from studies import HERE, Begun, Tiny, essence, gone, one_core, prepare, until
+from studies import HERE, PATIENCE, Begun, Tiny, advanced, essence, gone, one_core, prepare, until
 
 from model import checkpoint
+from model.training import EpochMetrics
 from tuning import StudyError, storage
+from tuning.coordinator import TrialStarted
 from tuning.folder import sqlite_url
 from tuning.storage import counts
+from tuning.workers import HANG_SECONDS, LocalWorkers
 
 TRIALS = 4
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
@@ -112,6 +117,89 @@ def test_a_killed_coordinator_leaves_no_process(tiny: Tiny, tmp_path: Path) -> N
         begun.process.kill()
         begun.end()
         until(lambda: all(map(gone, family)), "the end of every process")
+
+
+def test_a_worker_that_hangs_is_given_up_and_a_fresh_one_goes_on_with_its_trial(tiny: Tiny, tmp_path: Path) -> None:
+    whole, broken = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "broken")
+    list(whole.coordinator(2).run())
+    workers = LocalWorkers(["cpu"])
+    hanging, since, waited = None, 0.0, 0.0
+    for happening in broken.coordinator(2, workers=workers).run():
+        if hanging is None and advanced(happening, 0, EpochMetrics):
+            (hanging,) = (child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline()))
+            hanging.suspend()
+            workers.hang_seconds, since = 3.0, time.monotonic()
+        elif hanging is not None and isinstance(happening, TrialStarted) and happening.attempt == 2:
+            waited = time.monotonic() - since
+            assert gone(hanging)
+            workers.hang_seconds = PATIENCE  # a process needs longer to start than an epoch takes
+    assert waited >= 3.0
+    assert essence(broken.trials()) == essence(whole.trials())
+    assert [trial.user_attrs["attempts"] for trial in broken.trials()] == [2, 1]
+
+
+@pytest.mark.long
+def test_the_command_gives_a_hanging_worker_up_after_the_stated_time(undisturbed: Tiny, tmp_path: Path) -> None:
+    study = undisturbed.at(tmp_path, *undisturbed.options)
+    with study.begin() as begun:
+        hanging, since = in_mid_epoch(study, begun, 1), time.monotonic()
+        while not gone(hanging):
+            assert begun.process.poll() is None
+            assert time.monotonic() - since < HANG_SECONDS + PATIENCE
+            time.sleep(0.1)
+        assert time.monotonic() - since >= HANG_SECONDS - 1.0
+        assert begun.end() == 0
+    assert_finished(study)
+    assert essence(study.trials()) == essence(undisturbed.trials())
+    assert [trial.user_attrs["attempts"] for trial in study.trials()] == [1, 2, 1, 1]
+
+
+ASLEEP = """
+import pickle, sys
+from studies import PATIENCE, Tiny
+from model.training import EpochMetrics
+from tuning.coordinator import TrialAdvanced
+from tuning.workers import LocalWorkers
+
+if __name__ == "__main__":
+    study: Tiny = pickle.load(sys.stdin.buffer)
+    workers = LocalWorkers(["cpu"], hang_seconds=PATIENCE)
+    for happening in study.coordinator(2, workers=workers).run():
+        if isinstance(happening, TrialAdvanced) and isinstance(happening.progress, EpochMetrics):
+            workers.hang_seconds = 20.0
+"""
+
+
+@pytest.mark.long
+def test_a_laptop_that_sleeps_for_longer_than_that_hangs_no_worker(tiny: Tiny, tmp_path: Path) -> None:
+    """All are stopped together, as the lid does it; the coordinator wakes first, and finds that nobody has spoken.
+
+    Once it gave its worker up there, and three such nights failed a trial.
+    """
+    study = tiny.at(tmp_path)
+    script = tmp_path / "asleep.py"
+    script.write_text(ASLEEP)
+    path = os.pathsep.join([str(HERE), str(HERE / "tests")])
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+    ) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(pickle.dumps(study))
+            process.stdin.close()
+            worker = in_mid_epoch(study, Begun(process=process, output=script), 0)
+            time.sleep(1.0)  # until the coordinator waits for it
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(25.0)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.5)
+            worker.resume()
+            until(lambda: process.poll() is not None, "the end of the study")
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert [trial.user_attrs["attempts"] for trial in study.trials()] == [1, 1]
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "COMPLETE"]
 
 
 def test_ctrl_c_keeps_finished_epochs_and_a_second_coordinator_is_refused(undisturbed: Tiny, tmp_path: Path) -> None:

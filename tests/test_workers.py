@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from studies import PATIENCE, TINY, ThreadWorkers, Tiny, prepare
+from studies import PATIENCE, TINY, ThreadWorkers, Tiny, prepare, until
 
 from data.cache import CacheHandle
 from model import checkpoint
@@ -258,6 +259,48 @@ def test_a_silent_process_is_given_up_and_killed(processes: LocalWorkers, job: J
         processes.hang_seconds = PATIENCE
     assert failure == TrialFailure(kind=FailureKind.HUNG, reason="no sign of life for 1 s")
     assert not silent.is_running()
+
+
+def test_a_process_is_not_silent_while_nobody_listens(processes: LocalWorkers, job: Jobs) -> None:
+    """As after a laptop's sleep: the coordinator wakes first, and its last word from anybody is hours old."""
+    processes.start(0, job())
+    heard(processes)
+    sleeping = psutil.Process(pid(processes))
+    sleeping.suspend()
+    processes.proceed(0)
+    processes.hang_seconds = 1.0
+    try:
+        time.sleep(1.5)
+        assert processes.wait(0.01) == []
+    finally:
+        processes.hang_seconds = PATIENCE
+        sleeping.resume()
+    assert isinstance(heard(processes), EpochMetrics)
+    processes.stop(0)
+
+
+def test_a_process_stopped_in_the_middle_of_a_message_holds_nobody_up(tiny: Tiny, tmp_path: Path) -> None:
+    """Of 700 classes an epoch's confusion is a megabyte, more than the line holds: whoever reads it waits for the rest.
+
+    Once that was the coordinator, for ever; the timer ended it by the death of the process.
+    """
+    many = Jobs(replace(tiny.data, classes=tuple(f"class {number}" for number in range(700))), tmp_path)
+    workers = LocalWorkers(["cpu"])
+    try:
+        workers.start(0, many(config=replace(CONFIG, model=replace(CONFIG.model, classes=700))))
+        until((tmp_path / "0" / "last.pt").exists, "a checkpoint, after which it speaks")
+        silent = psutil.Process(pid(workers))
+        timer = threading.Timer(PATIENCE / 2, silent.kill)
+        timer.start()
+        time.sleep(0.5)
+        silent.suspend()
+        workers.hang_seconds = 1.0
+        while not isinstance(event := heard(workers), TrialFailure):
+            pass  # it had said the whole of it
+        timer.cancel()
+        assert event.kind is FailureKind.HUNG
+    finally:
+        workers.close()
 
 
 def test_a_process_out_of_memory_says_so_and_trains_again_when_there_is_some(
