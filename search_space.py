@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.augment import AugmentConfig
 from model.network import ModelConfig
+from model.plain_json import fill
 from model.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -32,20 +33,19 @@ class Config:
     augment: AugmentConfig
     training: TrainingConfig
 
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or self.views < 1:
+            raise ValueError(f"`image_size, views >= 1` must hold, but got {self.image_size}, {self.views}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, nested as the fields are."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`."""
-        return cls(
-            image_size=values["image_size"],
-            views=values["views"],
-            model=ModelConfig(**values["model"]),
-            augment=AugmentConfig(**values["augment"]),
-            training=TrainingConfig(**values["training"]),
-        )
+        """The inverse of `to_dict`. Raises ValueError for anything else."""
+        parts = {"model": ModelConfig, "augment": AugmentConfig, "training": TrainingConfig}
+        return fill(cls, values | {name: fill(kind, values[name]) for name, kind in parts.items() if name in values})
 
     @property
     def digest(self) -> str:

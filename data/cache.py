@@ -12,14 +12,13 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, TypeVar, get_args
 from uuid import uuid4
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +82,7 @@ def build(
     handle = CacheHandle(
         directory=directory,
         fingerprint=catalog.fingerprint,
-        split=_digest(catalog, split),
+        split=_digest(catalog.labels, dict(split.named())),
         classes=catalog.classes,
     )
     stored = io.BytesIO()
@@ -109,18 +108,21 @@ def open_part(handle: CacheHandle, image_size: int, *parts: PartName) -> Part:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             labels: npt.NDArray[np.int64] = stored["labels"]
-            indices: npt.NDArray[np.int64] = np.concatenate([stored[part] for part in parts])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            places: dict[str, npt.NDArray[np.int64]] = {part: stored[part] for part in PARTS}
+        if _digest(labels, places) != handle.split:
+            raise ValueError("not the split that its name says")
+    except Exception as error:  # a damaged zip or header raises a dozen kinds of error, with one cure
         raise _gone(path) from error
+    indices = np.concatenate([places[part] for part in parts])
     images = _images(handle, image_size, len(labels))
     if images is None:
         raise _gone(_images_path(handle.directory, image_size))
     return Part(images=images, indices=indices, labels=labels[indices], classes=len(handle.classes))
 
 
-def _digest(catalog: Catalog, split: Split) -> str:
+def _digest(labels: npt.NDArray[np.int64], places: Mapping[str, npt.NDArray[np.int64]]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for numbers in (catalog.labels, *(getattr(split, part) for part in PARTS)):
+    for numbers in (labels, *(places[part] for part in PARTS)):
         digest.update(len(numbers).to_bytes(8, "little") + np.ascontiguousarray(numbers, dtype="<i8").tobytes())
     return digest.hexdigest()
 
@@ -137,7 +139,7 @@ def _images(handle: CacheHandle, size: int, pictures: int) -> npt.NDArray[np.uin
     """The memory map, or None if it is missing, torn or of another shape; numpy refuses a map longer than its file."""
     try:
         images = np.lib.format.open_memmap(_images_path(handle.directory, size), mode="r")
-    except (OSError, ValueError, EOFError):
+    except Exception:  # of a damaged header also what Python's own tokenizer and parser raise
         return None
     return images if images.dtype == np.uint8 and images.shape == (pictures, size, size, 3) else None
 
@@ -182,6 +184,11 @@ def _squares(path: Path, picture: Picture, sizes: Sequence[int]) -> list[npt.NDA
         if hashlib.blake2b(content, digest_size=16).hexdigest() != picture.content_hash:
             raise PictureError("its bytes changed")
         return [load_square(io.BytesIO(content), size) for size in sizes]
+    except MemoryError as error:
+        raise DataError(
+            f"each picture must fit into the memory that is free, but {printable(path)} with {picture.width} x "
+            f"{picture.height} pixels does not; free memory, or make it smaller"
+        ) from error
     except (PictureError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(

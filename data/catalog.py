@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError, Track, near_duplicates, no_track
-from data.sources import Source, class_folders, printable
+from data.sources import Source, cell, class_folders, printable
 from data.verdicts import THUMBNAIL, Entry, Look, Verdict, examine, walk, write_whole
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
 
@@ -156,7 +156,7 @@ class Catalog:
         """A row per file by REPORT_COLUMNS, with the part of the split it is used in if `parts` is given.
 
         Paths are relative to the source's root. Control characters in names are written as escapes, so that a line is
-        a line and no terminal obeys it.
+        a line and no terminal obeys it; and no name is taken for a formula (see `data.sources.cell`).
         """
         if parts and sum(len(positions) for _, positions in parts.named()) != len(self.kept):
             raise ValueError("the split must be of this catalog, not of one with more or fewer pictures")
@@ -168,8 +168,8 @@ class Catalog:
             where = self.file(picture)
             shown = where.relative_to(self.source.root) if where.is_relative_to(self.source.root) else where
             row = (
-                printable(shown.as_posix()),
-                printable(picture.label),
+                cell(shown),
+                cell(picture.label),
                 picture.part,
                 picture.verdict,
                 printable(picture.reason),

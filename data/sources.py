@@ -11,6 +11,7 @@ Other folders beside `train` are not read. Only names and folders are looked at 
 """
 
 import importlib
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -33,6 +34,9 @@ PART_FOLDERS = {
     "validation": "validation",
 }
 """Folder name, in any case -> official part."""
+
+LONGEST = 60
+"""Characters of a study's default name: a folder's may have 255 bytes, and a study's folder holds longer ones."""
 
 ENCLOSING = 2
 """Folders with nothing but one folder in them that are stepped through; Kaggle's archive has `Mushrooms/Mushrooms/`."""
@@ -89,19 +93,20 @@ def resolve(
 def class_folders(folder: Path) -> dict[str, Path]:
     """Class name -> its folder, sorted by name. Hidden folders and `__MACOSX` are no classes.
 
-    Raises DataError: a name is blank, two names differ only in case or Unicode form (on macOS and Windows they would be
-    one folder), or a class folder is a link that leads out of `folder`, whose pictures would silently be missing.
+    Raises DataError: a name is blank, two names differ only in case, Unicode form, or spaces and dots around them (on
+    macOS or Windows they would be one folder, and nobody tells them apart in a table), or a class folder is a link that
+    leads out of `folder`, whose pictures would silently be missing.
     """
     found = {path.name: path for path in _folders_in(folder)}
     seen: dict[str, str] = {}
     for name, path in found.items():
         if not name.strip():
             raise DataError(f"a class needs a name, but {printable(folder)} has a folder named {name!r}; rename it")
-        alike = unicodedata.normalize("NFC", name).casefold()
+        alike = unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold()).strip(" .")
         if alike in seen:
             raise DataError(
-                f"class names must differ in more than case, but {printable(folder)} has '{printable(seen[alike])}' "
-                f"and '{printable(name)}'; rename or merge them"
+                f"class names must differ in more than case, spaces and dots, but {printable(folder)} has "
+                f"'{printable(seen[alike])}' and '{printable(name)}'; rename or merge them"
             )
         seen[alike] = name
         if path.is_symlink() and not path.resolve().is_relative_to(folder):
@@ -121,6 +126,23 @@ def printable(text: str | Path) -> str:
     """A name as it can be shown: line ends, terminal escapes and bytes that are no UTF-8 as `\\n`, `\\x1b`, …."""
     shown = str(text)
     return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+
+
+def cell(text: str | Path) -> str:
+    """A name or path as a cell of a CSV file: printable, and nothing that a spreadsheet takes for a formula.
+
+    A stranger's data set may have a folder called `=HYPERLINK(...)`. A path then starts with `./` and stays that path;
+    a name with an apostrophe, the spreadsheets' own sign for text (OWASP, "CSV Injection"). Numbers are left alone.
+    """
+    shown = printable(text.as_posix() if isinstance(text, Path) else text)
+    if not shown.startswith(("=", "+", "-", "@")):
+        return shown
+    if isinstance(text, Path):
+        return f"./{shown}"
+    try:
+        return f"'{shown}" if not math.isfinite(float(shown)) else shown
+    except ValueError:
+        return f"'{shown}"
 
 
 def _field_guide(cache_dir: Path, pictures: int | None, track: Track) -> Source:
@@ -255,4 +277,5 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", name).lower()).strip("-") or "pictures"
+    slug = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", name).lower()).strip("-")
+    return slug[:LONGEST].strip("-") or "pictures"

@@ -24,7 +24,7 @@ from PIL import Image
 
 from data import DataError, Track, no_track
 from data.sources import is_hidden, printable
-from model.preprocessing import FORMATS, MAX_PIXELS, MIN_SIDE, PictureError, open_picture
+from model.preprocessing import FORMATS, MAX_BYTES, MAX_PIXELS, MIN_SIDE, PictureError, open_picture, open_regular
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
 
 THUMBNAIL = (16, 18)
@@ -171,6 +171,8 @@ def _file(entry: os.DirEntry[str], path: str, label: str, within: Sequence[Path]
         reason = "a link to a folder"
     elif not stat.S_ISREG(status.st_mode):
         reason = "not a regular file"
+    elif status.st_size > MAX_BYTES and _named_like_a_picture(entry.name):
+        reason = f"{status.st_size / 1e9:,.1f} GB, more than the {MAX_BYTES / 1e9:.1f} allowed"
     verdict = Verdict.REFUSED if reason else None
     if not reason and status.st_size == 0:
         verdict = Verdict.UNREADABLE if _named_like_a_picture(entry.name) else Verdict.NOT_A_PICTURE
@@ -185,10 +187,12 @@ def _named_like_a_picture(name: str) -> bool:
 
 def _look(path: Path) -> Look:
     try:
-        with path.open("rb") as file:
+        with open_regular(path, MAX_BYTES) as file:
             return _look_into(file, _named_like_a_picture(path.name))
     except OSError as error:
         return Look(verdict=Verdict.UNREADABLE, reason=f"cannot be opened ({error.strerror})", lasting=False)
+    except MemoryError:
+        return Look(verdict=Verdict.REFUSED, reason="too large for the memory that is free", lasting=False)
 
 
 def _look_into(file: io.BufferedReader, named_like_a_picture: bool) -> Look:

@@ -10,11 +10,9 @@ shapes, types, sizes - is checked before a network is made of it.
 
 import hashlib
 import json
-import math
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,7 +24,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from model import plain_json
 from model.network import ModelConfig, MushroomCNN
+from model.plain_json import short, twice
 from model.preprocessing import MEAN, STD, VERSION
 
 FORMAT = "mushroom-study bundle 1"
@@ -42,8 +42,6 @@ TEMPERATURES = (1e-3, 1e3)
 
 MAX_CONFIG = 4 * 2**20
 """Bytes of config.json: a thousand classes with their confusion matrix have room."""
-MAX_DEPTH = 32
-"""Levels of JSON: what this program writes has five."""
 MAX_HEADER = 2**20
 """Bytes of model.safetensors beside its tensors: names, shapes, and whatever other tools note there."""
 
@@ -72,9 +70,9 @@ class Bundle:
     def __post_init__(self) -> None:
         for name in cast(tuple[object, ...], self.classes):
             if not isinstance(name, str) or not name:
-                raise ValueError(f"every class needs a name, but `classes` has {_short(name)}")
-        if (twice := _twice(self.classes)) is not None:
-            raise ValueError(f"no two classes may share a name, but `classes` has {_short(twice)} twice")
+                raise ValueError(f"every class needs a name, but `classes` has {short(name)}")
+        if (name := twice(self.classes)) is not None:
+            raise ValueError(f"no two classes may share a name, but `classes` has {short(name)} twice")
         if len(self.classes) != self.model.classes:
             raise ValueError(
                 f"`classes` must name every logit, but has {len(self.classes)} names for {self.model.classes} logits"
@@ -167,7 +165,7 @@ def verify(folder: Path) -> None:
     _, hashes = _description(folder)
     there = {path.name for path in folder.iterdir()} - {CONFIG}
     if there != hashes.keys():
-        names = ", ".join(map(_short, sorted(there ^ hashes.keys())))
+        names = ", ".join(map(short, sorted(there ^ hashes.keys())))
         _refuse(folder / CONFIG, "list the files beside it", f"and the folder differ in {names}")
     for name, sha256 in hashes.items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
@@ -240,42 +238,13 @@ def _description(folder: Path) -> tuple[Bundle, dict[str, str]]:
 
 
 def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    """JSON, more strictly than Python's: no name twice, no NaN, no infinity, not too deep."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if (twice := _twice(name for name, _ in pairs)) is not None:
-            raise ValueError(f"{_short(twice)} is there twice")
-        return dict(pairs)
-
-    def finite(text: str) -> float:
-        if not math.isfinite(number := float(text)):
-            raise ValueError(f"{_short(text)} is not a finite number")
-        return number
-
     try:
-        contents: Any = json.loads(
-            content.decode("utf-8"), object_pairs_hook=unique, parse_float=finite, parse_constant=finite
-        )
-        if _deeper(contents, MAX_DEPTH):
-            raise RecursionError
-    except RecursionError:
-        _refuse(path, f"nest at most {MAX_DEPTH} levels of JSON", "has more")
-    except ValueError as error:  # of UTF-8, of JSON, of numbers with thousands of digits, and the above
+        contents = plain_json.parse(content)
+    except ValueError as error:  # of UTF-8, of JSON, of numbers with thousands of digits, …
         _refuse(path, "be JSON", f"is not: {printable(str(error))[:160]}")
     if not isinstance(contents, dict):
         _refuse(path, "be a JSON object", f"is of type {type(contents).__name__}")
     return cast(dict[str, Any], contents)
-
-
-def _deeper(value: object, depth: int) -> bool:
-    """Whether lists and objects nest more than `depth` levels; level by level, as recursion is what must not happen."""
-    level: list[Any] = [value]
-    for _ in range(depth + 1):
-        level = [item for item in level if isinstance(item, (dict, list))]
-        if not level:
-            return False
-        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-    return True
 
 
 def _check_format(path: Path, found: object) -> None:
@@ -288,7 +257,7 @@ def _check_format(path: Path, found: object) -> None:
             f"this program reads {FORMAT!r}, but {printable(path)} says {found!r}: made by a newer version; "
             "update this program, or export the bundle again with it"
         )
-    _refuse(path, f"say {FORMAT!r} as its format", f"says {_short(found)}: it is of something else")
+    _refuse(path, f"say {FORMAT!r} as its format", f"says {short(found)}: it is of something else")
 
 
 def _check_fields(path: Path, prefix: str, values: dict[str, Any], kinds: dict[str, Any]) -> None:
@@ -299,7 +268,7 @@ def _check_fields(path: Path, prefix: str, values: dict[str, Any], kinds: dict[s
         _refuse(path, "have no other fields than its own", f"has {_few(prefix + name for name in extra)}")
     for name, kind in kinds.items():
         if type(values[name]) not in (kind if isinstance(kind, tuple) else (kind,)):
-            _refuse(path, "have fields of the right type", f"has {_short(values[name])} as '{prefix}{name}'")
+            _refuse(path, "have fields of the right type", f"has {short(values[name])} as '{prefix}{name}'")
 
 
 def _check_preprocessing(path: Path, found: dict[str, Any]) -> None:
@@ -308,7 +277,7 @@ def _check_preprocessing(path: Path, found: dict[str, Any]) -> None:
         if found.get(name) != value:
             raise BundleError(
                 f"a bundle's pictures must be prepared as this program does it, with {name} {value}, but "
-                f"{printable(path)} has {name} {_short(found.get(name))}; use the program's version that made it, "
+                f"{printable(path)} has {name} {short(found.get(name))}; use the program's version that made it, "
                 "or export it again"
             )
 
@@ -317,9 +286,9 @@ def _check_files(folder: Path, hashes: dict[str, Any]) -> None:
     path = folder / CONFIG
     for name, sha256 in hashes.items():
         if not _is_plain(name):
-            _refuse(path, "name files of its own folder only", f"names {_short(name)}")
+            _refuse(path, "name files of its own folder only", f"names {short(name)}")
         if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-            _refuse(path, "give the sha256 of every file in 64 hex digits", f"gives {_short(sha256)}")
+            _refuse(path, "give the sha256 of every file in 64 hex digits", f"gives {short(sha256)}")
         _inside(folder, name)
     if WEIGHTS not in hashes:
         _refuse(path, f"give the sha256 of {WEIGHTS}", "does not")
@@ -441,22 +410,10 @@ def _refuse(path: Path, rule: str, found: str) -> NoReturn:
     )
 
 
-def _short(value: object) -> str:
-    """A value from a stranger's file: in one line, and not longer than it helps."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:56]} ..."
-
-
 def _few(names: Iterable[str]) -> str:
-    listed = [_short(name) for name in sorted(names)]
+    listed = [short(name) for name in sorted(names)]
     return ", ".join(listed[:3]) + f" and {len(listed) - 3} more" * (len(listed) > 3)
 
 
 def _by(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
-
-
-def _twice(names: Iterable[str]) -> str | None:
-    """A name that is there more than once, if any."""
-    counts = Counter(names).most_common(1)
-    return counts[0][0] if counts and counts[0][1] > 1 else None

@@ -17,10 +17,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from model.files import open_regular
+from model.plain_json import fill
 from model.training import EpochMetrics
 
 FORMAT = "mushroom-study checkpoint 2"
 """First entry of every file; the number rises when an older file could no longer be read."""
+
+
+MAX_BYTES = 2**31
+"""Of a file: the space's largest network with AdamW's state has 0.2 GB."""
 
 
 class CheckpointError(Exception):
@@ -82,11 +88,17 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 def load(path: Path) -> Checkpoint:
     """Read what `save` wrote, its tensors on the CPU. Raises `CheckpointError` for anything else, or nothing at all."""
     try:
-        file = io.BytesIO(path.read_bytes())
+        with open_regular(path, MAX_BYTES) as opened:
+            file = io.BytesIO(opened.read())
     except OSError as error:
         raise CheckpointError(f"a checkpoint must be readable, but {path} is not: {error.strerror}") from error
     try:
         with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if any(one.compress_type != zipfile.ZIP_STORED for one in members) or (
+                sum(one.file_size for one in members) > file.getbuffer().nbytes
+            ):
+                raise zipfile.BadZipFile("packed, which torch does not do: a bomb, perhaps")
             damaged = archive.testzip()  # torch writes checksums but does not compare them when it loads
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
@@ -105,8 +117,8 @@ def load(path: Path) -> Checkpoint:
             found = f"no {name!r}" if name not in fields else f"{name!r} of type {type(fields[name]).__name__}"
             raise CheckpointError(f"a checkpoint must have all its fields, but {path} has {found}; remove it")
     try:
-        history = tuple(EpochMetrics.from_dict(record) for record in fields["history"])
-    except (KeyError, TypeError) as error:
+        history = tuple(fill(EpochMetrics, vars(EpochMetrics.from_dict(record))) for record in fields["history"])
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"a checkpoint's history must hold one record per epoch, but {path} has others ({error}); remove it"
         ) from error

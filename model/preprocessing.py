@@ -8,7 +8,7 @@ import re
 import threading
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,8 +17,17 @@ import numpy.typing as npt
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from model.files import open_regular
+
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused by their header, before a decoder allocates their 4 bytes a pixel."""
+
+MAX_BYTES = 2**30
+"""Larger files are refused unread: 100 megapixels of 16-bit RGBA, not compressed, are 0.8 GB; a hole may claim 1 TB."""
+
+LARGE = 16_000_000
+"""Pixels. Larger pictures are decoded one at a time, whatever the number of threads: 100 megapixels of RGBA come out of
+0.4 MB and take 1.5 GB on the way to RGB (measured), so that 32 of them at once would end the process."""
 
 MIN_SIDE = 16
 """Pixels; a picture with a shorter side shows nothing to learn from. The catalog leaves such pictures out."""
@@ -67,12 +76,13 @@ def open_picture(source: str | Path | BinaryIO, *, at_least: int | None = None) 
     is above 1, else as 0 to 255, and clipped. With `at_least` (pixels) a JPEG is decoded at 1/2, 1/4 or 1/8 as long as
     the shorter side stays at least twice that; the resize that follows hides the decoder's own, coarser one.
 
-    Raises PictureError: the file cannot be opened, is no picture, is truncated or broken, or has more than MAX_PIXELS.
+    Raises PictureError: the file cannot be opened, is no picture, is truncated or broken, or has more than MAX_PIXELS
+    or MAX_BYTES. Raises MemoryError where the memory that is free does not hold it.
     """
     if not isinstance(source, (str, Path)):
         return _decode(source, at_least)
     try:
-        with Path(source).open("rb") as file:
+        with open_regular(Path(source), MAX_BYTES) as file:
             return _decode(file, at_least)
     except OSError as error:
         raise PictureError(f"cannot be opened ({error.strerror})") from error
@@ -93,8 +103,14 @@ def to_square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
 
 def load_square(path: str | Path | BinaryIO, size: int) -> npt.NDArray[np.uint8]:
-    """`open_picture` and `to_square` in one: what the cache stores and what predict sees; uint8 (size, size, 3)."""
-    return to_square(open_picture(path, at_least=size), size)
+    """`open_picture` and `to_square` in one: what the cache stores and what predict sees; uint8 (size, size, 3).
+
+    Raises PictureError as `open_picture` does, and for a shorter side below MIN_SIDE.
+    """
+    image = open_picture(path, at_least=max(size, MIN_SIDE))
+    if min(image.size) < MIN_SIDE:
+        raise PictureError(f"{image.width} x {image.height} pixels, the shorter side needs {MIN_SIDE}")
+    return to_square(image, size)
 
 
 def normalise(pictures: torch.Tensor) -> torch.Tensor:
@@ -112,8 +128,11 @@ def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
                     raise _too_large(image.width * image.height)
                 if at_least is not None:
                     image.draft(None, (2 * at_least, 2 * at_least))
-                image.load()
-                return _upright(_to_rgb(image), _orientation(image))
+                # A progressive JPEG holds all its coefficients, however small it is decoded.
+                large = image.width * image.height > LARGE or "progressive" in image.info
+                with _one_at_a_time if large else nullcontext():
+                    image.load()
+                    return _upright(_to_rgb(image), _orientation(image))
         except (PictureError, MemoryError):
             raise
         except Image.DecompressionBombError as error:  # beyond Pillow's own limit, which names the number of pixels
@@ -124,6 +143,8 @@ def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
             Exception
         ) as error:  # Broken bytes make decoders raise nearly anything: SyntaxError, IndexError, struct.error
             reason = " ".join(str(error).lower().rstrip(".").split())[:80] or type(error).__name__
+            if "max_text" in reason:  # Pillow's guard against text and colour profiles that unpack to gigabytes
+                raise PictureError("more than 1 MB of text or profile in it, save it without") from error
             raise PictureError("truncated" if "truncated" in reason else f"broken ({reason})") from error
 
 
@@ -136,7 +157,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0)
         return _grey(values * 255 if values.max() <= 1 else values)
     if image.mode.startswith("I"):  # "I;16" and its byte orders; "I" is what older Pillows make of a 16-bit PNG
-        return _grey(np.asarray(image).astype(np.int64) // 256)
+        return _grey(np.asarray(image) // 256)
     if image.has_transparency_data:
         straight = image.convert("LA") if image.mode == "La" else image
         white = Image.new("RGBA", image.size, "white")
@@ -165,6 +186,8 @@ def _is_heic(file: BinaryIO) -> bool:
     file.seek(0)
     return file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1")
 
+
+_one_at_a_time = threading.Lock()
 
 _quiet_lock = threading.Lock()
 _quiet_users = 0

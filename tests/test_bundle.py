@@ -18,8 +18,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.bundle import CONFIG, FORMAT, MAX_CONFIG, MAX_DEPTH, WEIGHTS, Bundle, BundleError, load, save, seal, verify
+from model.bundle import CONFIG, FORMAT, MAX_CONFIG, WEIGHTS, Bundle, BundleError, load, save, seal, verify
 from model.network import ModelConfig, MushroomCNN
+from model.plain_json import MAX_DEPTH
 from model.preprocessing import VERSION
 
 MODEL = ModelConfig(classes=3, width=0.25, stride_pattern="every", dilation_pattern="alternating", dropout=0.1)
@@ -239,8 +240,8 @@ def test_another_format(folder: Path, found: object) -> None:
         (b'{"temperature": -Infinity}', "'-Infinity' is not a finite number"),
         (b'{"temperature": 1e999}', "'1e999' is not a finite number"),
         (b'{"temperature": ' + b"9" * 5000 + b"}", "be JSON, but"),
-        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", f"nest at most {MAX_DEPTH} levels"),
-        (b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", f"nest at most {MAX_DEPTH} levels"),
+        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", f"more than {MAX_DEPTH} levels"),
+        (b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", f"more than {MAX_DEPTH} levels"),
         (b" " * (MAX_CONFIG + 1), f"have at most {MAX_CONFIG:,} bytes, but"),
         (pickle.dumps({"format": FORMAT}), "is a pickle, which may run code; it was not opened"),
     ],

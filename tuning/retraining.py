@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial
 
 from data.batches import EvaluationBatches
 from data.cache import CacheHandle, PartName, open_part
-from model import checkpoint, metrics
+from data.sources import printable
+from model import checkpoint, metrics, plain_json
 from model.network import MushroomCNN
 from search_space import Config
 from tuning import StudyError, looks
@@ -241,16 +242,21 @@ class Winner:
         """What was saved; None where nothing was. Raises StudyError for a file that is not whole."""
         path = folder / "retrained.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values.pop("format") != FORMAT:
+            values = plain_json.read(path)
+            if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
                 raise ValueError("another format")
-            return cls(**values)
+            winner = plain_json.fill(cls, values)
+            Config.from_dict(winner.config)
+            if not (folder / winner.weights).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"weights outside of the study, {plain_json.short(winner.weights)}")
+            return winner
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
+            reason = printable(str(error.strerror if isinstance(error, OSError) else error))[:160]
             raise StudyError(
-                f"retrained.json is what `retrain` has written, but {path} is not ({error}); remove it and retrain "
-                "again: its runs are kept"
+                f"retrained.json is what `retrain` has written, but {printable(path)} is not ({reason}); remove it and "
+                "retrain again: its runs are kept"
             ) from error
 
 

@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data.sources import printable
+from model import plain_json
 from tuning import StudyError
 from tuning.folder import replace_file, sqlite_url
 
@@ -37,18 +39,18 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
     names = [study] if study is not None else _by_time(results)
     path = results / names[0] / FILE if names else results / "*" / FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return path.parent, Settings(**values)
+        return path.parent, plain_json.fill(Settings, plain_json.read(path))
     except FileNotFoundError:
-        there = f"; there are: {', '.join(_by_time(results))}" if names and _by_time(results) else ""
+        there = f"; there are: {', '.join(map(printable, _by_time(results)))}" if names and _by_time(results) else ""
         raise StudyError(
-            f"this command goes on from a study, but there is no {path}{there}; run one with python study.py, "
-            "or name it with --study NAME and its place with --results DIR"
+            f"this command goes on from a study, but there is no {printable(path)}{there}; run one with python "
+            "study.py, or name it with --study NAME and its place with --results DIR"
         ) from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
+        reason = printable(str(error.strerror if isinstance(error, OSError) else error))[:160]
         raise StudyError(
-            f"{FILE} is what a run of a study has written, but {path} is not ({error}); run the study's own command "
-            "again, which writes it anew"
+            f"{FILE} is what a run of a study has written, but {printable(path)} is not ({reason}); run the "
+            "study's own command again, which writes it anew"
         ) from error
 
 

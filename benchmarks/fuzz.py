@@ -1,0 +1,417 @@
+"""Feeds damaged files to every loader that reads what a stranger may have made, led by the code that they reach.
+
+    pip install -e ".[fuzz]"
+    python benchmarks/fuzz.py --target pictures --seconds 300
+
+small valid files -> atheris (libFuzzer) cuts, splices and flips them, keeps what reaches new branches -> the loader.
+A loader may give its value, or raise its own error in one line. Anything else is a finding: another exception, an error
+text that a terminal would obey or of more than MAX_MESSAGE characters, more than SLOW seconds, more than MAX_MEMORY.
+Only Python's branches are seen; Pillow's, torch's and safetensors' own code is fed, but does not lead.
+Findings are written into --into, a file each, with `<name>.txt` beside it saying what happened.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+HERE = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(HERE)]
+INSTRUMENTED = ["PIL", "data", "model", "search_space", "tuning", "json", "zipfile"]
+"""Packages whose branches lead."""
+
+with atheris.instrument_imports(include=INSTRUMENTED):  # pyright: ignore[reportAttributeAccessIssue]
+    import numpy as np
+    import torch
+    from PIL import Image, features
+
+    from data import DataError, verdicts
+    from data.augment import AugmentConfig
+    from data.cache import CacheHandle, open_part
+    from model import bundle, checkpoint
+    from model.network import ModelConfig, MushroomCNN
+    from model.preprocessing import FORMATS, PictureError, load_square, open_picture
+    from model.training import EpochMetrics, TrainingConfig
+    from search_space import Config
+    from tuning import StudyError
+    from tuning.retraining import FORMAT, Winner
+    from tuning.settings import Settings, recall
+
+SLOW = 5.0
+"""Seconds for one input."""
+MAX_MEMORY = 3072
+"""MiB of the whole process: the largest picture that is allowed takes 1.5 GiB on its way to RGB."""
+MAX_MESSAGE = 1500
+
+MODEL = ModelConfig(classes=3, width=0.25)
+CONFIG = Config(
+    image_size=32,
+    views=1,
+    model=MODEL,
+    augment=AugmentConfig(strength=0.5, reuse_originals=False, fresh=True),
+    training=TrainingConfig(optimizer="adam", lr=1e-3, schedule="cosine", epochs=3, batch_size=16),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A loader to be fed."""
+
+    seeds: Callable[[Path], list[bytes]]
+    """Valid inputs, made in a folder."""
+    load: Callable[[bytes, Path], object]
+    """Reads one input; it may write into the folder."""
+    expected: tuple[type[Exception], ...]
+    """The errors that its documentation names."""
+    longest: int
+    """Bytes of an input."""
+
+
+# --- pictures
+
+
+def pictures(_: Path) -> list[bytes]:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+    found = [_encoded(image, name) for name in FORMATS]
+    for mode, name in (("1", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("L", "JPEG2000")):
+        found.append(_encoded(image.convert(mode), name))
+    found += [_encoded(image.convert(mode), "TIFF") for mode in ("F", "I;16", "CMYK", "RGBA")]
+    for squeezed in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4", "tiff_ccitt"):
+        mode = "1" if squeezed in ("group4", "tiff_ccitt") else "RGB"
+        found.append(_encoded(image.convert(mode), "TIFF", compression=squeezed))
+    for name in ("GIF", "PNG", "WEBP", "TIFF"):
+        found.append(_encoded(image, name, save_all=True, append_images=[image.rotate(90)]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found += [_encoded(image, "JPEG", exif=exif, progressive=True), _encoded(image, "MPO", save_all=True)]
+    found.append(_encoded(image, "JPEG2000", no_jp2=True))
+    return found
+
+
+def _encoded(image: Image.Image, name: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+def read_picture(content: bytes, _: Path) -> None:
+    """As predict and the cache do, and as the scan does."""
+    content = _signed(content)
+    verdicts._look_into(io.BufferedReader(io.BytesIO(content)), True)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+    open_picture(io.BytesIO(content))
+    load_square(io.BytesIO(content), 16)
+
+
+def _signed(content: bytes) -> bytes:
+    """A PNG's chunks with right checksums, without which no damage would get past them."""
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return content
+    out, place = bytearray(content[:8]), 8
+    while place + 12 <= len(content):
+        (size,) = struct.unpack(">I", content[place : place + 4])
+        body = content[place + 4 : place + 8 + size]
+        if len(body) < 4 + size:
+            break
+        out += content[place : place + 4] + body + struct.pack(">I", zlib.crc32(body))
+        place += 12 + size
+    return bytes(out + content[place:])
+
+
+# --- checkpoints
+
+
+def checkpoints(folder: Path) -> list[bytes]:
+    network = MushroomCNN(ModelConfig(classes=2, width=0.25))
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
+    metrics = EpochMetrics(
+        epoch=0,
+        train_loss=1.0,
+        train_top1=0.5,
+        validation_loss=1.0,
+        top1=0.5,
+        top3=1.0,
+        confusion=((1, 0), (0, 1)),
+        lr=0.1,
+        seconds=1.0,
+        peak_memory=1,
+    )
+    head = {name: tensor[:1].clone() for name, tensor in network.state_dict().items() if "head" in name}
+    found: list[bytes] = []
+    for state in (None, optimizer.state_dict()):
+        made = checkpoint.Checkpoint(attempt=1, job_digest="x", history=(metrics,), model=head, optimizer=state)
+        checkpoint.save(folder / "seed", made)
+        found.append(_unpacked((folder / "seed").read_bytes()))
+    return found
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """The members of a zip file one after the other: what is damaged there is packed again with right checksums."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        members = [(one.filename.encode(), archive.read(one)) for one in archive.infolist()]
+    return b"Z" + b"".join(struct.pack("<BH", len(name), len(body)) + name + body for name, body in members)
+
+
+def _packed(content: bytes) -> bytes:
+    if not content.startswith(b"Z"):
+        return content
+    file, place = io.BytesIO(), 1
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "w") as archive:  # of names that are twice
+        while place + 3 <= len(content):
+            named, size = struct.unpack("<BH", content[place : place + 3])
+            name = content[place + 3 : place + 3 + named].decode("latin-1")
+            archive.writestr(zipfile.ZipInfo(name), content[place + 3 + named : place + 3 + named + size])
+            place += 3 + named + size
+    return file.getvalue()
+
+
+def read_checkpoint(content: bytes, folder: Path) -> None:
+    (folder / "last.pt").write_bytes(_packed(content))
+    checkpoint.load(folder / "last.pt")
+
+
+# --- bundles
+
+
+def bundles(folder: Path) -> list[bytes]:
+    described = bundle.Bundle(
+        model=MODEL, classes=("a", "b", "c"), image_size=32, temperature=1.5, provenance={"study": "x"}, results=None
+    )
+    bundle.save(folder, described, MushroomCNN(MODEL).state_dict())
+    config, tensors = (folder / bundle.CONFIG).read_bytes(), (folder / bundle.WEIGHTS).read_bytes()
+    (size,) = struct.unpack("<Q", tensors[:8])
+    (folder / "tensors").write_bytes(tensors[8 + size :])  # inputs stay small: numbers are not what is damaged
+    header = tensors[: 8 + size]
+    return [struct.pack("<I", len(config)) + config + header]
+
+
+def read_bundle(content: bytes, folder: Path) -> None:
+    """A description, and the header of the weights; the hash is mended, without which no damage gets past it."""
+    (size,) = struct.unpack("<I", content[:4].ljust(4, b"\0"))
+    config, header = content[4 : 4 + size], content[4 + size :]
+    tensors = header + (folder / "tensors").read_bytes()
+    try:
+        values = json.loads(config)
+        values["files"][bundle.WEIGHTS] = hashlib.sha256(tensors).hexdigest()
+        config = json.dumps(values).encode()
+    except (ValueError, TypeError, KeyError, RecursionError):  # then the description itself is what is tried
+        pass
+    (folder / bundle.CONFIG).write_bytes(config)
+    (folder / bundle.WEIGHTS).write_bytes(tensors)
+    bundle.load(folder)
+
+
+# --- configurations, and what else the program writes down for itself
+
+
+def configs(folder: Path) -> list[bytes]:
+    winner = Winner(
+        name="trial 3",
+        trial=3,
+        config=CONFIG.to_dict(),
+        pictures="42 pictures",
+        trials=5,
+        seed=1,
+        seed_index=0,
+        environment={"torch": "2"},
+        epochs=2,
+        trained_on=["train", "validation"],
+        weights="trials/0003/best.pt",
+        temperature=1.2,
+        networks="a b",
+        validation={"recorded": 0.5},
+        results={"top1": 0.5},
+    )
+    settings = Settings(data="field-guide", test_data=None, pictures=42, storage="postgresql://me:***@host/name")
+    written = [CONFIG.to_dict(), {"format": FORMAT, **asdict(winner)}, asdict(settings)]
+    found = [bytes([kind]) + json.dumps(values).encode() for kind, values in enumerate(written)]
+    image = Image.fromarray(np.zeros((20, 20, 3), np.uint8))
+    (folder / "set" / "a").mkdir(parents=True)
+    image.save(folder / "set" / "a" / "0.png")
+    list(verdicts.examine(folder / "set", _entries(folder), cache_dir=folder / "cache"))
+    (memory,) = (folder / "cache" / "scans").iterdir()
+    np.savez(folder / "split.npz", labels=np.arange(4) % 2, train=[0, 1], validation=[2], test=[3])
+    np.save(folder / "8.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    found.append(b"\3" + _unpacked(memory.read_bytes()))
+    found.append(b"\4" + _unpacked((folder / "split.npz").read_bytes()))
+    found.append(b"\5" + (folder / "8.npy").read_bytes())
+    return found
+
+
+def _entries(folder: Path) -> list[verdicts.Entry]:
+    inside = folder / "set"
+    return list(verdicts.walk(inside, {"a": inside / "a"}, within=(inside,)))
+
+
+def read_config(content: bytes, folder: Path) -> None:
+    """One of six files, by the first byte."""
+    kind, content = content[:1], content[1:]
+    if kind == b"\0":
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(values, dict):
+            Config.from_dict(values)  # pyright: ignore[reportUnknownArgumentType]
+    elif kind == b"\1":
+        (folder / "retrained.json").write_bytes(content)
+        Winner.load(folder)
+    elif kind == b"\2":
+        (folder / "settings.json").write_bytes(content)
+        recall(folder.parent, folder.name)
+    elif kind == b"\3":
+        (memory,) = (folder / "cache" / "scans").iterdir()
+        memory.write_bytes(_packed(content))
+        found = verdicts.examine(folder / "set", _entries(folder), cache_dir=folder / "cache")
+        assert [look.verdict for look in found] == ["kept"], found
+    else:
+        handle = CacheHandle(directory=folder, fingerprint="f", split="s", classes=("a", "b"))
+        np.savez(folder / "split-s.npz", labels=np.arange(4) % 2, train=[0, 1], validation=[2], test=[3])
+        np.save(folder / "8.npy", np.zeros((4, 8, 8, 3), np.uint8))
+        damaged = folder / ("8.npy" if kind == b"\5" else "split-s.npz")
+        damaged.write_bytes(content if kind == b"\5" else _packed(content))
+        open_part(handle, 8, "train")
+
+
+TARGETS = {
+    "pictures": Target(seeds=pictures, load=read_picture, expected=(PictureError,), longest=20_000),
+    "checkpoints": Target(
+        seeds=checkpoints, load=read_checkpoint, expected=(checkpoint.CheckpointError,), longest=20_000
+    ),
+    "bundles": Target(seeds=bundles, load=read_bundle, expected=(bundle.BundleError,), longest=20_000),
+    "configs": Target(seeds=configs, load=read_config, expected=(ValueError, StudyError, DataError), longest=8_000),
+}
+
+
+def _check_message(error: Exception) -> None:
+    text = str(error)
+    if not text.isprintable() or len(text) > MAX_MESSAGE:
+        raise AssertionError(f"an error's text is one printable line, but got {text[:300]!r}") from error
+
+
+class Feeder:
+    """Feeds one target, counts, and writes down findings; each kind of finding once, and goes on."""
+
+    def __init__(self, name: str, folder: Path, into: Path) -> None:
+        self.name, self.target, self.folder, self.into = name, TARGETS[name], folder, into
+        self.inputs, self.accepted = 0, 0
+        self.findings: Counter[str] = Counter()
+        self.slowest = 0.0
+
+    def feed(self, content: bytes) -> None:
+        self.inputs += 1
+        begun = time.monotonic()
+        try:
+            self.target.load(content, self.folder)
+            self.accepted += 1
+        except self.target.expected as error:
+            try:
+                _check_message(error)
+            except AssertionError as finding:
+                self.note(finding, content)
+        except Exception as finding:  # what the fuzzer is for
+            self.note(finding, content)
+        seconds = time.monotonic() - begun
+        self.slowest = max(self.slowest, seconds)
+        if seconds > SLOW:
+            self.note(TimeoutError(f"{seconds:.1f} s"), content)
+
+    def note(self, finding: BaseException, content: bytes) -> None:
+        last = traceback.extract_tb(finding.__traceback__)[-1:]
+        place = f"{Path(last[0].filename).name}:{last[0].lineno}" if last else ""
+        kind = f"{type(finding).__name__} {place}"
+        self.findings[kind] += 1
+        if self.findings[kind] == 1:
+            path = self.into / f"{self.name}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
+            path.write_bytes(content)
+            text = "".join(traceback.format_exception(finding))
+            path.with_suffix(".txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def say(self) -> None:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(
+            f"{self.name}: {self.inputs:,} inputs, {self.accepted:,} accepted, {sum(self.findings.values()):,} "
+            f"findings of {len(self.findings)} kinds, slowest {self.slowest:.2f} s, {memory:,} MiB at most",
+            *(f"  {count:>8,} x {kind}" for kind, count in self.findings.most_common()),
+            sep="\n",
+            flush=True,
+        )
+
+
+def fuzz(name: str, seconds: int, into: Path, seed: int) -> None:
+    """Never returns: libFuzzer ends the process."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        place, corpus = Path(folder) / "work", Path(folder) / "corpus"
+        place.mkdir()
+        corpus.mkdir()
+        for number, content in enumerate(TARGETS[name].seeds(place)):
+            (corpus / f"{number:03d}").write_bytes(content)
+        feeder = Feeder(name, place, into)
+        for path in sorted(corpus.iterdir()):
+            feeder.feed(path.read_bytes())
+        assert feeder.accepted == feeder.inputs, f"the seeds must be accepted, but: {feeder.findings}"
+        options = [
+            f"-max_total_time={seconds}",
+            f"-max_len={TARGETS[name].longest}",
+            f"-rss_limit_mb={MAX_MEMORY}",
+            f"-artifact_prefix={into}/{name}-",
+            f"-seed={seed + 1}",
+            "-timeout=60",
+            "-print_final_stats=1",
+            "-verbosity=1",
+            "-reload=0",
+        ]
+        ended = feeder.inputs
+        begun = time.monotonic()
+
+        def one(content: bytes) -> None:
+            feeder.feed(content)
+            if time.monotonic() - begun > seconds:
+                feeder.say()
+                os._exit(0)
+
+        print(f"{name}: {ended} seeds, {features.version('pil')}", flush=True)
+        atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+        atheris.Fuzz()
+
+
+def main() -> None:
+    """One target in a process of its own, whose end - a signal, too - is told."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=sorted(TARGETS), required=True)
+    parser.add_argument("--seconds", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--into", type=Path, default=Path("fuzz-findings"))
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    chosen.into.mkdir(parents=True, exist_ok=True)
+    if chosen.here:
+        fuzz(chosen.target, chosen.seconds, chosen.into, chosen.seed)
+    done = subprocess.run([sys.executable, *sys.argv, "--here"], cwd=Path.cwd())
+    if done.returncode:
+        print(f"{chosen.target}: the process ended with {done.returncode}; its last input is in {chosen.into}")
+    raise SystemExit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
