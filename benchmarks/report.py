@@ -120,7 +120,7 @@ def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) ->
         attributes |= {"outcome": end, "reason": reason}
         trial = optuna.trial.create_trial(
             state=state,
-            value=max(values.values()) if state is TrialState.COMPLETE else None,
+            value=_told(state, values),
             params=point.params,
             distributions=point.distributions,
             user_attrs=attributes,
@@ -131,6 +131,13 @@ def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) ->
         trial.datetime_start, trial.datetime_complete = start, free[slot] if values else start
         trials.append(trial)
     return trials
+
+
+def _told(state: TrialState, values: dict[int, float]) -> float | None:
+    """A trial's value: of a pruned one Optuna takes its last epoch's."""
+    if not values:
+        return None
+    return max(values.values()) if state is TrialState.COMPLETE else values[max(values)]
 
 
 class _Point(SpacePoint):
@@ -223,6 +230,19 @@ def made_up_study(
     return study
 
 
+def careless_storage(url: str) -> optuna.storages.RDBStorage:
+    """SQLite that does not wait for the disk after each of a made-up study's many thousand commits."""
+    storage = optuna.storages.RDBStorage(url)
+
+    def hurry(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA journal_mode=MEMORY")
+
+    sqlalchemy.event.listen(storage.engine, "connect", hurry)
+    storage.engine.dispose()
+    return storage
+
+
 def write_files(study: optuna.Study, folder: Path, *, classes: Sequence[str] = CLASSES, histories: int = 50) -> None:
     """What lies beside a study's database: histories of the first trained trials, and the data report."""
     rng = np.random.default_rng(0)
@@ -311,16 +331,7 @@ def main() -> None:
 
 
 def _fill(folder: Path, count: int) -> None:
-    """Writes a study into SQLite. Without waiting for the disk after each of its many thousand commits."""
-    storage = optuna.storages.RDBStorage(sqlite_url(folder))
-
-    def hurry(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-        connection.execute("PRAGMA journal_mode=MEMORY")
-
-    sqlalchemy.event.listen(storage.engine, "connect", hurry)
-    storage.engine.dispose()
-    study = made_up_study(made_up_trials(count), storage=storage)
+    study = made_up_study(made_up_trials(count), storage=careless_storage(sqlite_url(folder)))
     write_files(study, folder)
     write_finals(study, folder)
 

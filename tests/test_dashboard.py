@@ -15,8 +15,9 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -28,7 +29,7 @@ from optuna_dashboard import get_note
 from studies import Begun, Tiny, prepare, recorded, run_here, steady_threads, until
 from test_trial_card import HOSTILE, record
 
-from benchmarks.report import made_up_trials
+from benchmarks.report import careless_storage, made_up_study, made_up_trials
 from data import catalog, sources
 from reporting.dashboard import PORT
 from reporting.study_card import StudyCard
@@ -120,25 +121,33 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     cards = TrialCards(study.study_folder, replace(study.data, classes=HOSTILE))
     cards(trial, record(classes=len(HOSTILE), reason=INSULT))
     insulted.tell(trial, 0.99)
-    found = catalog.scan(
-        sources.resolve(str(study.folder), cache_dir=study.folder.parent / "cache", pictures=None),
-        cache_dir=study.folder.parent / "cache",
-    )
-    names = dict(zip(found.classes, HOSTILE, strict=False))
-    odd = replace(
-        found,
-        classes=tuple(names.values()),
-        pictures=tuple(replace(one, label=names[one.label]) for one in found.pictures),
-    )
     (study.study_folder / "insulted").mkdir()
     (study.study_folder / "insulted" / "finalists.csv").write_text(
         f'name,outcome,top1\n"{INSULT.replace(chr(34), chr(34) * 2)}",complete,0.5\n', encoding="utf-8"
     )
-    StudyCard(
-        insulted, study.study_folder / "insulted", catalog=odd, split=catalog.split(found), profile=PROFILES["quick"],
-        trials=5,
-    ).update()  # fmt: skip
+    described(study, insulted, study.study_folder / "insulted", classes=HOSTILE)
     return study
+
+
+def described(tiny: Tiny, study: optuna.Study, folder: Path, classes: Sequence[str] = ()) -> None:
+    """Gives a study its note and plots, as if its classes had these names."""
+    cache = tiny.folder.parent / "cache"
+    found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=cache, pictures=None), cache_dir=cache)
+    names = dict(zip(found.classes, classes or found.classes, strict=False))
+    named = replace(
+        found,
+        classes=tuple(names.values()),
+        pictures=tuple(replace(one, label=names[one.label]) for one in found.pictures),
+    )
+    card = StudyCard(
+        study,
+        folder,
+        catalog=named,
+        split=catalog.split(found),
+        profile=PROFILES["quick"],
+        trials=len(study.get_trials(deepcopy=False)),
+    )
+    card.update()
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +376,23 @@ def test_a_study_without_a_complete_trial_opens(served: Served, quiet: Any, name
     assert shows(quiet, MARKS, lambda count: count == points) == points
     quiet.get(f"{served.page(name)}/trials")
     text(quiet, "3 Trials" if name == "pruned" else "1 Trials")
+
+
+@seen
+@pytest.mark.long
+def test_a_study_of_a_thousand_trials_opens(served: Served, quiet: Any) -> None:
+    trials = made_up_trials(40) * 25
+    storage = careless_storage(f"sqlite:///{served.tiny.study_folder / 'study.db'}")
+    study = made_up_study(trials, name="thousand", storage=storage)
+    described(served.tiny, study, served.tiny.study_folder)
+    shown = sum(bool(trial.intermediate_values) for trial in trials)
+    assert shown > 700
+    quiet.get(served.page("thousand"))
+    assert shows(quiet, MARKS, lambda count: count == shown) == shown
+    expected = ["Accuracy against FLOPs", "Importances"]
+    assert shows(quiet, TITLES, lambda titles: len(titles) == 2) == expected
+    quiet.get(f"{served.page('thousand')}/trials?numbers={study.best_trial.number}")
+    assert f"{study.best_value}" in text(quiet, "Best Trial")
 
 
 @seen
