@@ -21,7 +21,7 @@ if os.name == "nt":
 from benchmarks.chaos import Epochs, faults
 from benchmarks.monkey import Tally, disturb, strikes
 
-TRIALS = 6
+TRIALS = 5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +57,7 @@ def test_struck_at_random_it_equals_an_undisturbed_study(tiny: Tiny, tmp_path: P
     whole, broken = tiny.at(tmp_path / "whole", *options), tiny.at(tmp_path / "broken", *options)
     with steady_threads():
         assert whole.command().code == 0
-    tally = struck(broken, 7, times=4, pause=4.0)
+    tally = struck(broken, 7, times=4, pause=3.0)
     assert faults(broken.study_folder, TRIALS, tally) == []
     assert essence(broken.trials()) == essence(whole.trials())
 
