@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from model import plain_json
+from model.files import printable
 from model.network import ModelConfig, MushroomCNN
 from model.plain_json import short, twice
 from model.preprocessing import MEAN, STD, VERSION
@@ -178,12 +179,6 @@ def write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def printable(text: str | Path) -> str:
-    """A name as it can be shown: line ends, terminal escapes and bytes that are no UTF-8 as `\\n`, `\\x1b`, …."""
-    shown = str(text)
-    return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 # --- config.json

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from model.files import open_regular
+from model.files import open_regular, printable
 from model.plain_json import fill
 from model.training import EpochMetrics
 
@@ -120,7 +120,8 @@ def load(path: Path) -> Checkpoint:
         history = tuple(fill(EpochMetrics, vars(EpochMetrics.from_dict(record))) for record in fields["history"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"a checkpoint's history must hold one record per epoch, but {path} has others ({error}); remove it"
+            f"a checkpoint's history must hold one record per epoch, but {path} has others "
+            f"({printable(str(error))[:160]}); remove it"
         ) from error
     return Checkpoint(
         attempt=fields["attempt"],

@@ -1,4 +1,4 @@
-"""Opening a file whose place or kind a stranger may have chosen: ordinary files only, of a size that can be right."""
+"""Files that a stranger may have made or named: opened only where they are ordinary, shown without effect."""
 
 import errno
 import os
@@ -20,6 +20,12 @@ def open_regular(path: Path, limit: int) -> BufferedReader:
         file.close()
         raise
     return file
+
+
+def printable(text: str | Path) -> str:
+    """A name as it can be shown: line ends, terminal escapes and bytes that are no UTF-8 as `\\n`, `\\x1b`, …."""
+    shown = str(text)
+    return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 def _check(status: os.stat_result, limit: int) -> None:
