@@ -146,8 +146,11 @@ def _train(job: TrialJob, link: Link) -> None:
             model=model.state_dict(),
             optimizer=optimizer.state_dict(),
         )
-        if read_attempt(job.directory) != job.attempt:
+        owner = read_attempt(job.directory)
+        if owner > job.attempt:
             raise Stopped
+        if owner != job.attempt:  # a replaced worker may end so too, and then nobody listens to it
+            raise FileNotFoundError(f"{job.directory / 'attempt'} has gone or is damaged")
         # The best first: killed between the two, the epoch is trained again and writes the same file again.
         if metrics.epoch == chosen_epoch(history, work).epoch:
             checkpoint.save(job.directory / "best.pt", replace(state, optimizer=None))

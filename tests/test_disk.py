@@ -1,0 +1,296 @@
+"""What may befall a study's files, through whole studies: each must equal the undisturbed one, or say what is wrong.
+
+In this process, over workers that are threads, where that is the real thing; else the command itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from pictures import picture
+from PIL import Image
+from studies import HERE, TINY, Finished, Tiny, advanced, essence, prepare, run_here, steady_threads, until
+
+from data import catalog, sources
+from data.cache import CacheHandle, build
+from model.training import EpochMetrics
+from tuning import StudyError
+from tuning.coordinator import Ending
+from tuning.folder import sqlite_url
+
+TRIALS = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steady() -> Iterator[None]:
+    with steady_threads():
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return prepare(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    study = tiny.at(tmp_path_factory.mktemp("undisturbed"))
+    list(study.coordinator(TRIALS).run())
+    return study
+
+
+@pytest.fixture(scope="module")
+def begun(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A study that was left in trial 1, after its second epoch."""
+    study = tiny.at(tmp_path_factory.mktemp("begun"))
+    with contextlib.closing(study.coordinator(TRIALS).run()) as run:
+        for happening in run:
+            if advanced(happening, 1, EpochMetrics) and study.epochs()[1][1] == 2:
+                break
+    assert study.epochs() == {0: ("COMPLETE", 3), 1: ("RUNNING", 2)}
+    return study
+
+
+@pytest.fixture
+def copy(begun: Tiny, tmp_path: Path) -> Tiny:
+    """Of the study that was begun, to be damaged."""
+    shutil.copytree(begun.results, tmp_path / "results")
+    return begun.at(tmp_path / "results")
+
+
+def finish(study: Tiny) -> None:
+    coordinator = study.coordinator(TRIALS)
+    list(coordinator.run())
+    assert coordinator.ending is Ending.TRIALS
+
+
+# -- checkpoints
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flipped(path: Path) -> None:
+    """One bit of a weight, in the middle of the file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def swapped(path: Path) -> None:
+    """The whole checkpoint of another trial."""
+    shutil.copy(path.parent.parent / "0000" / "best.pt", path)
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def with_its_folder(path: Path) -> None:
+    shutil.rmtree(path.parent.parent)
+
+
+@pytest.mark.parametrize("damage", [torn, emptied, flipped, swapped, removed, with_its_folder])
+def test_a_study_whose_last_checkpoint_was_damaged_equals_the_undisturbed_one(
+    damage: Callable[[Path], None], copy: Tiny, undisturbed: Tiny
+) -> None:
+    damage(copy.directory(1) / "last.pt")
+    finish(copy)
+    assert essence(copy.trials()) == essence(undisturbed.trials())
+
+
+# -- the cache, and the pictures behind it
+
+
+def rebuilt(tiny: Tiny, cache: Path) -> CacheHandle:
+    """The cache as the command makes it ready, in a folder of its own."""
+    found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=cache, pictures=None), cache_dir=cache)
+    return build(found, catalog.split(found), TINY.sizes, cache_dir=cache)
+
+
+@pytest.mark.parametrize("damage", [torn, emptied, removed])
+def test_a_study_whose_cache_was_damaged_equals_the_undisturbed_one(
+    damage: Callable[[Path], None], copy: Tiny, undisturbed: Tiny, tmp_path: Path
+) -> None:
+    handle = rebuilt(copy, tmp_path / "cache")
+    for path in handle.directory.iterdir():
+        damage(path)
+    lost = replace(copy, data=handle)
+    with pytest.raises(StudyError, match=r"trial 1 .* is not whole; run again.*the same command goes on"):
+        list(lost.coordinator(TRIALS).run())
+    finish(replace(copy, data=rebuilt(copy, tmp_path / "cache")))
+    assert essence(copy.trials()) == essence(undisturbed.trials())
+
+
+def while_it_runs(study: Tiny, disturb: Callable[[], object], *more: str) -> Finished:
+    """Runs the command, and disturbs it once its first trial has reported an epoch."""
+
+    def wait() -> None:
+        until(lambda: study.running(0), "a running trial")
+        disturb()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    finished = study.command(*more)
+    thread.join()
+    return finished
+
+
+def test_pictures_that_change_while_a_study_runs_are_refused_by_the_next_run(tiny: Tiny, tmp_path: Path) -> None:
+    """The trials train from the cache, which holds the pictures as they were."""
+    shutil.copytree(tiny.folder, tmp_path / "tiny")
+    study = replace(tiny.at(tmp_path / "results", "--workers", "1", "--trials", "1"), folder=tmp_path / "tiny")
+    victim = study.folder / "Boletus" / "0003.jpg"
+    finished = while_it_runs(study, lambda: picture(77, label=2).save(victim))
+    assert (finished.code, finished.err) == (0, "")
+    before = essence(study.trials())
+    refused = study.command("--trials", "2")
+    assert refused.code == 2
+    assert refused.err.startswith("error: a study keeps its data, space and settings, but study 'tiny' was begun")
+    assert "data: 42 pictures" in refused.err and "--study NAME" in refused.err
+    assert refused.err.count("\n") == 1
+    assert essence(study.trials()) == before
+
+
+# -- the folder and the database
+
+
+def test_results_that_are_removed_while_a_study_runs_are_told_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
+    """The worker took it for its replacement and left without a word: minutes later it was given up as hanging."""
+    study = tiny.at(tmp_path / "results", "--workers", "1", "--trials", "3")
+    finished = while_it_runs(study, lambda: shutil.rmtree(study.results))
+    assert finished.code == 2
+    assert finished.err.startswith("error: ")
+    assert finished.err.count("\n") == 1
+    assert str(study.study_folder) in finished.err
+
+
+HOLDER = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextlib.contextmanager
+def locked(database: Path, seconds: float) -> Iterator[None]:
+    """Another program holds the database alone for so long."""
+    command = [sys.executable, "-c", HOLDER, str(database), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        yield
+
+
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(75.0, marks=pytest.mark.long)])
+def test_a_database_that_another_program_holds_is_waited_for_at_the_start_and_in_the_middle(
+    seconds: float, copy: Tiny, undisturbed: Tiny
+) -> None:
+    database = copy.study_folder / "study.db"
+    with locked(database, seconds):
+        began = time.monotonic()
+        run = copy.coordinator(TRIALS).run()
+        waited = time.monotonic() - began
+        with contextlib.closing(run):
+            for happening in run:
+                if advanced(happening, 1, EpochMetrics):
+                    break
+            with locked(database, seconds):
+                began = time.monotonic()
+                list(run)
+                assert min(waited, time.monotonic() - began) > 0.7 * seconds
+    assert essence(copy.trials()) == essence(undisturbed.trials())
+
+
+def test_trials_of_the_future_are_gone_on_with(copy: Tiny, undisturbed: Tiny) -> None:
+    """The clock was set back by years in between; a trial even ended before it began."""
+    with contextlib.closing(sqlite3.connect(copy.study_folder / "study.db")) as connection:
+        connection.execute("UPDATE trials SET datetime_start = '2090-05-05 05:05:05.000000'")
+        connection.execute(
+            "UPDATE trials SET datetime_complete = '2089-01-01 00:00:00.000000' WHERE state = 'COMPLETE'"
+        )
+        connection.commit()
+    coordinator = copy.coordinator(TRIALS, patience=TRIALS)
+    list(coordinator.run())
+    assert essence(copy.trials()) == essence(undisturbed.trials())
+
+
+# -- a disk of its own, in a namespace that ends with it
+
+FULL = """
+set -e
+disk=$1; out=$2; shift 2
+mount -t tmpfs -o size=200m tmpfs "$disk"
+(
+    while ! ls "$disk"/tiny/trials/*/last.pt > /dev/null 2>&1; do sleep 0.1; done
+    cat /dev/zero > "$disk/filler" 2> /dev/null || true
+) &
+"$@" > "$out/first.out" 2> "$out/first.err" && code=0 || code=$?
+echo $code > "$out/first.code"
+wait
+rm "$disk/filler"
+"$@" > "$out/second.out" 2> "$out/second.err" && code=0 || code=$?
+echo $code > "$out/second.code"
+cp -r "$disk/tiny" "$out/tiny"
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts are made in a namespace of Linux")
+def test_a_disk_that_fills_up_in_mid_study_is_told_in_one_line_and_with_room_it_goes_on(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """A real file system of 200 MB that another program fills as soon as the first checkpoint is there."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this system allows no mount namespace")
+    whole = tiny.at(tmp_path / "whole", "--workers", "1", "--trials", "3")
+    assert whole.command().code == 0
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    study = tiny.at(out, "--workers", "1", "--trials", "3")
+    command = [sys.executable, str(HERE / "study.py"), *study.arguments("--results", str(disk))]
+    subprocess.run(["unshare", "-rm", "sh", "-c", FULL, "sh", str(disk), str(out), *command], check=True, timeout=300)
+    said = (out / "first.err").read_text()
+    assert (out / "first.code").read_text() == "2\n", said
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    assert str(disk) in said
+    assert any(reason in said for reason in ("No space left on device", "disk is full", "MB of free disk")), said
+    assert ((out / "second.code").read_text(), (out / "second.err").read_text()) == ("0\n", "")
+    assert essence(study.trials()) == essence(whole.trials())
+
+
+# -- numbers
+
+
+def test_a_net_that_always_says_the_same_class_is_a_trial_as_any(tmp_path: Path) -> None:
+    """Pictures of one colour: whatever is learnt, each gets the same answer."""
+    for label in range(3):
+        (tmp_path / "grey" / f"class {label}").mkdir(parents=True)
+        for number in range(14):
+            # Of another size each: equal files would be left out as duplicates.
+            grey = Image.new("RGB", (32 + number, 32 + label), (120, 120, 120))
+            grey.save(tmp_path / "grey" / f"class {label}" / f"{number}.png")
+    places = ["--data", str(tmp_path / "grey"), "--results", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    ended = run_here(*places, "--study", "tiny", "--profile", "quick", "--epochs", "1", "--trials", "1")
+    assert (ended.code, ended.err) == (0, "")
+    trial = optuna.load_study(study_name="tiny", storage=sqlite_url(tmp_path / "tiny")).get_trials()[0]
+    assert trial.state is TrialState.COMPLETE
+    assert sum(any(row[column] for row in trial.user_attrs["confusion"]) for column in range(3)) == 1
