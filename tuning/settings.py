@@ -63,8 +63,8 @@ def url(settings: Settings, folder: Path, given: str | None) -> str:
         return given
     if settings.storage is not None and "***" in settings.storage:
         raise StudyError(
-            f"passwords are not written down, so a command after the study needs --storage URL again; it was "
-            f"{settings.storage}"
+            "passwords are not written down (PostgreSQL finds one in ~/.pgpass, too), so a command after the study "
+            f"needs --storage URL again; it was {settings.storage}"
         )
     return settings.storage or sqlite_url(folder)
 
