@@ -123,6 +123,12 @@ def augment(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
     return out
 
 
+def moved(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """An array on a device. On the way to a GPU through pinned memory, so that nobody waits for what it is doing."""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def warp(pictures: torch.Tensor, homographies: torch.Tensor) -> torch.Tensor:
     """(n, 3, S, S) seen through (n, 3, 3), bilinear, mirrored at the edges (F.grid_sample)."""
     n, _, height, width = pictures.shape
@@ -206,8 +212,8 @@ def _replace(
     at_once = max(1, CACHED_PIXELS // pictures[0, 0].numel()) if pictures.device.type == "cpu" else len(rows)
     for start in range(0, len(rows), max(1, at_once)):
         some = rows[start : start + at_once]
-        index = torch.as_tensor(some, device=pictures.device)
-        changed = step(pictures[index], torch.as_tensor(values[some], device=pictures.device))
+        index = moved(some, pictures.device)
+        changed = step(pictures[index], moved(values[some], pictures.device))
         # Of another memory format it would be copied one number at a time, which takes twice as long.
         pictures.index_copy_(0, index, changed.contiguous(memory_format=torch.channels_last))
 

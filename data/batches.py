@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data.augment import AugmentConfig, augment, draw
+from data.augment import AugmentConfig, augment, draw, moved
 from data.cache import Part
 from model.preprocessing import normalise
 
@@ -152,10 +152,7 @@ class Pictures:
 
     def __getitem__(self, places: Indices) -> Batch:
         """uint8 (B, S, S, 3) and int64 (B,)."""
-        on_device = torch.as_tensor(places, device=self._device)
+        on_device = moved(places, self._device)
         if self._resident is not None:
             return self._resident[on_device], self._labels[on_device]
-        images = torch.as_tensor(self._part.images[self._part.indices[places]])
-        if self._device.type == "cuda":
-            images = images.pin_memory()
-        return images.to(self._device, non_blocking=True), self._labels[on_device]
+        return moved(self._part.images[self._part.indices[places]], self._device), self._labels[on_device]

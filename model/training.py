@@ -99,6 +99,9 @@ class Batches(Protocol):
 Confusion = tuple[tuple[int, ...], ...]
 """Rows are the truth, columns the prediction."""
 
+LOOK_EVERY = 64
+"""Steps whose losses and gradients a GPU keeps until they are read: a wait per step would leave it idle between two."""
+
 MISTAKES = 12
 """How many wrong answers are kept of an evaluation, the most confident ones."""
 
@@ -207,16 +210,20 @@ def fit(
     optimizer: Optimizer | None = None,
     start_epoch: int = 0,
     micro_batch: int | None = None,
+    look_every: int | None = None,
 ) -> Iterator[EpochMetrics]:
     """Train `model` in place, yielding after each of the epochs `start_epoch` to `config.epochs - 1`.
 
     To go on from a checkpoint, hand in the model and an optimizer (`make_optimizer`) with their states loaded. A batch
     goes in even parts of at most `micro_batch` pictures whose gradients add up to the whole's (batch norm sees parts).
-    Raises `Diverged` before a step that would not be finite, and for a validation loss that is not.
+    Losses and gradients are looked at once in `look_every` steps, by default LOOK_EVERY on a GPU and one elsewhere; the
+    numbers do not depend on it. Raises `Diverged` for a step that would not be finite, with weights and optimizer as
+    they were before it, and for a validation loss that is not.
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
     optimizer = optimizer or make_optimizer(model, config)
+    look_every = look_every or (LOOK_EVERY if device.type == "cuda" else 1)
     class_weights = _class_weights(train.class_counts, config).to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -225,7 +232,7 @@ def fit(
         started = time.perf_counter()
         _reseed(seed, epoch)
         model.train()
-        loss_sum, hits, pictures, lr = 0.0, 0.0, 0, 0.0
+        watch, lr = _Watch(epoch, optimizer, look_every), 0.0
         for step, (images, labels) in enumerate(train.epoch(epoch)):
             lr = lr_at(epoch * len(train) + step, len(train), config)
             for group in optimizer.param_groups:
@@ -245,24 +252,18 @@ def fit(
                 batch_loss += loss.detach()
                 batch_hits += (logits.detach().argmax(dim=1) == truth).sum()
 
-            # The step's only synchronisation
             gradient = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            mean_loss, n_hits, norm = _floats(torch.stack((batch_loss, batch_hits, gradient)))
-            if not math.isfinite(mean_loss + norm):
-                raise Diverged(epoch, step, lr, f"got loss {mean_loss:.3g} and gradient norm {norm:.3g}")
+            watch.before_step(batch_loss, batch_hits, gradient, len(labels), lr)
             optimizer.step()
 
-            loss_sum += mean_loss * len(labels)
-            hits += n_hits
-            pictures += len(labels)
-
+        watch.look()
         result = evaluate(model, validation)
         if not math.isfinite(result.loss):
             raise Diverged(epoch, len(train) - 1, lr, f"got validation loss {result.loss:.3g} after the epoch")
         yield EpochMetrics(
             epoch=epoch,
-            train_loss=loss_sum / pictures,
-            train_top1=hits / pictures,
+            train_loss=watch.loss_sum / watch.pictures,
+            train_top1=watch.hits / watch.pictures,
             validation_loss=result.loss,
             top1=result.top1,
             top3=result.top3,
@@ -295,7 +296,8 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
         # Stable, so that equal logits count for the first class here and in `predicted`
         hits3 += (logits.argsort(dim=1, descending=True, stable=True)[:, :3] == labels[:, None]).sum()
         predicted, probability = logits.argmax(dim=1), logits.softmax(dim=1).amax(dim=1)
-        confusion += torch.bincount(labels * classes + predicted, minlength=classes * classes)
+        # bincount would have the host wait for a GPU
+        confusion.index_add_(0, labels * classes + predicted, torch.ones_like(labels))
         predictions.append(predicted)
         surprises.append(probability.where(predicted != labels, -1.0))
     square = confusion.reshape(classes, classes)
@@ -344,6 +346,46 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
         return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=fused)
     kind = Adam if config.optimizer == "adam" else AdamW
     return kind(groups, lr=config.lr, fused=fused)
+
+
+class _Watch:
+    """An epoch's losses, hits and gradients: they stay on the device until they are looked at, many steps together.
+
+    Meanwhile the first that is not finite holds back its own step and all that follow, on the device, by the flag with
+    which `torch.amp.GradScaler` has fused optimizers skip a step. Others take no flag and must be looked at each step.
+    """
+
+    def __init__(self, epoch: int, optimizer: Optimizer, look_every: int) -> None:
+        self._epoch = epoch
+        self._optimizer = optimizer
+        self._look_every = look_every if getattr(optimizer, "_step_supports_amp_scaling", False) else 1
+        self._steps: list[tuple[Tensor, int, float]] = []
+        self._held: Tensor | None = None
+        self._looked = 0
+        self.loss_sum, self.hits, self.pictures = 0.0, 0.0, 0
+
+    def before_step(self, loss: Tensor, hits: Tensor, gradient: Tensor, pictures: int, lr: float) -> None:
+        """Notes a step that is about to be made. Raises `Diverged`, by now for this one or one before it."""
+        self._steps.append((torch.stack((loss, hits, gradient)), pictures, lr))
+        if len(self._steps) == self._look_every:
+            self.look()
+        if self._look_every > 1:
+            bad = (~(loss.isfinite() & gradient.isfinite())).float()
+            self._held = bad if self._held is None else torch.maximum(self._held, bad)
+            setattr(self._optimizer, "found_inf", self._held)  # noqa: B010 - no attribute that a type knows of
+
+    def look(self) -> None:
+        """Reads what was noted since the last look: the only time that the host waits for the device."""
+        rows = torch.stack([row for row, _, _ in self._steps]).tolist() if self._steps else []
+        for (mean_loss, hits, norm), (_, pictures, lr) in zip(rows, self._steps, strict=True):
+            if not math.isfinite(mean_loss + norm):
+                what = f"got loss {mean_loss:.3g} and gradient norm {norm:.3g}"
+                raise Diverged(self._epoch, self._looked, lr, what)
+            self.loss_sum += mean_loss * pictures
+            self.hits += hits
+            self.pictures += pictures
+            self._looked += 1
+        self._steps.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -192,20 +192,66 @@ class Poisoned(Pictures):
             yield images, labels
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_never_stepped_on(value: float) -> None:
-    model = network()
-    optimizer = make_optimizer(model, config())
+@pytest.mark.parametrize(
+    ("value", "kind", "look_every"),
+    [(math.nan, "sgd", 1), (math.inf, "sgd", 64), (math.nan, "adam", 2), (math.inf, "adamw", 64)],
+)
+def test_what_is_not_finite_is_never_stepped_on_whenever_it_is_looked_at(
+    value: float, kind: str, look_every: int
+) -> None:
+    model, recipe = network(), config(optimizer=kind)
+    optimizer = make_optimizer(model, recipe)
     train = Poisoned(model, optimizer, value)
     with pytest.raises(Diverged) as raised:
-        run(model, train, config(), optimizer=optimizer)
+        run(model, train, recipe, optimizer=optimizer, look_every=look_every)
     parameters, state = train.before
     for now, before in zip(model.parameters(), parameters, strict=True):
         assert torch.equal(now, before)
     for key, values in optimizer.state_dict()["state"].items():
-        assert torch.equal(values["momentum_buffer"], state[key]["momentum_buffer"])
+        for name, value_now in values.items():
+            assert torch.equal(value_now, state[key][name]), name
     assert (raised.value.epoch, raised.value.step) == (1, 2)
-    assert raised.value.lr == lr_at(6, 4, config())
+    assert raised.value.lr == lr_at(6, 4, recipe)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_how_often_the_numbers_are_looked_at_changes_no_bit(kind: str) -> None:
+    recipe, train = config(optimizer=kind, lr=0.01), Pictures(72, 16)
+    each_step, rarely = network(), network()
+    assert facts(run(each_step, train, recipe)) == facts(run(rarely, train, recipe, look_every=3))
+    assert_same_bits(each_step, rarely)
+
+
+def test_an_optimizer_that_cannot_hold_a_step_back_is_looked_at_each_step() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    train = Poisoned(model, optimizer, math.nan)
+    with pytest.raises(Diverged, match="epoch 1, step 2"):
+        run(model, train, config(), optimizer=optimizer, look_every=64)
+    for now, before in zip(model.parameters(), train.before[0], strict=True):
+        assert torch.equal(now, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_never_waited_for_within_an_epoch() -> None:
+    device = torch.device("cuda")
+    train = Pictures(96, 16)
+    train.images, train.labels = train.images.to(device), train.labels.to(device)
+    model = network().to(device)
+    epochs = fit(model, train, train, config(), seed=7)
+    next(epochs)  # what is loaded once may wait
+    asked = train.epoch
+
+    def watched(n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        torch.cuda.set_sync_debug_mode("error")
+        yield from asked(n)
+        torch.cuda.set_sync_debug_mode("default")
+
+    train.epoch = watched
+    try:
+        next(epochs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_divergence_says_where_and_what_may_help_and_survives_pickling() -> None:
