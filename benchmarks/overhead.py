@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
-import os
 import pstats
 import shutil
 import subprocess
@@ -23,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections import deque
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -260,8 +258,10 @@ def main() -> None:
 
     print(machine())
     tables: dict[int, Clock] = {}
-    print("| finished trials | s per trial | CPU s per trial | start s | Optuna's load s | start minus load s |")
-    print("|---|---|---|---|---|---|")
+    columns = ["finished trials", "s per trial", "CPU s per trial", "start s", "Optuna's load s"]
+    columns += ["start minus load s", "the same, CPU s"]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
     with tempfile.TemporaryDirectory() as scratch:
         for finished in chosen.finished:
             folder = (chosen.keep or Path(scratch)) / f"made-up-{finished}"
@@ -273,10 +273,11 @@ def main() -> None:
             if chosen.starts:
                 times = starts(folder, chosen.starts)
                 ours, theirs = ([one[0] for one in times[which]] for which in ("ours", "optuna"))
-                above = [one - other for one, other in zip(ours, theirs, strict=True)]
-                cells += [spread(ours), spread(theirs), spread(above)]
+                pairs = list(zip(times["ours"], times["optuna"], strict=True))
+                above, busy = ([one[kind] - other[kind] for one, other in pairs] for kind in (0, 1))
+                cells += [spread(ours), spread(theirs), spread(above), spread(busy)]
             else:
-                cells += ["-"] * 3
+                cells += ["-"] * 4
             print(f"| {' | '.join(cells)} |", flush=True)
     print(f"\nMedian and quartiles of {chosen.trials} trials and {chosen.starts} interleaved starts.")
     print("\nCPU seconds per trial, the mean:\n")

@@ -16,7 +16,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -161,7 +161,7 @@ class SeedsWay:
 
 
 def plain_script(
-    configurations: Sequence[dict[str, Any]],
+    configurations: Iterable[dict[str, Any]],
     profile: Profile,
     train: Files,
     validation: Files,
@@ -193,10 +193,9 @@ def plain_script(
     study = optuna.create_study(
         storage=f"sqlite:///{folder}/plain.db", direction="maximize", pruner=pruner or optuna.pruners.NopPruner()
     )
-    for params in configurations:
-        study.enqueue_trial(params)
-    for number in range(len(configurations)):
+    for number, params in enumerate(configurations):
         begun = time.perf_counter()
+        study.enqueue_trial(params)
         study.optimize(objective, n_trials=1)
         yield number, study.trials[number].state.name.lower(), time.perf_counter() - begun
 
