@@ -2,10 +2,12 @@
 
 catalog, split -> `build` -> a `CacheHandle`, small enough to send to a worker -> `open_part` -> a `Part`.
 Under `cache_dir/pictures/<fingerprint>/` lie `<size>.npy`, uint8 (kept pictures, size, size, 3) in the order of
-`Catalog.kept`, and `split-<digest>.npz`, the labels and the three parts. A file gets its name when it is whole; of two
-processes that build at once the later one replaces the earlier one's files by equal ones.
+`Catalog.kept`, `<size>.blake2b`, the digest of its pixels, and `split-<digest>.npz`, the labels and the three parts. A
+file gets its name when it is whole; of two processes that build at once the later one replaces the earlier one's files
+by equal ones.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -17,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 from uuid import uuid4
 
 import numpy as np
@@ -35,6 +37,9 @@ PARTS = get_args(PartName)
 
 AHEAD = 64
 """Pictures decoded before they are written: enough for every thread, little memory however slow the disk is."""
+
+DIGEST_SIZE = 16
+"""Bytes of a digest of pixels."""
 
 ABANDONED = 3600
 """Seconds after which a temporary file that nobody writes to is what a killed process left."""
@@ -74,7 +79,7 @@ class Part:
 def build(
     catalog: Catalog, split: Split, image_sizes: Sequence[int], *, cache_dir: Path, track: Track = no_track
 ) -> CacheHandle:
-    """Makes what is missing of the cache for these sizes (pixels); a file of the right shape is used as it is.
+    """Makes what is missing or damaged for these sizes (pixels); a file of the right bytes is used as it is.
 
     Raises DataError: the folder cannot be written or has too little room, or a picture is not what it was in the scan.
     """
@@ -88,7 +93,7 @@ def build(
     stored = io.BytesIO()
     np.savez(stored, labels=catalog.labels, **{part: getattr(split, part) for part in PARTS})
     write_whole(_split_path(handle), stored.getvalue())
-    sizes = [size for size in sorted(set(image_sizes)) if _images(handle, size, len(catalog.kept)) is None]
+    sizes = [size for size in sorted(set(image_sizes)) if not _whole(handle, size, len(catalog.kept))]
     if sizes:
         try:
             _remove_abandoned(directory)
@@ -131,6 +136,20 @@ def _split_path(handle: CacheHandle) -> Path:
     return handle.directory / f"split-{handle.split}.npz"
 
 
+def _whole(handle: CacheHandle, size: int, pictures: int) -> bool:
+    """Whether each pixel is the one that was written. A second for a GB that has been read before."""
+    images = _images(handle, size, pictures)
+    try:
+        written = _digest_path(handle.directory, size).read_bytes()
+    except OSError:
+        return False
+    return images is not None and hashlib.blake2b(images.data, digest_size=DIGEST_SIZE).hexdigest().encode() == written
+
+
+def _digest_path(directory: Path, size: int) -> Path:
+    return directory / f"{size}.blake2b"
+
+
 def _images_path(directory: Path, size: int) -> Path:
     return directory / f"{size}.npy"
 
@@ -139,7 +158,9 @@ def _images(handle: CacheHandle, size: int, pictures: int) -> npt.NDArray[np.uin
     """The memory map, or None if it is missing, torn or of another shape; numpy refuses a map longer than its file."""
     try:
         images = np.lib.format.open_memmap(_images_path(handle.directory, size), mode="r")
-    except Exception:  # of a damaged header also what Python's own tokenizer and parser raise
+    except Exception as error:  # of a damaged header also what Python's own tokenizer and parser raise
+        if getattr(error, "errno", None) == errno.ENOMEM:
+            raise  # no room for a map says nothing about the file
         return None
     return images if images.dtype == np.uint8 and images.shape == (pictures, size, size, 3) else None
 
@@ -170,12 +191,12 @@ def _write_squares(catalog: Catalog, sizes: Sequence[int], directory: Path, trac
     kept = catalog.kept
     with ExitStack() as stack:
         # The pool enters last and so ends first: no thread outlives the files.
-        files = [stack.enter_context(_npy(_images_path(directory, n), (len(kept), n, n, 3))) for n in sizes]
+        files = [stack.enter_context(_npy(directory, size, len(kept))) for size in sizes]
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         squares = _in_order(pool, lambda picture: _squares(catalog.file(picture), picture, sizes), kept)
         for row in track(squares, "Preparing pictures", len(kept)):
-            for file, square in zip(files, row, strict=True):
-                file.write(square.tobytes())
+            for write, square in zip(files, row, strict=True):
+                write(square)
 
 
 def _squares(path: Path, picture: Picture, sizes: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
@@ -212,16 +233,24 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable[[Item], Result], item
 
 
 @contextmanager
-def _npy(path: Path, shape: tuple[int, ...]) -> Generator[IO[bytes]]:
-    """A file for the bytes of a uint8 array; it gets its name when the block ends well.
+def _npy(directory: Path, size: int, pictures: int) -> Generator[Callable[[npt.NDArray[np.uint8]], None]]:
+    """Takes so many squares, one by one; their file gets its name, and then its digest, when the block ends well.
 
     Written, not mapped: a full disk is then an OSError and not a SIGBUS.
     """
+    path = _images_path(directory, size)
     temporary = path.with_name(f"{path.name}-{uuid4().hex}.part")
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     try:
         with temporary.open("wb") as file:
+            shape = (pictures, size, size, 3)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            yield file
+
+            def write(square: npt.NDArray[np.uint8]) -> None:
+                file.write(square.tobytes())
+                digest.update(square.tobytes())
+
+            yield write
             file.flush()
             os.fsync(file.fileno())
         try:
@@ -230,5 +259,6 @@ def _npy(path: Path, shape: tuple[int, ...]) -> Generator[IO[bytes]]:
             # Windows does not replace a file that is mapped: then another process has built the same one.
             if not path.exists():
                 raise
+        write_whole(_digest_path(directory, size), digest.hexdigest().encode())
     finally:
         temporary.unlink(missing_ok=True)

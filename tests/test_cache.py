@@ -88,6 +88,26 @@ def test_a_damaged_file_is_built_anew(catalog: Catalog, tmp_path: Path, damage: 
     assert file.read_bytes() == good
 
 
+@pytest.mark.parametrize("damage", ["a flipped bit", "another cache's pixels", "no digest", "another digest"])
+def test_pixels_that_are_not_those_that_were_written_are_decoded_again(catalog: Catalog, tmp_path: Path, damage: str):
+    handle = build(catalog, split(catalog), [16], cache_dir=tmp_path)
+    file, digest = handle.directory / "16.npy", handle.directory / "16.blake2b"
+    good = file.read_bytes()
+    if damage == "a flipped bit":
+        file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    elif damage == "another cache's pixels":
+        np.save(file, np.zeros((len(catalog.kept), 16, 16, 3), np.uint8))
+    elif damage == "no digest":  # as a process leaves it that is killed between the two
+        digest.unlink()
+    else:
+        digest.write_text("0" * 32)
+    build(catalog, split(catalog), [16], cache_dir=tmp_path)
+    assert file.read_bytes() == good
+    before = file.stat().st_mtime_ns
+    build(catalog, split(catalog), [16], cache_dir=tmp_path)
+    assert file.stat().st_mtime_ns == before
+
+
 def test_a_damaged_split_is_reported_and_written_anew(catalog: Catalog, tmp_path: Path):
     handle = build(catalog, split(catalog), [16], cache_dir=tmp_path)
     file = handle.directory / f"split-{handle.split}.npz"
@@ -114,7 +134,7 @@ def test_processes_that_build_at_once_all_succeed(catalog: Catalog, tmp_path: Pa
     assert [process.exitcode for process in processes] == [0, 0]
     handle = build(catalog, split(catalog), [16, 24, 32], cache_dir=tmp_path)
     assert sorted(path.name for path in handle.directory.iterdir()) == sorted(
-        ["16.npy", "24.npy", "32.npy", f"split-{handle.split}.npz"]
+        [f"{size}.{kind}" for size in (16, 24, 32) for kind in ("npy", "blake2b")] + [f"split-{handle.split}.npz"]
     )
 
 
