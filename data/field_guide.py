@@ -11,7 +11,10 @@ from __future__ import annotations
 import heapq
 import multiprocessing
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -206,12 +209,29 @@ def write(folder: Path, total: int, *, size: int = 256, seed: int = 0, track: Tr
             for task in track(tasks, describe, len(tasks)):
                 draw_file(task)
         else:
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, spawn, initializer=_end_with_the_command) as pool:
                 for _ in track(pool.map(draw_file, tasks, chunksize=8), describe, len(tasks)):
                     pass
+    except BrokenProcessPool:
+        raise DataError(
+            f"the field guide must be drawn into {folder}, but a process that drew was killed; the same command goes on"
+        ) from None
     except OSError as error:
         raise DataError(
             f"the field guide must be drawn into {folder}, but it cannot ({error.strerror or error}); "
             "make room, mend its rights, or choose another folder"
         ) from error
     return folder
+
+
+def _end_with_the_command() -> None:
+    """Lets a process that draws end when the command is killed; left alone it would wait for ever for more to draw."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -367,18 +367,29 @@ np.savez(sys.argv[3], **{name: np.concatenate(rows) for name, rows in zip(("prob
 """How a stranger opens each format, with what that needs and nothing more, and answers for the pictures of a file."""
 
 
+STRANGER_SECONDS = 600.0
+"""After which a program that opens a format is given up; each takes a few seconds, most of them for its imports."""
+
+
 def _python(program: str, *arguments: object) -> None:
     """Run a program in a fresh process that finds `model`. Raises BundleError with its last words if it fails."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=STRANGER_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(
+            f"every format of a bundle must be written and read again, but {printable(str(arguments[0]))} took more "
+            f"than {error.timeout:g} s; the same command tries it again"
+        ) from None
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise BundleError(

@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -155,3 +157,34 @@ def test_the_module_is_light_for_the_processes_that_draw() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     other = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("killed", ["the command", "a process that draws"])
+def test_killed_while_it_draws_it_leaves_no_process_and_says_what_was_killed(tmp_path: Path, killed: str) -> None:
+    """Left alone the processes that draw wait for more for ever, and the loss of one of them is a traceback."""
+    program = (
+        f"from data.field_guide import write; from pathlib import Path; write(Path({str(tmp_path / 'drawn')!r}), 900)"
+    )
+    script = tmp_path / "draw.py"
+    script.write_text(f"if __name__ == '__main__':\n    {program}\n")
+    root = str(Path(__file__).resolve().parents[1])
+    with subprocess.Popen(
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": root}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob("drawn/*/*.jpg")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            family = psutil.Process(process.pid).children()
+            drawers = [child for child in family if any("spawn_main" in word for word in child.cmdline())]
+            if not drawers:
+                pytest.skip("one core draws by itself")
+            (process if killed == "the command" else drawers[0]).kill()
+            _, left = psutil.wait_procs(family, timeout=60)
+            assert left == []
+        finally:
+            process.kill()
+        assert process.stderr is not None
+        if killed != "the command":
+            assert "a process that drew was killed; the same command goes on" in process.stderr.read()

@@ -345,3 +345,9 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     message = failing(tmp_path / "file" / "best")
     assert f"{tmp_path / 'file'} cannot be written" in message
     assert "free or mend it, or name another place" in message
+
+
+def test_a_program_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "STRANGER_SECONDS", 0.5)
+    with pytest.raises(BundleError, match=r"model\.onnx took more than 0\.5 s; the same command tries it again"):
+        formats._python("import time; time.sleep(600)", "model.onnx")
