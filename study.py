@@ -868,13 +868,16 @@ def main() -> None:
         message = str(error)
     except CycloptsError as error:
         from reporting.mistakes import rule
+        from tuning.storage import without_password
 
-        message = rule(error, app)
+        message = without_password(rule(error, app))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    from data.sources import printable
+
+    print(f"error: {printable(message)}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TextIO
 
+from data.sources import cell
 from model.bundle import printable
 from model.predict import Prediction
 
@@ -38,12 +39,16 @@ def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
 
 
 def write_csv(predictions: Iterable[Prediction], top: int, out: TextIO) -> None:
-    """path, error, then class_1, probability_1 and so on, best first."""
+    """path, error, then class_1, probability_1 and so on, best first.
+
+    Names as `data.sources.cell` shows them, for terminals and spreadsheets; `write_json` has every byte of them.
+    """
     table = csv.writer(out, lineterminator="\n")
     numbers = range(1, top + 1)
     table.writerow(["path", "error", *(f"{name}_{n}" for n in numbers for name in ("class", "probability"))])
     for one in predictions:
-        table.writerow([str(one.path), one.error or "", *chain.from_iterable(one.classes)])
+        best = ((cell(name), share) for name, share in one.classes)
+        table.writerow([cell(one.path), one.error or "", *chain.from_iterable(best)])
 
 
 def _cut(text: str, width: int) -> str:

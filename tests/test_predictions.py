@@ -83,9 +83,11 @@ def test_csv_comes_back_row_by_row_whatever_the_names() -> None:
     found = [Prediction(path=Path(name), classes=GOOD.classes) for name in NAMES]
     out = io.StringIO(newline="")
     write_csv([*found, BAD], 2, out)
+    assert all(character.isprintable() or character == "\n" for character in out.getvalue())
     out.seek(0)
     rows = list(csv.DictReader(out))
-    assert [row["path"] for row in rows] == [*NAMES, str(BAD.path)]
+    shown = ["plain.jpg", "two words.jpg", 'comma, "quotes".jpg', "line\\nend.jpg", "きのこ.jpg", "\\udc80bytes.jpg"]
+    assert [row["path"] for row in rows] == [*shown, BAD.path.as_posix()]
     assert rows[0] == {
         "path": "plain.jpg",
         "error": "",

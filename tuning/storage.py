@@ -109,8 +109,10 @@ def top(trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
 
 def without_password(text: str) -> str:
     """A storage URL, or a text that holds one, as it may be shown; one that cannot be parsed has its password too."""
-    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
+    # From the user's colon to the last @, whatever stands between: blanks, a second @, a scheme that was mistyped.
+    text = re.sub(r"(://[^:/]*:|^[^:/\\]{2,}:(?!/)|^[^:/\\]{2,}:/[^:/]*:).*@", r"\1***@", text, flags=re.DOTALL)
+    text = re.sub(r"(://[^:/@]*:)(?!\d+$)[^@/?]+$", r"\1***", text)  # neither @ nor a port
+    return re.sub(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def network_file_system(folder: Path) -> str | None:
@@ -196,7 +198,7 @@ def _file(url: str) -> Path | None:
     """The file of an SQLite database; None where it is another's."""
     parsed = sqlalchemy.make_url(url)
     named = parsed.database if parsed.get_backend_name() == "sqlite" else None
-    return Path(named) if named and named != ":memory:" else None
+    return Path(named.removeprefix("file:")) if named and named != ":memory:" else None
 
 
 def _check(file: Path) -> None:
@@ -226,6 +228,10 @@ def connect(url: str) -> optuna.storages.BaseStorage:
             f"--storage is a database URL such as sqlite:///study.db or postgresql://user@host/name, but got "
             f"{without_password(url)!r}"
         ) from None
+    if "@" in (parsed.host or ""):  # the driver would look for a host of that name, and tell it
+        raise StudyError(
+            f"a password in a --storage URL writes @ as %40, / as %2F and : as %3A, but got {without_password(url)!r}"
+        )
     file = _file(url)
     arguments = {"connect_args": {"timeout": LOCKED_SECONDS}} if parsed.get_backend_name() == "sqlite" else {}
     try:
@@ -300,7 +306,7 @@ def load_study(url: str, name: str) -> optuna.Study:
         f"this command goes on from a study, but {without_password(url)} has none called '{name}'; run it first, or "
         "name another with --study NAME"
     )
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    if url.startswith("sqlite:///") and (file := _file(url)) is not None and not file.exists():
         raise missing  # connecting would make an empty database
     storage = connect(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
