@@ -249,7 +249,9 @@ class Screen:
                     epoch_seconds=self._expected / happening.assignment.epochs,
                 )
                 if happening.attempt > 1:
-                    self._line(happening.number, None, "goes on from its last checkpoint")
+                    fewer = happening.micro_batch
+                    short = f", {fewer} pictures at a time, as memory was short" if fewer else ""
+                    self._line(happening.number, None, f"goes on from its last checkpoint{short}")
             case TrialAdvanced() if isinstance(happening.progress, EpochMetrics):
                 running = self._running[happening.slot]
                 running.epoch, running.share = happening.progress.epoch + 1, 0.0
