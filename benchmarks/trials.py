@@ -79,7 +79,6 @@ class Ours:
         self._run = coordinator.run()
         self._others = {child.pid for child in psutil.Process().children(recursive=True)}
         self.seconds = time.perf_counter() - begun
-        self.in_epochs = 0.0
         self.epochs = 0
         self.outcomes: Counter[str] = Counter()
 
@@ -96,7 +95,6 @@ class Ours:
             self._screen.show(happening)
             self._card.hear(happening)
             if isinstance(happening, TrialAdvanced) and isinstance(happening.progress, EpochMetrics):
-                self.in_epochs += happening.progress.seconds
                 self.epochs += 1
             if isinstance(happening, TrialEnded):
                 self.outcomes[happening.outcome or "from outside"] += 1
@@ -184,7 +182,6 @@ def compare(question: str, profile: Profile, trials: int, block: int, plain_epoc
             line.send(None)
             process.join()
     totals = [sum(column) for column in zip(*blocks, strict=True)]
-    cores = len(os.sched_getaffinity(0))
     told = ", ".join(f"{count} {outcome}" for outcome, count in ours.outcomes.items())
     kind = {"none": "no pruner", "median": "MedianPruner"}
     print(f"| ours, {kind[our_pruner]} | {totals[0]:.0f} | {told}; {ours.epochs} epochs | | |")
@@ -194,8 +191,7 @@ def compare(question: str, profile: Profile, trials: int, block: int, plain_epoc
         ratios = spread([one[index + 1] / one[0] for one in blocks], 1)
         ratio = totals[index + 1] / totals[0]
         print(f"| the plain script, {kind[pruner]} | {totals[index + 1]:.0f} | {told} | {ratio:.1f} | {ratios} |")
-    outside = 1 - ours.in_epochs / (cores * totals[0])
-    print(f"\nOur workers were outside their epochs for {outside:.0%} of the time: start, checkpoints, waiting.\n")
+    print(flush=True)
 
 
 def main() -> None:
