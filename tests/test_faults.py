@@ -83,6 +83,7 @@ def assert_finished(study: Tiny, trials: int = TRIALS) -> None:
     assert len(list(study.study_folder.glob("trials/*/best.pt"))) == 3
 
 
+@pytest.mark.long
 def test_killed_in_mid_epoch_worker_and_coordinator_and_it_equals_an_undisturbed_study(
     undisturbed: Tiny, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_killed_in_mid_epoch_worker_and_coordinator_and_it_equals_an_undisturbed
     assert [trial.user_attrs["attempts"] for trial in study.trials()] == [1, 2, 2, 1]
 
 
+@pytest.mark.long
 def test_a_killed_coordinator_leaves_no_process(tiny: Tiny, tmp_path: Path) -> None:
     study = tiny.at(tmp_path, "--workers", "2", "--trials", "20")
     with study.begin() as begun:
@@ -227,6 +229,7 @@ def test_ctrl_c_keeps_finished_epochs_and_a_second_coordinator_is_refused(undist
     assert essence(study.trials()) == essence(undisturbed.trials())
 
 
+@pytest.mark.long
 def test_a_second_signal_leaves_without_the_running_epoch(undisturbed: Tiny, tmp_path: Path) -> None:
     """The worker sleeps, so that its epoch never ends. The exit code is the first signal's, here SIGTERM's."""
     study = undisturbed.at(tmp_path, *undisturbed.options)
@@ -242,6 +245,7 @@ def test_a_second_signal_leaves_without_the_running_epoch(undisturbed: Tiny, tmp
     assert (study.study_folder / "trials.csv").exists()
 
 
+@pytest.mark.long
 def test_a_closed_pipe_ends_the_run_and_its_workers(tiny: Tiny, tmp_path: Path) -> None:
     """As `study.py | head`. The workers ignore the SIGTERM with which Python would end them at its own end."""
     study = tiny.at(tmp_path, "--workers", "1", "--trials", "3")

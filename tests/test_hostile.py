@@ -509,6 +509,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
         yield prepare(tmp_path_factory.mktemp("hostile"))
 
 
+@pytest.mark.long
 def test_a_databases_password_is_in_no_file_and_no_line(tiny: Tiny, tmp_path: Path) -> None:
     """SQLite passes over words that it does not know in a file's URI, so a study with a password runs here, too."""
     study = tiny.at(tmp_path / "results")

@@ -193,6 +193,7 @@ def small_group() -> Iterator[Path]:
         group.rmdir()
 
 
+@pytest.mark.long
 def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_followed_by_one_with_half_the_pictures(
     tiny: Tiny, small_group: Path, tmp_path: Path
 ) -> None:
