@@ -77,7 +77,7 @@ def ways(config: Config, part: Part, device: torch.device) -> dict[str, Callable
     gentle = replace(config.training, lr=1e-4, epochs=10_000)
     epochs = fit(MushroomCNN(config.model).to(device), ours, EvaluationBatches(some(part, 2), device=device), gentle,
                  seed=0)  # fmt: skip
-    model = MushroomCNN(config.model).to(device, memory_format=torch.channels_last)
+    model = MushroomCNN(config.model).to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, gentle)
     images, labels = next(iter(ours.epoch(0)))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -137,7 +137,7 @@ def _live(connection: Connection, config: Config, count: int, device: str) -> No
 def at_once(config: Config, count: int, device: str, turns: int) -> None:
     """Prints what 1, 2 and 4 processes train together."""
     context = multiprocessing.get_context("spawn")
-    lines: list[Connection] = []
+    lines: list[Any] = []
     for _ in range(max(AT_ONCE)):
         here, there = context.Pipe()
         context.Process(target=_live, args=(there, config, count, device), daemon=True).start()

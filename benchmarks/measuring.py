@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -149,8 +149,8 @@ class Clock:
 
     def __init__(self, base: str, *, whole: Sequence[str] = ()) -> None:
         """`base` is what runs where no section does; what begins within a `whole` section still belongs to it."""
-        self.wall: Counter[str] = Counter()
-        self.cpu: Counter[str] = Counter()
+        self.wall: defaultdict[str, float] = defaultdict(float)
+        self.cpu: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self._whole = set(whole)
         self._stack = [base]

@@ -78,7 +78,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         index, view = index % len(self.files.paths), index // len(self.files.paths)
-        image = self.small(Image.open(self.files.paths[index]).convert("RGB"))
+        image: Any = self.small(Image.open(self.files.paths[index]).convert("RGB"))
         if self.augment and self.augment.strength and not (self.augment.reuse_originals and (view + index) % 3 == 0):
             for step in random.sample(self.steps, random.randint(1, 2)):
                 image = step(image)

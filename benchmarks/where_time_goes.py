@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -53,7 +53,7 @@ def _serve_with_clock(connection: Any) -> None:
     """A worker process whose functions carry a clock; its seconds are written whenever a trial ends."""
     from measuring import Clock
     from torch import Tensor
-    from torch.optim import optimizer
+    from torch.optim import optimizer  # pyright: ignore[reportAttributeAccessIssue]
 
     from data import batches
     from model import checkpoint, training
@@ -174,7 +174,7 @@ def measure(trials: int, epochs: int | None, slots: int) -> None:
     for key, name in SECTIONS.items():
         print(
             f"| {name} | {wall[key] / whole:.1%} | {cpu[key] / busy:.1%} | {1000 * cpu[key] / shown:.4f} | "
-            f"{cast('int', calls[key]):,} |"
+            f"{calls[key]:,} |"
         )
     print(f"| all | 100 % | 100 % | {1000 * busy / shown:.4f} | |")
 
