@@ -1,6 +1,7 @@
 """The house: imports run one way, and what every worker process imports again stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,3 +60,15 @@ def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, study; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert not (HEAVY | {"torch", "numpy", "PIL"}) & set(done.stdout.split())
+
+
+def test_every_test_that_the_table_of_faults_names_is_there() -> None:
+    """And is marked as long where the table says so."""
+    table = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"(\*?)`(test_\w+\.py)::(\w+)`", table)
+    assert len(named) > 50
+    for star, file, name in named:
+        above, _, rest = (ROOT / "tests" / file).read_text(encoding="utf-8").partition(f"\ndef {name}(")
+        assert rest, f"{file}::{name}"
+        decorators = above.rpartition("\n\n")[2]
+        assert ("@pytest.mark.long" in decorators.splitlines()) == bool(star), f"{file}::{name}"

@@ -176,7 +176,7 @@ if __name__ == "__main__":
 def test_a_laptop_that_sleeps_for_longer_than_that_hangs_no_worker(tiny: Tiny, tmp_path: Path) -> None:
     """All are stopped together, as the lid does it; the coordinator wakes first, and finds that nobody has spoken.
 
-    Once it gave its worker up there, and three such nights failed a trial.
+    A worker that is given up there would fail its trial after three such nights.
     """
     study = tiny.at(tmp_path)
     script = tmp_path / "asleep.py"
