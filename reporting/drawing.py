@@ -19,6 +19,7 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -106,7 +107,10 @@ def png(figure: Figure, *, dpi: int = 144) -> bytes:
     """A figure on white, for places that take no SVG."""
     with _quiet(), mpl.rc_context(STYLE):
         target = io.BytesIO()
-        figure.savefig(target, format="png", dpi=dpi, facecolor="white")
+        figure.set_dpi(dpi)
+        figure.set_facecolor("white")
+        # `savefig` would draw it twice: once for the layout alone.
+        FigureCanvasAgg(figure).print_png(target)
     return target.getvalue()
 
 
@@ -118,7 +122,6 @@ def svg(figure: Figure, *, alt: str, prefix: str) -> str:
     """
     with _quiet(), mpl.rc_context(STYLE):
         target = io.StringIO()
-        # `savefig` would draw it twice: once for the layout alone.
         FigureCanvasSVG(figure).print_svg(target)
     root = ET.fromstring(target.getvalue())
     for parent in list(root.iter()):
