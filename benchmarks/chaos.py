@@ -35,6 +35,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.monkey import Kind, Tally, disturb, strikes
+from benchmarks.sameness import essence
 from data.field_guide import GENERA, draw
 from model import checkpoint
 from tuning.coordinator import KEPT_CHECKPOINTS
@@ -45,8 +46,6 @@ CLASSES, EACH, SIDE = 4, 14, 32
 """Classes, pictures of each, and their side in pixels: an epoch takes a fraction of a second."""
 LIMIT = 1800.0
 """Seconds of one disturbed study after which it is left in peace, to see whether it ends."""
-CHANCE = {"seconds", "peak_memory", "attempts", "slot", "paused", "environment"}
-"""Attributes of a trial that a disturbance may change."""
 LEFT_OVER = "files left over"
 
 
@@ -154,22 +153,6 @@ class Epochs:
 def stored(database: Path, name: str) -> list[FrozenTrial]:
     """The trials of a study, as anybody reads them."""
     return optuna.load_study(study_name=name, storage=f"sqlite:///{database}").get_trials()
-
-
-def essence(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
-    """All of the trials that must be the same, bit for bit, however often they were disturbed."""
-    return [
-        (
-            trial.number,
-            trial.state.name,
-            trial.params,
-            trial.values,
-            trial.intermediate_values,
-            trial.constraints,
-            {name: value for name, value in trial.user_attrs.items() if name not in CHANCE},
-        )
-        for trial in trials
-    ]
 
 
 def faults(folder: Path, wanted: int, tally: Tally) -> list[str]:

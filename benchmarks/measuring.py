@@ -63,10 +63,10 @@ def some(part: Part, count: int) -> Part:
 
 
 class Point(SpacePoint):
-    """A random point that remembers its parameters, so that it can be enqueued."""
+    """A random point that takes forced numbers as well as choices, and remembers what it drew, to be enqueued."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        super().__init__(rng)
+    def __init__(self, rng: np.random.Generator, forced: dict[str, Any] | None = None) -> None:
+        super().__init__(rng, forced)
         self.params: dict[str, Any] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
@@ -81,8 +81,8 @@ class Point(SpacePoint):
         return self._noted(name, super().suggest_float(name, low, high, step=step, log=log))
 
     def _noted(self, name: str, drawn: Any) -> Any:
-        self.params[name] = drawn
-        return drawn
+        self.params[name] = self._forced.get(name, drawn)
+        return self.params[name]
 
 
 def points(profile: Profile, count: int, *, classes: int = 9, seed: int = 0) -> list[dict[str, Any]]:

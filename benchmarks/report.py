@@ -35,11 +35,12 @@ import optuna
 import sqlalchemy.event
 from optuna.trial import FrozenTrial, TrialState
 
+from benchmarks.measuring import Point
 from data.verdicts import Verdict
 from model.network import cost
 from search_space import PROFILES, Config, known_good, suggest
 from tuning.folder import sqlite_url
-from tuning.identity import SpacePoint, describe_space
+from tuning.identity import describe_space
 from tuning.storage import IDENTITY, METRIC, Outcome
 
 CLASSES = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus")
@@ -60,7 +61,7 @@ def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) ->
     best: list[tuple[float, dict[str, Any]]] = []
     for number in range(count):
         name, forced = recipes[number] if number < len(recipes) else (None, _inherited(best, rng))
-        point = _Point(rng, forced)
+        point = Point(rng, forced)
         config = suggest(cast("optuna.Trial", point), PROFILE, classes)
         slot = min(range(WORKERS), key=lambda slot: free[slot])
         # FLOPs do not depend on the rest, and counting them takes a tenth of a second.
@@ -138,30 +139,6 @@ def _told(state: TrialState, values: dict[int, float]) -> float | None:
     if not values:
         return None
     return max(values.values()) if state is TrialState.COMPLETE else values[max(values)]
-
-
-class _Point(SpacePoint):
-    """A random point that takes forced numbers as well as choices, and remembers what it drew."""
-
-    def __init__(self, rng: np.random.Generator, forced: dict[str, Any]) -> None:
-        super().__init__(rng, forced)
-        self._all = forced
-        self.params: dict[str, Any] = {}
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._noted(name, super().suggest_categorical(name, choices))
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return self._noted(name, super().suggest_int(name, low, high, step=step, log=log))
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        return self._noted(name, super().suggest_float(name, low, high, step=step, log=log))
-
-    def _noted(self, name: str, drawn: Any) -> Any:
-        self.params[name] = self._all.get(name, drawn)
-        return self.params[name]
 
 
 def _inherited(best: list[tuple[float, dict[str, Any]]], rng: np.random.Generator) -> dict[str, Any]:

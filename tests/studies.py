@@ -397,23 +397,3 @@ def outcomes(happenings: list[Happening]) -> list[tuple[int, Any]]:
 def advanced(happening: Happening, number: int, kind: type) -> bool:
     """Whether this is trial `number` going forward by a `kind`: Progress or EpochMetrics."""
     return isinstance(happening, TrialAdvanced) and happening.number == number and isinstance(happening.progress, kind)
-
-
-CHANCE = {"seconds", "peak_memory", "attempts", "slot", "paused", "environment"}
-"""Attributes that a disturbance may change."""
-
-
-def essence(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
-    """All of the trials that must be the same, bit for bit, however often they were disturbed."""
-    return [
-        (
-            trial.number,
-            trial.state.name,
-            trial.params,
-            trial.values,
-            trial.intermediate_values,
-            trial.constraints,
-            {name: value for name, value in trial.user_attrs.items() if name not in CHANCE},
-        )
-        for trial in trials
-    ]

@@ -22,8 +22,9 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
-from studies import EPOCHS, HERE, Begun, Finished, Tiny, essence, prepare, run_here, steady_threads
+from studies import EPOCHS, HERE, Begun, Finished, Tiny, prepare, run_here, steady_threads
 
+from benchmarks.sameness import essence
 from data.cache import open_part
 from model import formats
 from model.bundle import load

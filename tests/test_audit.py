@@ -13,8 +13,9 @@ import torch
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from studies import EPOCHS, Finished, Tiny, essence, one_core, prepare, recorded, threads_for_processes
+from studies import EPOCHS, Finished, Tiny, one_core, prepare, recorded, threads_for_processes
 
+from benchmarks.sameness import essence
 from tuning import StudyError, audit, scheduling
 from tuning.folder import sqlite_url
 from tuning.storage import IDENTITY, METRIC, Outcome

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from studies import HERE, Tiny, essence, one_core, prepare, steady_threads
+from studies import HERE, Tiny, one_core, prepare, steady_threads
 
 if os.name == "nt":
     pytest.skip("signals are POSIX's", allow_module_level=True)
 
 from benchmarks.chaos import Epochs, faults
 from benchmarks.monkey import Tally, disturb, strikes
+from benchmarks.sameness import essence
 
 TRIALS = 5
 

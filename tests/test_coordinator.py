@@ -15,8 +15,9 @@ import pytest
 import torch
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.trial import TrialState
-from studies import TINY, ThreadWorkers, Tiny, advanced, essence, outcomes, prepare
+from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
 
+from benchmarks.sameness import essence
 from model.training import EpochMetrics
 from search_space import Config, known_good, suggest
 from tuning import StudyError

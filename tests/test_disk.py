@@ -21,8 +21,9 @@ import pytest
 from optuna.trial import TrialState
 from pictures import picture
 from PIL import Image
-from studies import HERE, TINY, Finished, Tiny, advanced, essence, prepare, run_here, steady_threads, until
+from studies import HERE, TINY, Finished, Tiny, advanced, prepare, run_here, steady_threads, until
 
+from benchmarks.sameness import essence
 from data import catalog, sources
 from data.cache import CacheHandle, build
 from model.training import EpochMetrics

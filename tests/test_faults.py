@@ -15,8 +15,9 @@ import optuna
 import psutil
 import pytest
 from pictures import class_folders
-from studies import HERE, PATIENCE, Begun, Tiny, advanced, essence, gone, one_core, prepare, until
+from studies import HERE, PATIENCE, Begun, Tiny, advanced, gone, one_core, prepare, until
 
+from benchmarks.sameness import essence
 from model import checkpoint
 from model.training import EpochMetrics
 from tuning import StudyError, storage

@@ -8,8 +8,9 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from studies import Tiny, essence, outcomes, prepare
+from studies import Tiny, outcomes, prepare
 
+from benchmarks.sameness import essence
 from model.training import EpochMetrics
 from tuning.coordinator import TrialPaused
 from tuning.scheduling import PRUNERS, Decision, PrunerScheduler, warmup_epochs
