@@ -25,8 +25,9 @@ from search_space import Profile
 from tuning.coordinator import Happening, TrialEnded
 from tuning.storage import IDENTITY, Outcome, counts, top
 
-EVERY = 10
-"""Ended trials between two updates."""
+EVERY, SHARE = 10, 20
+"""Ended trials between two updates: ten, or a twentieth of all where that is more. An update reads every trial, and the
+importances of 1,000 take seconds."""
 SHOWN_CLASSES = 50
 
 
@@ -44,16 +45,18 @@ class StudyCard:
         self._about = _about(catalog, split, profile, space)
         self._wanted = trials
         self._ended = 0
+        """Since the last update."""
 
     def hear(self, happening: Happening) -> None:
         """Takes one thing that has happened in the run."""
         if isinstance(happening, TrialEnded):
             self._ended += 1
-            if self._ended % EVERY == 0:
+            if self._ended >= max(EVERY, len(self._study.get_trials(deepcopy=False)) // SHARE):
                 self.update()
 
     def update(self) -> None:
         """Writes both anew."""
+        self._ended = 0
         save_note(self._study, self._note())
         trials = self._study.get_trials(deepcopy=False)
         _show(self._study, "Accuracy against FLOPs", plots.cost(analysis.ranked(trials)))
@@ -88,7 +91,7 @@ class StudyCard:
             f"      python study.py retrain --study {name}",
             f"      python study.py export --study {name}",
             "",
-            f"This note is written anew after every {EVERY} trials, without what is added to it here.",
+            "This note is written anew every few trials, without what is added to it here.",
         ]
         return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import pytest
 from markdown_it import MarkdownIt
 from optuna.trial import FrozenTrial
-from optuna_dashboard import get_note
+from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from pictures import NAMES, class_folders
 from studies import recorded
@@ -24,7 +24,7 @@ from benchmarks.report import made_up_study, made_up_trials, write_finals
 from data import catalog, sources
 from data.catalog import Catalog
 from data.sources import printable
-from reporting.study_card import EVERY, SHOWN_CLASSES, StudyCard, show_finalists
+from reporting.study_card import EVERY, SHARE, SHOWN_CLASSES, StudyCard, show_finalists
 from search_space import PROFILES
 from tuning.coordinator import TrialEnded
 from tuning.storage import Outcome
@@ -221,15 +221,20 @@ def test_the_note_and_the_plots_follow_the_study(found: Catalog, tmp_path: Path)
     assert f"in trial {study.best_trial.number}." in text_of(get_note(study))
 
 
-def test_it_is_written_after_every_tenth_trial(found: Catalog, tmp_path: Path) -> None:
-    study = made_up_study([])
+@pytest.mark.parametrize(("there", "every"), [(0, EVERY), (40 * EVERY, 40 * EVERY // SHARE)])
+def test_it_is_written_after_every_tenth_trial_or_every_twentieth_part(
+    found: Catalog, tmp_path: Path, there: int, every: int
+) -> None:
+    study = made_up_study((made_up_trials(40) * EVERY)[:there])
     kept = card(study, tmp_path, found)
-    for number in range(EVERY - 1):
-        kept.hear(ended(number))
-        kept.hear(None)
-    assert get_note(study) == ""
-    kept.hear(ended(EVERY))
-    assert get_note(study).startswith("# made")
+    for _ in range(2):
+        save_note(study, "")
+        for number in range(every - 1):
+            kept.hear(ended(number))
+            kept.hear(None)
+        assert get_note(study) == ""
+        kept.hear(ended(every))
+        assert get_note(study).startswith("# made")
 
 
 def test_a_shorter_note_leaves_nothing_of_a_longer_one(found: Catalog, tmp_path: Path) -> None:
