@@ -279,7 +279,7 @@ def run(
                 data=data if data in NAMES else str(Path(data).expanduser().absolute()),
                 test_data=str(test_data.expanduser().absolute()) if test_data else None,
                 pictures=limits.pictures,
-                storage=stored.without_password(storage) if storage else None,
+                storage=stored.without_password(stored.absolute(storage)) if storage else None,
             )
             begun.save(folder)
             coordinator = Coordinator(

@@ -369,6 +369,16 @@ def test_a_shown_url_keeps_all_but_the_password() -> None:
     assert storage.without_password("sqlite:////tmp/a b/study.db") == "sqlite:////tmp/a b/study.db"
 
 
+def test_a_storage_is_remembered_so_that_it_means_the_same_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("study.db", "sub/study.db"):
+        assert storage.absolute(f"sqlite:///{name}") == f"sqlite:///{tmp_path / name}"
+    for other in (f"sqlite:///{tmp_path}/x.db", "sqlite://", "postgresql://me:secret@host/name", "no url", "://"):
+        assert storage.absolute(other) == other
+
+
 def test_a_study_that_minimises_is_not_ours(tmp_path: Path) -> None:
     optuna.create_study(storage=sqlite_url(tmp_path), study_name="mushrooms", direction="minimize")
     with pytest.raises(

@@ -115,6 +115,17 @@ def without_password(text: str) -> str:
     return re.sub(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&]*", r"\1***", text, flags=re.IGNORECASE)
 
 
+def absolute(url: str) -> str:
+    """A storage URL that means the same in every folder: of SQLite with the file's whole path."""
+    try:
+        file, parsed = _file(url), sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # told of when it is opened
+        return url
+    if file is None or file.is_absolute() or str(parsed.database) != str(file):
+        return url
+    return parsed.set(database=str(file.absolute())).render_as_string(hide_password=False)
+
+
 def network_file_system(folder: Path) -> str | None:
     """The kind of network file system that holds the folder; None on a local disk. SQLite's locks are unsafe on one."""
     folder = folder.resolve()
