@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import queue
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -184,6 +185,8 @@ class Tiny:
 
         `words`: the arguments of another command.
         """
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited, where these tests run in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.results.mkdir(parents=True, exist_ok=True)
         output = self.results / f"output-{time.monotonic_ns()}.txt"
         with output.open("wb") as file:
