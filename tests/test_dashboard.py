@@ -258,7 +258,7 @@ def test_a_port_that_cannot_be_had_is_one_line(tiny: Tiny, number: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_it_ends_cleanly_while_somebody_is_connected(tiny: Tiny, sent: signal.Signals) -> None:
     with serving(tiny) as running, socket.create_connection(("127.0.0.1", running.port)) as visitor:
         visitor.sendall(b"GET /")

@@ -110,7 +110,7 @@ def test_a_dilation_pattern_sets_the_3x3_convs_of_the_blocks_and_keeps_the_size(
     assert shapes(model, 32)["block3"] == (64, 8, 8)
 
 
-@pytest.mark.parametrize("width", [0.25, 0.5])
+@pytest.mark.parametrize("width", [0.25, pytest.param(0.5, marks=pytest.mark.long)])
 def test_every_element_of_every_parameter_of_every_point_gets_a_gradient(width: float) -> None:
     for strides, dilations, pooling, point_width in GRID:
         if point_width != width:

@@ -265,6 +265,7 @@ class TestUnusualStudies:
         assert "Drawn are the best and the worst 20 of" in sentences(text)
         assert len(text.encode()) < 600_000
 
+    @pytest.mark.long
     def test_of_a_thousand_trials(self, tmp_path: Path) -> None:
         text = written(tmp_path, made_up_trials(1000))
         assert len(text.encode()) < 1_500_000

@@ -279,6 +279,7 @@ def test_a_process_is_not_silent_while_nobody_listens(processes: LocalWorkers, j
     processes.stop(0)
 
 
+@pytest.mark.long
 def test_a_process_stopped_in_the_middle_of_a_message_holds_nobody_up(tiny: Tiny, tmp_path: Path) -> None:
     """Of 700 classes an epoch's confusion is a megabyte, more than the line holds: whoever reads it waits for the rest.
 
