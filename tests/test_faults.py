@@ -122,6 +122,7 @@ def test_a_killed_coordinator_leaves_no_process(tiny: Tiny, tmp_path: Path) -> N
         until(lambda: all(map(gone, family)), "the end of every process")
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_is_given_up_and_a_fresh_one_goes_on_with_its_trial(tiny: Tiny, tmp_path: Path) -> None:
     whole, broken = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "broken")
     list(whole.coordinator(2).run())
