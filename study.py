@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from data.cache import CacheHandle
     from data.catalog import Catalog, Split
     from search_space import Config, Profile
+    from tuning.devices import Slots
     from tuning.fixed_runs import FixedRun, Trained
     from tuning.searched import Searched
 
@@ -120,6 +121,11 @@ WorkersOption = Annotated[
     _count(_WHERE),
     Parameter(help="How many trials run at once. By default one per CPU core, or one per GPU."),
 ]
+PrecisionOption = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    _choice(_WHERE),
+    Parameter(help='In what networks are trained: "auto" is bfloat16 where the hardware multiplies it, else float32.'),
+]
 # Of the commands that come after a study.
 SearchedOption = Annotated[
     str | None,
@@ -174,6 +180,7 @@ def run(
     seed: Annotated[int, _count(_HOW, least=0)] = 0,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
     storage: Annotated[str | None, Parameter(group=_WHERE, metavar="URL")] = None,
     results: ResultsOption = HERE / "results",
     cache: CacheOption = None,
@@ -234,8 +241,8 @@ def run(
     if audit_pruner is not None and pruner == "none":
         raise StudyError("--audit-pruner trains pruned trials to their end, but with --pruner none there are none")
     console = screen.make_console()
-    devices, threads = slots(device, workers)
-    profile_name, limits = _limits(profile, devices[0], epochs, pictures)
+    places = slots(device, workers, precision)
+    profile_name, limits = _limits(profile, places.devices[0], epochs, pictures)
     found = _read(console, data, test_data, _cache(cache), limits.pictures)
     name = found.name if study is None else study
     folder = study_folder(results, name)
@@ -249,7 +256,8 @@ def run(
             patience=patience,
             max_parameters=max_params,
             max_flops=max_flops or limits.max_flops,
-            threads=threads,
+            threads=places.threads,
+            precision=places.precision,
         )
         draw = partial(suggest, profile=limits, classes=len(handle.classes))
         facts = {
@@ -284,7 +292,7 @@ def run(
             begun.save(folder)
             coordinator = Coordinator(
                 opened,
-                workers=LocalWorkers(devices),
+                workers=LocalWorkers(places.devices),
                 scheduler=scheduling.PrunerScheduler(),
                 assign=search(draw, seed),
                 plan=plan,
@@ -301,8 +309,7 @@ def run(
                     feasible=plan.feasible,
                     pictures=len(found.split.train),
                     pruned=prunes,
-                    device=devices[0],
-                    threads=threads,
+                    slots=places,
                 )
                 screen.print_plan(
                     console,
@@ -310,14 +317,14 @@ def run(
                     plan,
                     limits.epochs,
                     first_pruning if prunes else None,
-                    devices,
+                    places,
                     coordinator.wanted,
                     expected,
                 )
             card = StudyCard(opened, folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials)
             if coordinator.wanted:
                 card.update()
-            shown = screen.Screen(console, opened, trials=trials, slots=len(devices), expected=expected)
+            shown = screen.Screen(console, opened, trials=trials, slots=len(places), expected=expected)
             try:
                 received = screen.follow(coordinator, shown, card.hear)
             finally:
@@ -326,7 +333,7 @@ def run(
             screen.print_end(console, opened, folder, coordinator.ending, _again(), _places(name, results))
             if audit_pruner is not None and coordinator.ending in (Ending.TRIALS, Ending.PATIENCE):
                 searched = Searched(study=opened, folder=folder, url=url, settings=begun)
-                train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
+                train = _Trainer(console=console, searched=searched, data=handle, slots=places)
                 audited = train(audit.KIND, stored.METRIC, audit.runs(opened, audit_pruner))
                 finals.print_audit(console, audit.verdict(opened, audited))
     if received is not None:
@@ -346,6 +353,7 @@ def retrain(
     look_again: Annotated[bool, Parameter(group=_HOW, negative="")] = False,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
     storage: StorageOption = None,
     results: ResultsOption = HERE / "results",
     cache: CacheOption = None,
@@ -376,14 +384,14 @@ def retrain(
     from tuning.devices import slots
 
     console = screen.make_console()
-    devices, threads = slots(device, workers)
+    places = slots(device, workers, precision)
     searched = _recall(console, results, study, storage)
     with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
         searching = searched.study
         chosen = best.candidates(searching, finalists) if trial is None else [best.candidate(searching, trial)]
         chosen += best.baselines(searching) if baseline else []
         _, handle = _same_pictures(console, searched, data, test_data, _cache(cache), [one.config for one in chosen])
-        train = _Trainer(console=console, searched=searched, data=handle, devices=devices, threads=threads)
+        train = _Trainer(console=console, searched=searched, data=handle, slots=places)
         fixed = best.seeds(searching, seeds)
 
         if trial is not None:
@@ -404,9 +412,11 @@ def retrain(
         trained = [retraining.Finals(candidate=one.candidate, runs=tuple(islice(ended, seeds))) for one in tested]
         counted = sum(map(stored.counts, searching.get_trials(deepcopy=False)))
         winner = retraining.conclude(
-            won, trained[0], handle, searched.folder, devices[0], pictures=searched.pictures, trials=counted
+            won, trained[0], handle, searched.folder, places.devices[0], pictures=searched.pictures, trials=counted
         )
-        winner, earlier = retraining.look_counted(searched, winner, trained, handle, devices[0], again=look_again)
+        winner, earlier = retraining.look_counted(
+            searched, winner, trained, handle, places.devices[0], again=look_again
+        )
         winner.save(searched.folder)
         if earlier:
             finals.print_not_tested(console, earlier)
@@ -537,7 +547,7 @@ def predict(
 
     try:
         folder = model or recall(results, study)[0] / "best"
-        classifier = Classifier.load(folder, slots(device, 1)[0][0])
+        classifier = Classifier.load(folder, slots(device, 1).devices[0])
         if model is None:
             print(f"with {folder}", file=sys.stderr)
         classes = classifier.bundle.classes
@@ -761,8 +771,7 @@ class _Trainer:
     console: Console
     searched: Searched
     data: CacheHandle
-    devices: list[str]
-    threads: int
+    slots: Slots
 
     def __call__(self, kind: str, metric: str, runs: list[FixedRun]) -> Trained:
         """In the study's sibling of this kind; returns the trial of each run. Leaves the program when interrupted."""
@@ -780,10 +789,10 @@ class _Trainer:
         pool = fixed_runs.open_pool(self.searched.url, name, metric, runs, folder, self.searched.pictures)
         coordinator = Coordinator(
             pool,
-            workers=LocalWorkers(self.devices),
+            workers=LocalWorkers(self.slots.devices),
             scheduler=PrunerScheduler(),
             assign=fixed_runs.assign,
-            plan=Plan(trials=None, threads=self.threads),
+            plan=Plan(trials=None, threads=self.slots.threads, precision=self.slots.precision),
             data=self.data,
             folder=folder,
             keep=len(pool.trials),
@@ -791,12 +800,12 @@ class _Trainer:
         )
         if wanted := coordinator.wanted:
             expected = fixed_runs.seconds(pool) / wanted
-            screen.print_runs(self.console, kind, wanted, self.devices, expected)
+            screen.print_runs(self.console, kind, wanted, self.slots, expected)
             shown = screen.Screen(
                 self.console,
                 pool,
                 trials=wanted + sum(map(counts, pool.get_trials(deepcopy=False))),
-                slots=len(self.devices),
+                slots=len(self.slots),
                 expected=expected,
                 searches=False,
             )

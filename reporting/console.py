@@ -38,6 +38,7 @@ from tuning.coordinator import (
     TrialPaused,
     TrialStarted,
 )
+from tuning.devices import Slots
 from tuning.storage import Outcome, counts, top
 
 SHOWN_TRIALS = 5
@@ -132,7 +133,7 @@ def print_plan(
     plan: Plan,
     epochs: int,
     first_pruning: int | None,
-    devices: list[str],
+    slots: Slots,
     wanted: int,
     expected: float,
 ) -> None:
@@ -141,17 +142,16 @@ def print_plan(
     console.print(
         Text(
             f"Study '{study}': {wanted} of {plan.trials} trials to go, each of {epochs} epochs, {pruned}; "
-            f"{len(devices)} at once on {devices[0].partition(':')[0]}: "
-            f"about {duration(wanted * expected / len(devices))}."
+            f"{slots}: about {duration(wanted * expected / len(slots))}."
         )
     )
 
 
-def print_runs(console: Console, kind: str, wanted: int, devices: list[str], expected: float) -> None:
+def print_runs(console: Console, kind: str, wanted: int, slots: Slots, expected: float) -> None:
     """What is about to be trained again. `expected`: seconds of one run in one slot."""
     runs = f"{wanted} run{'s' * (wanted != 1)}"
-    took = duration(wanted * expected / len(devices))
-    console.print(f"{kind}: {runs} to go, {len(devices)} at once on {devices[0].partition(':')[0]}: about {took}.")
+    took = duration(wanted * expected / len(slots))
+    console.print(f"{kind}: {runs} to go, {slots}: about {took}.")
 
 
 @dataclass(kw_only=True)

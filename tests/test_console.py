@@ -17,6 +17,7 @@ from model.training import EpochMetrics
 from reporting import console as screen
 from search_space import PROFILES, Config, known_good, suggest
 from tuning.coordinator import Ending, Plan, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
+from tuning.devices import Slots
 from tuning.jobs import Assignment, Progress
 from tuning.storage import METRIC, Outcome
 
@@ -236,15 +237,18 @@ def test_an_interrupted_study_names_the_command_that_goes_on() -> None:
     ]
 
 
+TWO_GPUS = Slots(devices=["cuda:0", "cuda:1"], threads=8, precision="bfloat16")
+
+
 def plan_text(console: Console, name: str, first_pruning: int | None) -> str:
-    screen.print_plan(console, name, Plan(trials=40), 10, first_pruning, ["cuda:0", "cuda:1"], 30, 60.0)
+    screen.print_plan(console, name, Plan(trials=40), 10, first_pruning, TWO_GPUS, 30, 60.0)
     return " ".join(" ".join(lines(console)).split())
 
 
 def test_the_plan_says_how_much_how_long_and_when_it_prunes() -> None:
     assert plan_text(log(), "mushrooms", 4) == (
         "Study 'mushrooms': 30 of 40 trials to go, each of 10 epochs, pruned after epoch 4 at the earliest; "
-        "2 at once on cuda: about 15 min."
+        "2 at once on cuda in bfloat16: about 15 min."
     )
     assert "each of 10 epochs, never pruned;" in plan_text(log(), "mushrooms", None)
 
@@ -254,7 +258,7 @@ def test_lines_break_between_words() -> None:
     console = terminal(70)
     plan_text(console, "mushrooms", 4)
     assert all(len(line.rstrip()) <= 70 for line in lines(console))
-    assert [line.split()[-1] for line in lines(console)] == ["pruned", "min."]
+    assert [line.split()[-1] for line in lines(console)] == ["pruned", "15", "min."]
 
 
 ODD = ("[red]x", "[bold", "a\nb", "Pilze äöü 蘑菇", "\x1b[31mred", "[link=x]y")

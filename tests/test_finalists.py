@@ -373,13 +373,13 @@ def test_the_sibling_study_is_optunas_own_and_can_be_gone_on_with(runs: list[Fix
 
 
 def test_the_environment_names_what_decides_the_numbers() -> None:
-    facts = environment("cpu", 3)
+    facts = environment("cpu", 3, "bfloat16")
     assert facts.items() >= versions().items()
-    assert set(facts) == {"device", "threads", "program", "python", "torch", "numpy", "pillow"}
-    assert facts["threads"] == "3"
+    assert set(facts) == {"device", "threads", "precision", "program", "python", "torch", "numpy", "pillow"}
+    assert (facts["threads"], facts["precision"]) == ("3", "bfloat16")
     assert torch.__version__.startswith(facts["torch"])
     assert torch.backends.cpu.get_cpu_capability() in facts["device"]
-    assert differences(facts, environment("cpu", 3)) == []
+    assert differences(facts, environment("cpu", 3, "bfloat16")) == []
 
 
 def test_what_differs_is_named_with_both_values() -> None:

@@ -11,14 +11,17 @@ import torch
 from model.network import Cost, cost
 from search_space import PROFILES, Config, Profile, suggest
 from tuning import forecast
+from tuning.devices import Slots
 from tuning.identity import random_points
 
 SMALL = replace(PROFILES["quick"].within(16), widths=(0.25, 0.25, 0.125), epochs=2)
 
+ONE = Slots(devices=["cpu"], threads=1, precision="float32")
+
 
 def seconds(profile: Profile = SMALL, **changes: Any) -> float:
     named: dict[str, Any] = {"feasible": lambda price: True, "pictures": 100, "pruned": False} | changes
-    return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), device="cpu", threads=1, **named)
+    return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), slots=ONE, **named)
 
 
 @pytest.fixture
@@ -80,5 +83,5 @@ def test_this_machine_is_timed_and_its_threads_are_left_as_they_were() -> None:
 
 def test_the_rate_is_one_that_a_processor_can_have() -> None:
     config: Config = next(random_points(partial(suggest, profile=SMALL, classes=3), 1))
-    rate = forecast._flops_per_second(config, torch.device("cpu"), 1)
+    rate = forecast._flops_per_second(config, ONE)
     assert 1e7 < rate < 1e13

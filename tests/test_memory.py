@@ -44,6 +44,7 @@ def job(tiny: Tiny, directory: Path, **changes: Any) -> TrialJob:
         data=tiny.data,
         device="cpu",
         threads=1,
+        precision="float32",
         micro_batch=16,
         directory=directory,
     )

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR,
 
 from model.checkpoint import Checkpoint, load, save
 from model.network import GlobalPooling, ModelConfig, MushroomCNN
-from model.training import Diverged, EpochMetrics, TrainingConfig, evaluate, fit, lr_at, make_optimizer
+from model.training import Diverged, EpochMetrics, Precision, TrainingConfig, evaluate, fit, lr_at, make_optimizer
 
 CLASSES = 4
 
@@ -112,8 +112,11 @@ def test_fit_is_the_plain_loop_with_torchs_own_optimizer_schedule_and_loss() -> 
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
 
 
-def test_a_network_learns_what_can_be_learnt() -> None:
-    history = run(network(), Pictures(96, 16), config(epochs=8, schedule="one-cycle"))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_learns_what_can_be_learnt(precision: Precision) -> None:
+    model = network()
+    history = run(model, Pictures(96, 16), config(epochs=8, schedule="one-cycle"), precision=precision)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32, torch.int64}
     assert history[-1].top1 > 0.8
     assert history[-1].train_loss < history[0].train_loss
 

@@ -69,6 +69,7 @@ class Jobs:
             data=self.data,
             device="cpu",
             threads=1,
+            precision="float32",
             micro_batch=config.training.batch_size,
             directory=directory,
         )

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 
 from data.cache import CacheHandle
 from model.network import Cost, cost
-from model.training import EpochMetrics
+from model.training import EpochMetrics, Precision
 from search_space import Config
 from tuning import StudyError
 from tuning.environment import environment
@@ -64,6 +64,7 @@ class Plan:
     """Forward FLOPs of one picture."""
     threads: int = 1
     """CPU threads per worker."""
+    precision: Precision = "float32"
 
     def over_budget(self, price: Cost) -> dict[str, float]:
         """By how much of the budget a network is over it (above 0) or under it (below), for each budget there is."""
@@ -350,7 +351,7 @@ class Coordinator:
         device = self._workers.device(slot)
         live.trial.set_user_attr("attempts", live.attempt)
         live.trial.set_user_attr("slot", slot)
-        live.trial.set_user_attr("environment", environment(device, self._plan.threads))
+        live.trial.set_user_attr("environment", environment(device, self._plan.threads, self._plan.precision))
         self._live[slot] = live
         job = TrialJob(
             number=number,
@@ -359,6 +360,7 @@ class Coordinator:
             data=self._data,
             device=device,
             threads=self._plan.threads,
+            precision=self._plan.precision,
             micro_batch=live.micro_batch,
             directory=directory,
         )

@@ -14,9 +14,9 @@ PACKAGES = ("numpy", "pillow")
 """That decide the numbers, beside torch."""
 
 
-def environment(device: str, threads: int) -> dict[str, str]:
+def environment(device: str, threads: int, precision: str) -> dict[str, str]:
     """Facts by name, as they stand with each trial."""
-    return {"device": _device_name(device), "threads": str(threads)} | versions()
+    return {"device": _device_name(device), "threads": str(threads), "precision": precision} | versions()
 
 
 def sums_in_order(facts: dict[str, str]) -> bool:

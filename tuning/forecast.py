@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional
 
 from model.network import Cost, MushroomCNN, cost
-from model.training import make_optimizer
+from model.training import autocast, make_optimizer
 from search_space import Config
+from tuning.devices import Slots
 from tuning.identity import random_points
 
 POINTS = 24
@@ -31,8 +32,7 @@ def seconds_per_trial(
     feasible: Callable[[Cost], bool],
     pictures: int,
     pruned: bool,
-    device: str,
-    threads: int,
+    slots: Slots,
 ) -> float:
     """Expected seconds of one trial in one slot.
 
@@ -42,7 +42,7 @@ def seconds_per_trial(
     drawn = sorted(random_points(suggest, POINTS), key=_flops)
     points = [config for config in drawn if feasible(cost(config.model, config.image_size))] or drawn[:1]
     timed = [points[len(points) * (2 * index + 1) // (2 * TIMED)] for index in range(TIMED)]
-    rate = float(np.mean([_flops_per_second(config, torch.device(device), threads) for config in timed]))
+    rate = float(np.mean([_flops_per_second(config, slots) for config in timed]))
     # A backward pass costs twice a forward one (Kaplan et al. 2020, section 2.1).
     trained = [3 * _flops(config) * pictures * config.views * config.training.epochs for config in points]
     return float(np.mean(trained)) / rate * (TRAINED_SHARE if pruned else 1.0)
@@ -52,13 +52,14 @@ def _flops(config: Config) -> int:
     return cost(config.model, config.image_size).flops
 
 
-def _flops_per_second(config: Config, device: torch.device, threads: int) -> float:
+def _flops_per_second(config: Config, slots: Slots) -> float:
     """Of training steps on random pictures."""
+    device = torch.device(slots.devices[0])
     batch = config.training.batch_size
     if device.type == "cpu":
         batch = max(2, min(batch, int(STEP_FLOPS / (3 * _flops(config)))))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(slots.threads)
     try:
         model = MushroomCNN(config.model).to(device)
         optimizer = make_optimizer(model, config.training)
@@ -68,7 +69,9 @@ def _flops_per_second(config: Config, device: torch.device, threads: int) -> flo
         seconds: list[float] = []
         for _ in range(4):
             began = time.perf_counter()
-            functional.cross_entropy(model(pictures), labels).backward()
+            with autocast(device, slots.precision):
+                loss = functional.cross_entropy(model(pictures), labels)
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             if device.type == "cuda":

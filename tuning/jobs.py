@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data.cache import CacheHandle
-from model.training import EpochMetrics
+from model.training import EpochMetrics, Precision
 from search_space import Config
 
 
@@ -44,6 +44,7 @@ class TrialJob:
     """As torch names it: cpu, cuda:0, mps."""
     threads: int
     """CPU threads of the training."""
+    precision: Precision
     micro_batch: int
     """Pictures per forward pass; fewer than the batch size where memory was short."""
     directory: Path

@@ -136,6 +136,7 @@ def _train(job: TrialJob, link: Link) -> None:
         optimizer=optimizer,
         start_epoch=len(history),
         micro_batch=job.micro_batch,
+        precision=job.precision,
     )
     for metrics in islice(epochs, max(0, work.epochs - len(history))):
         history.append(metrics)

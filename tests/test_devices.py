@@ -1,0 +1,34 @@
+"""Where trials are trained: what the options ask for, and what "auto" finds."""
+
+import os
+
+import pytest
+import torch
+
+from model.training import fastest_precision
+from tuning import StudyError
+from tuning.devices import Slots, slots
+
+
+def test_a_cpu_has_a_single_threaded_slot_per_core() -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert slots("cpu", None) == Slots(
+        devices=["cpu"] * cores, threads=1, precision=fastest_precision(torch.device("cpu"))
+    )
+    assert slots("cpu", 1).threads == cores
+    assert len(slots("cpu", 5 * cores)) == 5 * cores
+    assert slots("cpu", 5 * cores).threads == 1
+
+
+def test_the_precision_is_the_one_asked_for_or_the_fastest() -> None:
+    assert slots("cpu", 1, "float32").precision == "float32"
+    assert slots("cpu", 1, "bfloat16").precision == "bfloat16"
+    can = torch.cpu.get_capabilities()
+    hardware = any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    assert slots("cpu", 1).precision == ("bfloat16" if hardware else "float32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(StudyError, match=r"--device names what this machine has, but torch .* finds no cuda here"):
+        slots("cuda", None)
