@@ -32,7 +32,7 @@ from torch.nn import functional
 from data.batches import EvaluationBatches, TrainingBatches
 from data.cache import Part
 from model.network import MushroomCNN
-from model.training import fit, make_optimizer
+from model.training import autocast, fastest_precision, fit, make_optimizer
 from search_space import Config
 
 AT_ONCE = (1, 2, 4)
@@ -73,10 +73,10 @@ def timed(device: torch.device, work: Callable[[], Any]) -> float:
 
 def ways(config: Config, part: Part, device: torch.device) -> dict[str, Callable[[], Any]]:
     """Each trains, or makes the batches of, one epoch."""
-    ours = batches(config, part, device)
+    ours, precision = batches(config, part, device), fastest_precision(device)
     gentle = replace(config.training, lr=1e-4, epochs=10_000)
     epochs = fit(MushroomCNN(config.model).to(device), ours, EvaluationBatches(some(part, 2), device=device), gentle,
-                 seed=0)  # fmt: skip
+                 seed=0, precision=precision)  # fmt: skip
     model = MushroomCNN(config.model).to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, gentle)
     images, labels = next(iter(ours.epoch(0)))
@@ -85,7 +85,7 @@ def ways(config: Config, part: Part, device: torch.device) -> dict[str, Callable
     def bare() -> None:
         for _ in range(len(ours)):
             optimizer.zero_grad()
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            with autocast(device, precision):
                 loss = functional.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()

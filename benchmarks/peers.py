@@ -40,6 +40,8 @@ from model.training import TrainingConfig, lr_at
 from search_space import PROFILES, Config, Profile, suggest
 
 LOADER_WORKERS = 2
+LOADER_START = "fork" if sys.platform == "linux" else None
+"""Said, because a process that was itself spawned would spawn its loading processes: seconds for each epoch."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,20 @@ def loaders(train: Files, validation: Files, config: Config) -> tuple[DataLoader
     short = len(pictures) % batch == 1
     return (
         DataLoader(
-            pictures, batch, shuffle=sampler is None, sampler=sampler, num_workers=LOADER_WORKERS, drop_last=short
+            pictures,
+            batch,
+            shuffle=sampler is None,
+            sampler=sampler,
+            num_workers=LOADER_WORKERS,
+            drop_last=short,
+            multiprocessing_context=LOADER_START,
         ),
-        DataLoader(Pictures(validation, config.image_size), batch, num_workers=LOADER_WORKERS),
+        DataLoader(
+            Pictures(validation, config.image_size),
+            batch,
+            num_workers=LOADER_WORKERS,
+            multiprocessing_context=LOADER_START,
+        ),
     )
 
 

@@ -5,8 +5,9 @@
     python benchmarks/steps.py --network quick       # one of the two networks alone
 
 Ours: one single-threaded process per core, as the study's workers are, each training its own network with the real
-batches, augmentation, loop and optimizer. The limit: as many processes that do nothing but forward, backward and step
-on one batch that stays where it is, with and without our memory settings. The seed's way: `peers.py`, one process with
+batches, augmentation, loop and optimizer, in the precision that `--precision auto` takes here and in float32. The
+limit: as many processes that do nothing but forward, backward and step on one batch that stays where it is, in each
+precision, and with other memory settings. The seed's way: `peers.py`, one process with
 torch's own number of threads and two loading processes. All processes stay; they train in turns, an epoch of the same
 pictures each, and each ratio is taken within a turn. Without evaluation: that is the same small share for everybody.
 """
@@ -34,13 +35,16 @@ from torch.nn import functional
 from data.batches import EvaluationBatches, TrainingBatches
 from data.cache import CacheHandle, Part, open_part
 from model.network import MushroomCNN
-from model.training import fit, make_optimizer
+from model.training import Precision, autocast, fastest_precision, fit, make_optimizer
 from search_space import PROFILES, Config
-from tuning.workers import _keep_memory_mapped  # pyright: ignore[reportPrivateUsage]
+from tuning.workers import keep_memory_mapped
 
 CPU = torch.device("cpu")
+LARGE = 1e9
+"""FLOPs of a picture above which a network counts as large."""
 Turn = Callable[[], tuple[int, float]]
 """Trains for one turn; returns pictures and seconds."""
+Make = Callable[[Config, Part, list[Path]], Turn]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Contestant:
     """One way of training, in so many processes."""
 
     name: str
-    make: Callable[[Config, Part, list[Path]], Turn]
+    make: Make
     processes: int
     threads: int | None
     """Per process; None is torch's default."""
@@ -72,31 +76,35 @@ class Timed:
         self.seconds = time.perf_counter() - begun
 
 
-def ours(config: Config, part: Part, files: list[Path]) -> Turn:
+def ours(precision: Precision) -> Make:
     """`fit` on `TrainingBatches`, as a worker calls it."""
-    batches = TrainingBatches(
-        part,
-        batch_size=config.training.batch_size,
-        views=config.views,
-        augment=config.augment,
-        oversample=config.training.class_balance == "oversampling",
-        seed=0,
-        device=CPU,
-    )
-    timed = Timed(batches)
-    many = replace(
-        config.training, epochs=10_000, lr=config.training.lr / 10
-    )  # whatever is learnt, it must not diverge
-    epochs = fit(MushroomCNN(config.model), timed, EvaluationBatches(some(part, 2), device=CPU), many, seed=0)
 
-    def turn() -> tuple[int, float]:
-        next(epochs)
-        return len(part.labels) * config.views, timed.seconds
+    def make(config: Config, part: Part, files: list[Path]) -> Turn:
+        batches = TrainingBatches(
+            part,
+            batch_size=config.training.batch_size,
+            views=config.views,
+            augment=config.augment,
+            oversample=config.training.class_balance == "oversampling",
+            seed=0,
+            device=CPU,
+        )
+        timed = Timed(batches)
+        # Nothing need be learnt, but it must not diverge
+        many = replace(config.training, epochs=10_000, lr=1e-6)
+        validation = EvaluationBatches(some(part, 2), device=CPU)
+        epochs = fit(MushroomCNN(config.model), timed, validation, many, seed=0, precision=precision)
 
-    return turn
+        def turn() -> tuple[int, float]:
+            next(epochs)
+            return len(part.labels) * config.views, timed.seconds
+
+        return turn
+
+    return make
 
 
-def bare(memory_format: torch.memory_format) -> Callable[[Config, Part, list[Path]], Turn]:
+def bare(precision: Precision, memory_format: torch.memory_format = torch.channels_last) -> Make:
     """Steps on one resident batch: forward, loss, backward, step."""
 
     def make(config: Config, part: Part, files: list[Path]) -> Turn:
@@ -111,7 +119,9 @@ def bare(memory_format: torch.memory_format) -> Callable[[Config, Part, list[Pat
             begun = time.perf_counter()
             for _ in range(steps):
                 optimizer.zero_grad()
-                functional.cross_entropy(model(images), labels).backward()
+                with autocast(CPU, precision):
+                    loss = functional.cross_entropy(model(images), labels)
+                loss.backward()
                 optimizer.step()
             return steps * batch, time.perf_counter() - begun
 
@@ -125,7 +135,7 @@ def seeds_way(config: Config, part: Part, files: list[Path]) -> Turn:
     from peers import Files, SeedsWay
 
     chosen = Files([files[place] for place in part.indices], part.labels.tolist())
-    gentle = replace(config, training=replace(config.training, epochs=10_000, lr=config.training.lr / 10))
+    gentle = replace(config, training=replace(config.training, epochs=10_000, lr=1e-6))
     way = SeedsWay(gentle, chosen, chosen)
 
     def turn() -> tuple[int, float]:
@@ -135,13 +145,23 @@ def seeds_way(config: Config, part: Part, files: list[Path]) -> Turn:
     return turn
 
 
-def contestants(cores: int) -> list[Contestant]:
-    last, first = torch.channels_last, torch.contiguous_format
+def contestants(cores: int, large: bool) -> list[Contestant]:
+    """Of a large network fewer, for all are in memory at once."""
+    best = fastest_precision(CPU)
+    ways: dict[str, Make] = {
+        f"ours, {best}": ours(best),
+        f"bare steps, {best}": bare(best),
+        "ours, float32": ours("float32"),
+        "bare steps, float32": bare("float32"),
+    }
+    if not large:
+        ways[f"bare steps, {best}, contiguous"] = bare(best, torch.contiguous_format)
+        ways[f"bare steps, {best}, malloc as it comes"] = bare(best)
     return [
-        Contestant(name="ours", make=ours, processes=cores, threads=1, mapped=True),
-        Contestant(name="limit", make=bare(last), processes=cores, threads=1, mapped=True),
-        Contestant(name="limit, contiguous", make=bare(first), processes=cores, threads=1, mapped=True),
-        Contestant(name="limit, malloc as it comes", make=bare(last), processes=cores, threads=1, mapped=False),
+        *(
+            Contestant(name=name, make=make, processes=cores, threads=1, mapped="malloc" not in name)
+            for name, make in ways.items()
+        ),
         Contestant(name="the seed's way", make=seeds_way, processes=1, threads=None, mapped=False),
     ]
 
@@ -149,9 +169,9 @@ def contestants(cores: int) -> list[Contestant]:
 def _live(connection: Connection, index: int, cores: int, config: Config, handle: CacheHandle, files: list[Path],
           pictures: int) -> None:  # fmt: skip
     """A process: one turn, in pictures and seconds, whenever it is asked for one."""
-    one = contestants(cores)[index]
+    one = contestants(cores, flops(config) > LARGE)[index]
     if one.mapped:
-        _keep_memory_mapped()
+        keep_memory_mapped()
     if one.threads is not None:
         torch.set_num_threads(one.threads)
     torch.manual_seed(0)
@@ -166,7 +186,7 @@ def compare(name: str, config: Config, pictures: int, handle: CacheHandle, files
     """Prints a network's table."""
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
-    ways = contestants(cores)
+    ways = contestants(cores, flops(config) > LARGE)
     lines: list[list[Any]] = []
     processes: list[Any] = []
     for index, one in enumerate(ways):
@@ -196,7 +216,7 @@ def compare(name: str, config: Config, pictures: int, handle: CacheHandle, files
         process.join()
     print(f"\n{name}: {named(config)}; {3 * flops(config) / 1e9:.2f} GFLOP a trained picture")
     print(f"{pictures} pictures a turn and process; median and quartiles of {len(rates)} interleaved turns\n")
-    print("| way | processes | pictures/s | GFLOP/s | ours / it |")
+    print("| way | processes | pictures/s | GFLOP/s | the first / it |")
     print("|---|---|---|---|---|")
     for index, one in enumerate(ways):
         column = [turn[index] for turn in rates]
@@ -219,8 +239,10 @@ def main() -> None:
     if chosen.network != "seed":
         compare("The quick profile's typical network", quick, chosen.pictures or 640, handle, files, chosen.minutes)
     if chosen.network != "quick":
-        # Shown once: three views would make a turn three times as long and say the same.
-        once = replace(SEEDS_NETWORK, views=1)
+        # Shown once, 16 at a time: three views would make a turn three times as long and say the same, and of 32
+        # pictures the activations of all processes together would not fit into 24 GB.
+        training = replace(SEEDS_NETWORK.training, batch_size=16)
+        once = replace(SEEDS_NETWORK, views=1, training=training)
         compare("The seed's own network", once, chosen.pictures or 32, handle, files, chosen.minutes)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -47,6 +46,7 @@ class Ours:
         from reporting.trial_card import TrialCards
         from tuning import sampling, scheduling, storage
         from tuning.coordinator import Coordinator, Plan, search
+        from tuning.devices import slots
         from tuning.folder import sqlite_url
         from tuning.workers import LocalWorkers
 
@@ -61,13 +61,13 @@ class Ours:
             identity={},
             first_trials=known_good(profile),
         )
-        cores = len(os.sched_getaffinity(0))
+        places = slots("cpu", None)
         coordinator = Coordinator(
             self.study,
-            workers=LocalWorkers(["cpu"] * cores),
+            workers=LocalWorkers(places.devices),
             scheduler=scheduling.PrunerScheduler(),
             assign=search(partial(suggest, profile=profile, classes=len(data.classes)), 0),
-            plan=Plan(trials=trials, max_flops=profile.max_flops),
+            plan=Plan(trials=trials, max_flops=profile.max_flops, precision=places.precision),
             data=data,
             folder=folder,
             describe=TrialCards(folder, data),
@@ -75,7 +75,7 @@ class Ours:
         self._card = StudyCard(self.study, folder, catalog=catalog, split=split, profile=profile, trials=trials)
         console = make_console()
         console.quiet = True
-        self._screen = Screen(console, self.study, trials=trials, slots=cores, expected=10.0)
+        self._screen = Screen(console, self.study, trials=trials, slots=len(places), expected=10.0)
         self._run = coordinator.run()
         self._others = {child.pid for child in psutil.Process().children(recursive=True)}
         self.seconds = time.perf_counter() - begun

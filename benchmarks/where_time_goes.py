@@ -107,7 +107,7 @@ def _serve_with_clock(connection: Any) -> None:
 _serve = workers._serve  # pyright: ignore[reportPrivateUsage]
 
 
-def measure(trials: int, epochs: int | None, slots: int) -> None:
+def measure(trials: int, epochs: int | None, count: int | None) -> None:
     """Runs the study and prints the table."""
     import optuna
     from measuring import config_of, drawn_pictures, machine, points
@@ -117,10 +117,12 @@ def measure(trials: int, epochs: int | None, slots: int) -> None:
     from search_space import PROFILES, suggest
     from tuning import sampling, scheduling, storage
     from tuning.coordinator import Coordinator, Plan, TrialAdvanced, TrialEnded, search
+    from tuning.devices import slots
     from tuning.folder import sqlite_url
 
     profile = PROFILES["quick"]
     profile = replace(profile, epochs=epochs or profile.epochs)
+    places = slots("cpu", count)
     _, _, data = drawn_pictures(profile.sizes)
     chosen = points(profile, trials, classes=len(data.classes))
     workers._serve = _serve_with_clock  # pyright: ignore[reportPrivateUsage]
@@ -139,10 +141,10 @@ def measure(trials: int, epochs: int | None, slots: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         coordinator = Coordinator(
             study,
-            workers=workers.LocalWorkers(["cpu"] * slots),
+            workers=workers.LocalWorkers(places.devices),
             scheduler=scheduling.PrunerScheduler(),
             assign=search(partial(suggest, profile=profile, classes=len(data.classes)), 0),
-            plan=Plan(trials=trials, max_flops=profile.max_flops),
+            plan=Plan(trials=trials, max_flops=profile.max_flops, precision=places.precision),
             data=data,
             folder=folder,
             describe=TrialCards(folder, data),
@@ -165,8 +167,8 @@ def measure(trials: int, epochs: int | None, slots: int) -> None:
     whole, busy = sum(wall.values()), sum(cpu.values())
     print(machine())
     print(
-        f"{trials} trials of {profile.epochs} epochs, {slots} workers: {seconds:.1f} s, of which the workers spent "
-        f"{training / slots:.1f} s each in epochs; the coordinator's CPU {coordinating / trials:.2f} s a trial; "
+        f"{trials} trials of {profile.epochs} epochs, {places}: {seconds:.1f} s, of which the workers spent "
+        f"{training / len(places):.1f} s each in epochs; the coordinator's CPU {coordinating / trials:.2f} s a trial; "
         f"{shown:,} pictures trained\n"
     )
     print("| section | share of the wall clock | share of the CPU | CPU ms per picture | calls |")
@@ -183,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--epochs", type=int, help="of each; by default the quick profile's")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), dest="slots")
+    parser.add_argument("--workers", type=int, dest="count", help="by default one per core")
     measure(**vars(parser.parse_args()))
 
 
