@@ -1,4 +1,4 @@
-"""How figures are written: the report's palette and style, and a matplotlib `Figure` as inline SVG or as PNG.
+"""How figures are written: the report's palette and style, and a matplotlib `Figure` as inline SVG.
 
 Each figure comes wide, for a desk and for print, and narrow, for a phone, drawn anew rather than shrunk. In an SVG
 text stays text, in the page's own font and whatever its script, and the colours are the page's variables, so that a
@@ -19,7 +19,6 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -101,17 +100,6 @@ def _quiet() -> Generator[None]:
 def drawn(draw: Callable[[bool], Figure], *, alt: str, key: str) -> tuple[str, str]:
     """A figure wide and narrow, as inline SVG. `draw` takes whether it is wide; `key` is unique on the page."""
     return svg(draw(True), alt=alt, prefix=f"{key}-w"), svg(draw(False), alt=alt, prefix=f"{key}-n")
-
-
-def png(figure: Figure, *, dpi: int = 144) -> bytes:
-    """A figure on white, for places that take no SVG."""
-    with _quiet(), mpl.rc_context(STYLE):
-        target = io.BytesIO()
-        figure.set_dpi(dpi)
-        figure.set_facecolor("white")
-        # `savefig` would draw it twice: once for the layout alone.
-        FigureCanvasAgg(figure).print_png(target)
-    return target.getvalue()
 
 
 def svg(figure: Figure, *, alt: str, prefix: str) -> str:
@@ -219,14 +207,14 @@ def _unwrap(parent: ET.Element) -> None:
 def short(text: str, length: int) -> str:
     """A name as it fits into a figure: one line, no control characters, the end of a long one cut."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    if _columns(line) <= length:
+    if columns(line) <= length:
         return line
-    while line and _columns(line) > length - 1:
+    while line and columns(line) > length - 1:
         line = line[:-1]
     return line.rstrip() + "…"
 
 
-def _columns(text: str) -> int:
+def columns(text: str) -> int:
     """How many letters wide a text is: those of East Asia take the place of two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 

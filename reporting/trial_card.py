@@ -21,13 +21,11 @@ from PIL import Image, ImageDraw, ImageFont
 from data.cache import CacheHandle, open_part
 from data.sources import printable
 from model.training import EpochMetrics
-from reporting import charts
+from reporting import sketches
 from reporting.console import duration, percent
-from reporting.drawing import png, short
+from reporting.drawing import short
 from tuning.coordinator import TrialRecord
 
-DPI = 80
-"""Of the pictures: sharp at the width at which the dashboard shows them, 20 to 40 kB each."""
 GALLERY = "mistakes.jpg"
 COLUMNS, SIDE, CAPTION, GAP = 4, 180, 36, 10
 """Of the gallery, in pixels but for the first. Pillow draws it in a tenth of matplotlib's time."""
@@ -65,10 +63,9 @@ class TrialCards:
         """What each file holds, by name."""
         config = record.assignment.config
         rows = [metrics.to_dict() for metrics in record.history]
-        classes = self._data.classes
         contents = {
-            "curves.png": png(charts.training(rows, chosen.epoch + 1, wide=True), dpi=DPI),
-            "confusion.png": png(charts.confusion(chosen.confusion, classes, wide=True), dpi=DPI),
+            "curves.svg": sketches.training(rows, chosen.epoch + 1).encode(),
+            "confusion.svg": sketches.confusion(chosen.confusion, self._data.classes).encode(),
             "configuration.json": json.dumps(config.to_dict(), indent=1).encode(),
         }
         if chosen.mistakes and not record.assignment.final:
@@ -151,8 +148,8 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
         rows["training"] = f"{duration(seconds)}, {peak / 2**20:,.0f} MB at most"
     lines += ["", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
     titles = {
-        "curves.png": "Learning curves",
-        "confusion.png": f"Confusion matrix of epoch {chosen.epoch + 1}" if chosen else "",
+        "curves.svg": "Learning curves",
+        "confusion.svg": f"Confusion matrix of epoch {chosen.epoch + 1}" if chosen else "",
         GALLERY: "The most confident mistakes",
     }
     for name, title in titles.items():

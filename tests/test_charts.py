@@ -1,6 +1,5 @@
 """The figures: drawn from anything, in the page's own colours and letters, and small."""
 
-import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -10,11 +9,10 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
 from reporting import charts, drawing
 from reporting.charts import Axis, Bar, Contender, Curve, Dot, Line, Slice
-from reporting.drawing import number, png, short, svg
+from reporting.drawing import number, short, svg
 from tuning.storage import Outcome
 
 ODD = ["$x_1$ & <b>", "き の こ 🍄", "x" * 300, "", "\x1b[31m\n", "Ωμέγα", "quote \" ' `", "\\frac{1}{2}", "עברית"]
@@ -137,12 +135,6 @@ def test_colours_are_the_pages_variables() -> None:
 def test_the_same_figure_is_the_same_text() -> None:
     first, second = (svg(FIGURES["slices"](True), alt="", prefix="x") for _ in range(2))
     assert first == second
-
-
-def test_a_png_is_on_white_and_as_large_as_asked() -> None:
-    picture = Image.open(io.BytesIO(png(FIGURES["history"](False), dpi=144)))
-    assert picture.size[0] == 2 * drawing.NARROW
-    assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_drawing_leaves_the_processs_own_style_alone() -> None:
