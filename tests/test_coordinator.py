@@ -287,3 +287,29 @@ def test_a_stop_lets_the_running_epoch_end_and_a_second_one_does_not(tiny: Tiny,
         (trial,) = study.trials()
         assert trial.state is TrialState.RUNNING
         assert len(trial.intermediate_values) == (1 if stops == 1 else 0)
+
+
+def test_the_last_trials_are_asked_for_together_and_the_longest_begins_first(tiny: Tiny, tmp_path: Path) -> None:
+    """With as many slots as trials are left; before that, and in one slot, they begin in their order."""
+    lengths = (4, 5, 1, 2, 3)  # epochs, of the same network
+
+    def draw(trial: optuna.Trial) -> Config:
+        config = tiny.draw(trial)
+        return replace(
+            config,
+            views=1,
+            image_size=32,
+            model=replace(config.model, width=0.25, stride_pattern="every"),
+            training=replace(config.training, epochs=lengths[trial.number], lr=0.001 * (trial.number + 1)),
+        )
+
+    def started(slots: int) -> list[int]:
+        study = tiny.at(tmp_path / str(slots))
+        run = study.coordinator(5, workers=ThreadWorkers(slots), draw=draw).run()
+        order = [happening.number for happening in run if isinstance(happening, TrialStarted)]
+        assert [trial.user_attrs["outcome"] for trial in study.trials()] == [Outcome.COMPLETE] * 5
+        return order
+
+    assert started(1) == [0, 1, 2, 3, 4]
+    assert started(2) == [0, 1, 2, 4, 3]
+    assert started(8) == [1, 0, 4, 3, 2]

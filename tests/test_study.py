@@ -23,11 +23,11 @@ FACE = {
         *("--data", "--test-data", "--pictures", "--study", "--profile"),
         *("--trials", "--epochs", "--timeout", "--patience"),
         *("--max-params", "--max-flops", "--sampler", "--pruner", "--audit-pruner", "--seed"),
-        *("--workers", "--device", "--storage", "--results", "--cache"),
+        *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
     ("retrain",): {
         *("--study", "--data", "--test-data", "--trial", "--finalists", "--seeds", "--baseline", "--look-again"),
-        *("--workers", "--device", "--storage", "--results", "--cache"),
+        *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
     ("export",): {"--study", "--data", "--test-data", "--storage", "--results", "--cache"},
     ("predict",): {

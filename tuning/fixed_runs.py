@@ -76,7 +76,7 @@ def add(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
             # `tell` takes no waiting trial
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # pyright: ignore[reportPrivateUsage]
     there = ended | {trial.user_attrs["run"] for trial in unfinished}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.seconds, reverse=True):  # a long one that begins last is waited for
         work = run.assignment
         if run.key not in there:
             there.add(run.key)
