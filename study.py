@@ -323,7 +323,7 @@ def run(
                 )
             card = StudyCard(opened, folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials)
             if coordinator.wanted:
-                card.update()
+                card.write_note()
             shown = screen.Screen(console, opened, trials=trials, slots=len(places), expected=expected)
             try:
                 received = screen.follow(coordinator, shown, card.hear)

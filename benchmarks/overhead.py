@@ -223,7 +223,7 @@ def start(folder: Path, which: str) -> None:
     else:
         made, card, _ = make(open_made_up(folder), folder, data, 10)
         assert made.wanted
-        card.update()
+        card.write_note()
         next(happening for happening in made.run() if isinstance(happening, TrialStarted))
     print(json.dumps([time.perf_counter() - begun, time.process_time() - busy]))
 

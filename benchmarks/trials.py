@@ -1,14 +1,14 @@
 """Wall clock of whole studies, side by side with the plain Optuna script on the same configurations.
 
-    python benchmarks/trials.py                                  # about 75 minutes on two cores: both questions, whole
-    python benchmarks/trials.py --plain-epochs 1                 # about 25: the script's seconds from one epoch each
+    python benchmarks/trials.py                                  # hours on two cores, nearly all of them the script's
+    python benchmarks/trials.py --plain-epochs 1                 # 20 minutes: the script's seconds from one epoch each
     python benchmarks/trials.py --trials 8 --epochs 3 --block 4  # a smaller study, the same ratios
 
-Two questions. **Without pruning**: the same configurations, every one trained to its end by both. **With pruning**: a
-study as `study.py` runs it, against the script that trains the configurations which that study chose, without pruning
-and with Optuna's MedianPruner. Ours is the real coordinator with its workers, database, cards and plots, its workers'
-start included; the script is `peers.py`, in a process that is there already. They take turns, `--block` trials each:
-meanwhile our workers are suspended and our clock stands still, so that a busy machine slows both.
+A study as `study.py` runs it, with its pruner, chooses the configurations. The same ones are then trained by this
+project without pruning, and by the script without pruning and with Optuna's MedianPruner. Ours is the real coordinator
+with its workers, database, cards and plots, its workers' start included; the script is `peers.py`, in a process that is
+there already. They take turns, `--block` trials each: meanwhile our workers are suspended and our clock stands still,
+so that a busy machine slows all of them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ from measuring import drawn_pictures, machine, spread
 
 from search_space import PROFILES, Profile, known_good, suggest
 
-QUESTIONS = {"without": ("none", ("none",)), "with": ("median", ("none", "median"))}
-"""Our pruner, and the scripts' pruners."""
-
 
 class Ours:
     """A study in this process, and its workers, which trains so many trials more whenever it is asked."""
 
-    def __init__(self, folder: Path, profile: Profile, trials: int, pruner: str) -> None:
+    def __init__(self, folder: Path, profile: Profile, trials: int, *, pruner: str, searches: bool) -> None:
+        """`searches`: whether it chooses its configurations; else they are enqueued, in time."""
         from reporting.console import Screen, make_console
         from reporting.study_card import StudyCard
         from reporting.trial_card import TrialCards
@@ -59,12 +57,13 @@ class Ours:
             sampler=sampling.SAMPLERS["tpe"](0),
             pruner=scheduling.PRUNERS[pruner](profile.epochs),
             identity={},
-            first_trials=known_good(profile),
+            first_trials=known_good(profile) if searches else {},
         )
         places = slots("cpu", None)
+        self._workers = LocalWorkers(places.devices)
         coordinator = Coordinator(
             self.study,
-            workers=LocalWorkers(places.devices),
+            workers=self._workers,
             scheduler=scheduling.PrunerScheduler(),
             assign=search(partial(suggest, profile=profile, classes=len(data.classes)), 0),
             plan=Plan(trials=trials, max_flops=profile.max_flops, precision=places.precision),
@@ -77,7 +76,6 @@ class Ours:
         console.quiet = True
         self._screen = Screen(console, self.study, trials=trials, slots=len(places), expected=10.0)
         self._run = coordinator.run()
-        self._others = {child.pid for child in psutil.Process().children(recursive=True)}
         self.seconds = time.perf_counter() - begun
         self.epochs = 0
         self.outcomes: Counter[str] = Counter()
@@ -87,8 +85,7 @@ class Ours:
         from model.training import EpochMetrics
         from tuning.coordinator import TrialAdvanced, TrialEnded
 
-        mine = [child for child in psutil.Process().children(recursive=True) if child.pid not in self._others]
-        for process in mine:
+        for process in self._processes():
             process.resume()
         begun, ended = time.perf_counter(), list[int]()
         for happening in self._run:
@@ -102,19 +99,22 @@ class Ours:
                     ended.append(happening.number)
                     if len(ended) == count:
                         break
-        for process in psutil.Process().children(recursive=True):
-            if process.pid not in self._others:
-                process.suspend()
+        for process in self._processes():
+            process.suspend()
         self.seconds += time.perf_counter() - begun
         trials = self.study.get_trials(deepcopy=False)
         yield from (trials[number].params for number in ended)
 
+    def _processes(self) -> list[psutil.Process]:
+        """Its workers."""
+        running = self._workers._processes.values()  # pyright: ignore[reportPrivateUsage]
+        return [psutil.Process(one._process.pid) for one in running]  # pyright: ignore[reportPrivateUsage]
+
     def finish(self) -> None:
         """Ends what is left of the workers."""
         begun = time.perf_counter()
-        for process in psutil.Process().children(recursive=True):
-            if process.pid not in self._others:
-                process.resume()
+        for process in self._processes():
+            process.resume()
         for happening in self._run:
             self._screen.show(happening)
         self._card.update()
@@ -143,11 +143,9 @@ def _plain(connection: Connection, profile: Profile, pruner: str, epochs: int | 
         connection.send((state, seconds))
 
 
-def compare(question: str, profile: Profile, trials: int, block: int, plain_epochs: int | None) -> None:
-    """Prints the rows of one question."""
-    our_pruner, pruners = QUESTIONS[question]
-    if plain_epochs:
-        pruners = pruners[:1]  # how a pruner ends trials cannot be told from their first epochs
+def compare(profile: Profile, trials: int, block: int, plain_epochs: int | None) -> None:
+    """Prints the table."""
+    pruners = ("none",) if plain_epochs else ("none", "median")  # of its first epochs no pruner can tell
     scale = profile.epochs / plain_epochs if plain_epochs else 1.0
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
@@ -160,38 +158,57 @@ def compare(question: str, profile: Profile, trials: int, block: int, plain_epoc
             process.start()
             here.recv()
             scripts.append((process, here))
-        ours = Ours(Path(scratch) / "ours", profile, trials, our_pruner)
+        study = Ours(Path(scratch) / "study", profile, trials, pruner="median", searches=True)
+        whole = Ours(Path(scratch) / "whole", profile, trials, pruner="none", searches=False)
         blocks: list[list[float]] = []
         states: list[Counter[str]] = [Counter() for _ in scripts]
-        before = 0.0
-        while params := list(ours.train(block)):
-            blocks.append([ours.seconds - before])
-            before = ours.seconds
+        waiting: list[list[dict[str, Any]]] = []
+        last = [0.0, 0.0]
+        while True:
+            # A block ahead: a slot of `whole` that becomes free must find the next trial waiting.
+            while len(waiting) < 2 and (params := list(study.train(block))):
+                waiting.append(params)
+                for one in params:
+                    whole.study.enqueue_trial(one)
+            if not waiting:
+                break
+            params = waiting.pop(0)
+            list(whole.train(len(params)))
+            spent = [0.0] * len(scripts)
             for index, (_, line) in enumerate(scripts):
-                spent = 0.0
                 for one in params:
                     line.send(one)
                     state, seconds = line.recv()
                     states[index][state] += 1
-                    spent += seconds * scale
-                blocks[-1].append(spent)
-            print(f"{question} pruning: {[f'{value:.1f} s' for value in blocks[-1]]}", file=sys.stderr, flush=True)
-        ours.finish()
-        blocks[-1][0] += ours.seconds - before
+                    spent[index] += seconds * scale
+            blocks.append([study.seconds - last[0], whole.seconds - last[1], *spent])
+            last = [study.seconds, whole.seconds]
+            print([f"{value:.1f} s" for value in blocks[-1]], file=sys.stderr, flush=True)
+        for ours in (study, whole):
+            ours.finish()
         for process, line in scripts:
             line.send(None)
             process.join()
-    totals = [sum(column) for column in zip(*blocks, strict=True)]
-    told = ", ".join(f"{count} {outcome}" for outcome, count in ours.outcomes.items())
-    kind = {"none": "no pruner", "median": "MedianPruner"}
-    print(f"| ours, {kind[our_pruner]} | {totals[0]:.0f} | {told}; {ours.epochs} epochs | | |")
-    for index, pruner in enumerate(pruners):
-        told = ", ".join(f"{count} {outcome}" for outcome, count in states[index].items())
-        told += f"; from {plain_epochs} of {profile.epochs} epochs" if plain_epochs else ""
-        ratios = spread([one[index + 1] / one[0] for one in blocks], 1)
-        ratio = totals[index + 1] / totals[0]
-        print(f"| the plain script, {kind[pruner]} | {totals[index + 1]:.0f} | {told} | {ratio:.1f} | {ratios} |")
-    print(flush=True)
+    totals = [
+        study.seconds,
+        whole.seconds,
+        *(sum(block[2 + index] for block in blocks) for index in range(len(scripts))),
+    ]
+    names = ["ours, MedianPruner", "ours, no pruner"]
+    names += [f"the script, {'MedianPruner' if pruner == 'median' else 'no pruner'}" for pruner in pruners]
+    told = [
+        ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
+        for ended in (study.outcomes, whole.outcomes, *states)
+    ]
+    told[0] += f"; {study.epochs} epochs"
+    told[1] += f"; {whole.epochs} epochs"
+    print("| way | s | trials | times ours with MedianPruner | times ours without | the same, by turn |")
+    print("|---|---|---|---|---|---|")
+    for index, (name, total, ends) in enumerate(zip(names, totals, told, strict=True)):
+        turns = spread([block[index] / block[1] for block in blocks], 1)
+        print(f"| {name} | {total:,.0f} | {ends} | {total / totals[0]:.1f} | {total / totals[1]:.1f} | {turns} |")
+    if plain_epochs:
+        print(f"\nThe script's seconds are those of {plain_epochs} of {profile.epochs} epochs, scaled up.")
 
 
 def main() -> None:
@@ -200,16 +217,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of a trial; by default the quick profile's 10")
     parser.add_argument("--plain-epochs", type=int, help="the script trains so many, and its seconds are scaled up")
     parser.add_argument("--block", type=int, default=8, help="trials between two changes of turn")
-    parser.add_argument("--pruning", choices=["without", "with", "both"], default="both")
     chosen = parser.parse_args()
     profile = PROFILES["quick"]
     profile = replace(profile, epochs=chosen.epochs or profile.epochs)
     print(machine())
     print(f"{chosen.trials} trials of {profile.epochs} epochs, in turns of {chosen.block}\n")
-    for question in QUESTIONS:
-        if chosen.pruning in (question, "both"):
-            print("| way | s | trials | times ours | by turn |\n|---|---|---|---|---|")
-            compare(question, profile, chosen.trials, chosen.block, chosen.plain_epochs)
+    compare(profile, chosen.trials, chosen.block, chosen.plain_epochs)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,14 @@ class StudyCard:
             if self._ended >= max(EVERY, len(self._study.get_trials(deepcopy=False)) // SHARE):
                 self.update()
 
+    def write_note(self) -> None:
+        """Writes the note anew: what a run begins with, as plots of a long study take seconds."""
+        save_note(self._study, self._note())
+
     def update(self) -> None:
         """Writes both anew."""
         self._ended = 0
-        save_note(self._study, self._note())
+        self.write_note()
         trials = self._study.get_trials(deepcopy=False)
         _show(self._study, "Accuracy against FLOPs", plots.cost(analysis.ranked(trials)))
         _show(self._study, "Importances", plots.importances(importances(trials)))

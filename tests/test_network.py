@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.network import (
     DILATIONS,
@@ -93,8 +94,17 @@ def test_cost_agrees_with_a_count_over_the_real_layers(stride_pattern: str, widt
     assert cost(config, 48) == Cost(parameters=sum(p.numel() for p in model.parameters()), flops=2 * macs)
 
 
-def test_cost_is_counted_once() -> None:
-    assert cost(SEED, 96) is cost(ModelConfig(classes=9), 96)
+@pytest.mark.parametrize("size", [33, 48])
+def test_cost_is_what_torch_counts_at_every_point(size: int) -> None:
+    for strides, dilations, pooling, width in GRID:
+        config = ModelConfig(
+            classes=9, width=width, stride_pattern=strides, dilation_pattern=dilations, pooling=pooling
+        )
+        model = MushroomCNN(config).eval()
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model(pictures(1, size))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        assert cost(config, size) == Cost(parameters=parameters, flops=counter.get_total_flops()), config
 
 
 @pytest.mark.parametrize(("pattern", "sides"), [
