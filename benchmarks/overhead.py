@@ -7,7 +7,8 @@
 A made-up study of so many finished trials (`report.py`) lies in SQLite. The real coordinator goes on with it, with its
 sampler, pruner, database, cards, plots and screen, but with workers that train nothing: each epoch's metrics come at
 once. So all the time that passes is the coordinator's, and is divided by the trials that ended. The start is timed in
-processes of its own, from the opening of the study to its first job, in turns with Optuna's own load of all trials.
+processes of its own, from the opening of the study to its first job, in turns with Optuna's own load of all trials;
+what `study.py` does before, reading the pictures and forecasting the study's time, does not depend on its length.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import optuna
 from measuring import Clock, drawn_pictures, machine, spread
 
 from data.cache import CacheHandle
+from data.catalog import Catalog, Split
 from model.training import EpochMetrics, Mistake
 from reporting.console import Screen, make_console
 from reporting.study_card import StudyCard
@@ -127,9 +129,12 @@ def open_made_up(folder: Path) -> optuna.Study:
     )
 
 
-def make(study: optuna.Study, folder: Path, data: CacheHandle, more: int) -> tuple[Coordinator, StudyCard, Screen]:
+Pictures = tuple[Catalog, Split, CacheHandle]
+
+
+def make(study: optuna.Study, folder: Path, pictures: Pictures, more: int) -> tuple[Coordinator, StudyCard, Screen]:
     """What `study.py` makes of an open study, for so many trials more."""
-    catalog, split, _ = drawn_pictures([])
+    catalog, split, data = pictures
     wanted = more + sum(map(storage.counts, study.get_trials(deepcopy=False)))
     made = Coordinator(
         study,
@@ -172,11 +177,11 @@ def put_clock() -> Clock:
 
 def per_trial(source: Path, trials: int, slowest: int) -> tuple[list[float], list[float], Clock]:
     """Wall clock and CPU seconds of each trial that ended, but for the first, and where they went."""
-    _, _, data = drawn_pictures(PROFILE.sizes)
+    pictures = drawn_pictures(PROFILE.sizes)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "study"
         shutil.copytree(source, folder)
-        made, card, screen = make(open_made_up(folder), folder, data, trials)
+        made, card, screen = make(open_made_up(folder), folder, pictures, trials)
         clock: Clock | None = None
         profile = cProfile.Profile()
         assign = made._assign  # pyright: ignore[reportPrivateUsage]
@@ -216,12 +221,12 @@ def per_trial(source: Path, trials: int, slowest: int) -> tuple[list[float], lis
 
 def start(folder: Path, which: str) -> None:
     """In a process of its own: prints the seconds, and the CPU's, of one start."""
-    _, _, data = drawn_pictures(PROFILE.sizes)
+    pictures = drawn_pictures(PROFILE.sizes)
     begun, busy = time.perf_counter(), time.process_time()
     if which == "optuna":
         optuna.load_study(study_name=NAME, storage=sqlite_url(folder)).get_trials(deepcopy=False)
     else:
-        made, card, _ = make(open_made_up(folder), folder, data, 10)
+        made, card, _ = make(open_made_up(folder), folder, pictures, 10)
         assert made.wanted
         card.write_note()
         next(happening for happening in made.run() if isinstance(happening, TrialStarted))

@@ -247,8 +247,9 @@ def _npy(directory: Path, size: int, pictures: int) -> Generator[Callable[[npt.N
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
             def write(square: npt.NDArray[np.uint8]) -> None:
-                file.write(square.tobytes())
-                digest.update(square.tobytes())
+                pixels = square.tobytes()
+                file.write(pixels)
+                digest.update(pixels)
 
             yield write
             file.flush()

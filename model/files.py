@@ -28,6 +28,11 @@ def printable(text: str | Path) -> str:
     return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
+def why(error: OSError | ValueError) -> str:
+    """What stood against reading a file, as part of a line."""
+    return printable(str(error.strerror if isinstance(error, OSError) else error))[:160]
+
+
 def _check(status: os.stat_result, limit: int) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -22,6 +22,7 @@ from data.batches import EvaluationBatches
 from data.cache import CacheHandle, PartName, open_part
 from data.sources import printable
 from model import checkpoint, metrics, plain_json
+from model.files import why
 from model.network import MushroomCNN
 from search_space import Config
 from tuning import StudyError, looks
@@ -253,10 +254,9 @@ class Winner:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            reason = printable(str(error.strerror if isinstance(error, OSError) else error))[:160]
             raise StudyError(
-                f"retrained.json is what `retrain` has written, but {printable(path)} is not ({reason}); remove it and "
-                "retrain again: its runs are kept"
+                f"retrained.json is what `retrain` has written, but {printable(path)} is not ({why(error)}); remove it "
+                "and retrain again: its runs are kept"
             ) from error
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.sources import printable
 from model import plain_json
+from model.files import why
 from tuning import StudyError
 from tuning.folder import replace_file, sqlite_url
 
@@ -47,9 +48,8 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
             "study.py, or name it with --study NAME and its place with --results DIR"
         ) from None
     except (OSError, ValueError) as error:
-        reason = printable(str(error.strerror if isinstance(error, OSError) else error))[:160]
         raise StudyError(
-            f"{FILE} is what a run of a study has written, but {printable(path)} is not ({reason}); run the "
+            f"{FILE} is what a run of a study has written, but {printable(path)} is not ({why(error)}); run the "
             "study's own command again, which writes it anew"
         ) from error
 
