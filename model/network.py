@@ -158,9 +158,8 @@ class Dropout(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         if not self.training or maps.device.type != "cpu":
             return functional.dropout(maps, self.p, self.training)
-        least, most = -(2**15), 2**15
         bits = torch.empty(-(-maps.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = bits.view(torch.int16)[: maps.numel()] >= least + round(self.p * (most - least))
+        kept = bits.view(torch.int16)[: maps.numel()] >= round(self.p * 2**16) - 2**15
         # In memory the mask lies as the maps do, channels_last
         return maps * kept.to(maps.dtype).div_(1 - self.p).as_strided(maps.shape, maps.stride())
 

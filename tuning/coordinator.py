@@ -282,7 +282,8 @@ class Coordinator:
         begun = len(self._live) + len(self._paused)
         if self._fulfilled(begun):
             return None
-        last = 1 if self._plan.trials is None else self._plan.trials - begun - self._counted()
+        trials = self._study.get_trials(deepcopy=False)
+        last = 1 if self._plan.trials is None else self._plan.trials - begun - sum(map(counts, trials))
         return self._longest_of(last) if 1 < last <= self._workers.slots else self._study.ask()
 
     def _longest_of(self, last: int) -> optuna.Trial:
@@ -305,15 +306,12 @@ class Coordinator:
         study_id = self._study._study_id  # pyright: ignore[reportPrivateUsage]
         return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
-    def _counted(self) -> int:
-        return sum(map(counts, self._study.get_trials(deepcopy=False)))
-
     def _fulfilled(self, begun: int = 0) -> Ending | None:
         """Whether no new trial is wanted, counting those that have begun as if they will count."""
         trials = self._study.get_trials(deepcopy=False)
         if self._plan.trials is None:
             return None if any(trial.state is TrialState.WAITING for trial in trials) else Ending.TRIALS
-        if self._counted() + begun >= self._plan.trials:
+        if sum(map(counts, trials)) + begun >= self._plan.trials:
             return Ending.TRIALS
         if self._plan.patience is not None and trials_since_best(trials) >= self._plan.patience:
             return Ending.PATIENCE
