@@ -2,7 +2,8 @@
 
 `Config` is one point, `suggest` draws one (a line per knob, with the reason for its bounds), `known_good` those that
 every study tries first, `PROFILES` say how large pictures and networks may be and how long a trial trains. A changed
-space is another study: start it with `--study NAME`.
+space is another study: start it with `--study NAME`. "The forager's" are the choices of the mushroom classifier that
+all this grew from; see README.md.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from data.augment import AugmentConfig
-from model.network import ModelConfig
+from model.network import Cost, ModelConfig, cost
 from model.plain_json import fill
 from model.training import TrainingConfig
 
@@ -48,6 +49,11 @@ class Config:
         return fill(cls, values | {name: fill(kind, values[name]) for name, kind in parts.items() if name in values})
 
     @property
+    def cost(self) -> Cost:
+        """Of the network, at this image size."""
+        return cost(self.model, self.image_size)
+
+    @property
     def digest(self) -> str:
         """Equal for equal points: knobs that a choice leaves unused stand at one fixed value."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
@@ -60,13 +66,13 @@ class Profile:
     pictures: int | None
     """How many pictures of the data set are used; None: all of them."""
     image_sizes: tuple[int, int, int]
-    """Smallest, largest and step of the side in pixels; the seed's was 256."""
+    """Smallest, largest and step of the side in pixels; the forager's was 256."""
     widths: tuple[float, float, float]
-    """Smallest, largest and step of the width, 1 being the seed's 32 to 256 channels."""
+    """Smallest, largest and step of the width, 1 being the forager's 32 to 256 channels."""
     epochs: int
     """How long a trial trains when it is not pruned, and the horizon of its lr schedule."""
     views: int
-    """How often each training picture is shown per epoch; the seed's recipe: 3."""
+    """How often each training picture is shown per epoch; the forager's recipe: 3."""
     batch_size: int
     max_flops: float | None
     """Forward FLOPs of one picture above which a point is infeasible; None: no limit. `--max-flops` overrides it."""
@@ -101,7 +107,7 @@ PROFILES = {
         batch_size=32,
         max_flops=100e6,
     ),
-    # 40 trials in a few hours on a laptop: the seed's own constraint.
+    # 40 trials in a few hours on a laptop: the forager's own constraint.
     "laptop": Profile(
         pictures=None,
         image_sizes=(64, 128, 32),
@@ -111,7 +117,7 @@ PROFILES = {
         batch_size=32,
         max_flops=600e6,
     ),
-    # The seed's full resolution, width and three views of each picture.
+    # The forager's full resolution, width and three views of each picture.
     "gpu": Profile(
         pictures=None,
         image_sizes=(128, 256, 64),
@@ -137,26 +143,26 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
         width=trial.suggest_float("width", *profile.widths[:2], step=profile.widths[2]),
         # Where the resolution is halved: late keeps fine detail, and costs up to four times what early does.
         stride_pattern=choose("stride_pattern", ["late", "middle", "early", "every"]),
-        # How far a kernel sees; "consecutive" is the gridding that the seed began with.
+        # How far a kernel sees; "consecutive" is the gridding that the forager began with.
         dilation_pattern=choose("dilation_pattern", ["none", "consecutive", "alternating", "late", "progressive"]),
         # The average forgets small marks, the maximum forgets how much of them there is.
         pooling=choose("pooling", ["avg", "max", "avg+max"]),
-        # 0.2 was the seed's; above 0.5 small networks stop learning.
+        # 0.2 was the forager's; above 0.5 small networks stop learning.
         dropout=trial.suggest_float("dropout", 0.0, 0.5, step=0.05),
     )
-    # 1 is the seed's range of every augmentation; short trainings often want less.
+    # 1 is the forager's range of every augmentation; short trainings often want less.
     strength = trial.suggest_float("augmentation_strength", 0.0, 1.0, step=0.1)
     views = choose("augmentation", ["fresh", "originals+fresh", "originals+fixed"])
     augment = AugmentConfig(
         strength=strength,
-        # Whether a third of the views are the plain pictures, as in the seed's epochs; at strength 0 all are.
+        # Whether a third of the views are the plain pictures, as in the forager's epochs; at strength 0 all are.
         reuse_originals=strength > 0 and views != "fresh",
-        # Fixed: the same augmented copies in every epoch, which the seed left behind when it overfitted.
+        # Fixed: the same augmented copies in every epoch, which the forager left behind when it overfitted.
         fresh=strength == 0 or views != "originals+fixed",
     )
     optimizer = choose("optimizer", ["sgd", "adam", "adamw"])
     lr = {
-        # The seed's 0.1 diverges or collapses on many points without warm-up; 0.003 is slow even for one-cycle.
+        # The forager's 0.1 diverges or collapses on many points without warm-up; 0.003 is slow even for one-cycle.
         "sgd": lambda: trial.suggest_float("sgd_lr", 3e-3, 3e-1, log=True),
         # Around the 0.001 that both are known for.
         "adam": lambda: trial.suggest_float("adam_lr", 1e-4, 1e-2, log=True),
@@ -172,7 +178,7 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
     step_factor, step_period = 1.0, profile.epochs
     if lr_decay == "step":
         step_factor = trial.suggest_float("step_factor", 0.1, 0.5, step=0.1)
-        # From every fifth of the training to once in its middle; the seed's was a third.
+        # From every fifth of the training to once in its middle; the forager's was a third.
         step_period = trial.suggest_int("step_period", max(1, profile.epochs // 5), max(1, profile.epochs // 2))
     training = TrainingConfig(
         optimizer=optimizer,
@@ -196,7 +202,7 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
 
 
 def known_good(profile: Profile) -> dict[str, dict[str, Any]]:
-    """The first trials of every study, by name: the seed's two recipes at the profile's size, width and epochs.
+    """The first trials of every study, by name: the forager's two recipes at the profile's size, width and epochs.
 
     The seed trained without weight decay; on this space's log scale its smallest value stands for none.
     """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from data.cache import CacheHandle
     from data.catalog import Catalog, Split
     from search_space import Config, Profile
-    from tuning.devices import Slots
+    from tuning.devices import Slot
     from tuning.fixed_runs import FixedRun, Trained
     from tuning.searched import Searched
 
@@ -57,6 +57,8 @@ app = App(
 )
 _WHAT = Group("What is studied", sort_key=1)
 _FAR = Group("How far it goes", sort_key=2)
+_AGAIN = Group("What is trained again", sort_key=2)
+_SHOWN = Group("What is shown", sort_key=2)
 _HOW = Group("How it searches", sort_key=3)
 _WHERE = Group("Where it runs and what it leaves", sort_key=4)
 
@@ -80,6 +82,10 @@ def _count(group: Group, least: int = 1) -> Parameter:
 
 def _amount(group: Group, metavar: str = "N") -> Parameter:
     return Parameter(group=group, metavar=metavar, validator=Number(gt=0))
+
+
+def _flag(group: Group, name: str | None = None) -> Parameter:
+    return Parameter(name=name, group=group, negative="", show_default=False)
 
 
 # Options that several commands share, explained once.
@@ -119,7 +125,7 @@ DeviceOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     _count(_WHERE),
-    Parameter(help="How many trials run at once. By default one per CPU core, or one per GPU."),
+    Parameter(help="How many trials run at once. By default one per CPU core, or one per GPU; more share the GPUs."),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
@@ -172,6 +178,7 @@ def run(
     epochs: Annotated[int | None, _count(_FAR)] = None,
     timeout: Annotated[float | None, _amount(_FAR, "MINUTES")] = None,
     patience: Annotated[int | None, _count(_FAR)] = None,
+    target: Annotated[float | None, Parameter(group=_FAR, metavar="PERCENT", validator=Number(gt=0, lte=100))] = None,
     max_params: Annotated[float | None, _amount(_HOW)] = None,
     max_flops: Annotated[float | None, _amount(_HOW)] = None,
     sampler: Annotated[Literal["tpe", "random"], _choice(_HOW)] = "tpe",
@@ -198,19 +205,22 @@ def run(
         What the study is called, and its folder under results/. By default the data's name.
     profile
         What a trial may cost: "quick", 40 trials in ten minutes on two CPU cores; "laptop", in a few hours; "gpu", the
-        full resolution; "auto", gpu where there is one and else quick. PROFILES in search_space.py has the figures.
+        full resolution; "auto", gpu with CUDA and else quick. PROFILES in search_space.py has the figures.
     trials
         Trials in all, restarts included. A trial counts when it was trained, to its end or until it was pruned.
     epochs
         Epochs of a trial that is not pruned. By default the profile's.
     timeout
-        Leave after so many minutes; the same command goes on later.
+        Leave after so many minutes; the same command goes on later. By default there is no limit.
     patience
-        Ask for no more trials once this many in a row have brought no better one.
+        Ask for no more trials once this many in a row have brought no better one. By default there is no limit.
+    target
+        Ask for no more trials once one has reached this top-1 on the validation part.
     max_params
-        Networks with more parameters are not trained, and the sampler learns to avoid them.
+        Networks with more parameters, such as 3e5, are not trained, and the sampler learns to avoid them. By default
+        there is no limit.
     max_flops
-        The same for the forward FLOPs of one picture. By default the profile's.
+        The same for the forward FLOPs of one picture, a multiply-add counting as two. By default the profile's.
     sampler
         How configurations are chosen: "tpe" learns from the trials that have ended, "random" does not.
     pruner
@@ -219,7 +229,7 @@ def run(
     audit_pruner
         When the trials are done, train so many of the pruned ones to their end and say how often the pruner was wrong.
     seed
-        Seeds the search and every trial. One worker on the CPU repeats a study bit for bit.
+        Seeds the search and every trial. One worker with one thread on a CPU repeats a study bit for bit.
     storage
         The study's database, such as postgresql://user@host/name. By default an SQLite file in its folder.
     """
@@ -229,10 +239,9 @@ def run(
     from reporting.study_card import StudyCard
     from reporting.trial_card import TrialCards
     from search_space import known_good, suggest
-    from tuning import audit, forecast, identity, sampling, scheduling
+    from tuning import audit, devices, forecast, identity, sampling, scheduling
     from tuning import storage as stored
     from tuning.coordinator import Coordinator, Ending, Plan, search
-    from tuning.devices import slots
     from tuning.folder import study_folder
     from tuning.searched import Searched
     from tuning.settings import Settings
@@ -241,8 +250,8 @@ def run(
     if audit_pruner is not None and pruner == "none":
         raise StudyError("--audit-pruner trains pruned trials to their end, but with --pruner none there are none")
     console = screen.make_console()
-    places = slots(device, workers, precision)
-    profile_name, limits = _limits(profile, places.devices[0], epochs, pictures)
+    slots = devices.slots(device, workers, precision)
+    profile_name, limits = _limits(profile, slots[0].device, epochs, pictures)
     found = _read(console, data, test_data, _cache(cache), limits.pictures)
     name = found.name if study is None else study
     folder = study_folder(results, name)
@@ -254,10 +263,9 @@ def run(
             trials=trials,
             timeout=timeout * 60 if timeout else None,
             patience=patience,
+            target=target / 100 if target else None,
             max_parameters=max_params,
             max_flops=max_flops or limits.max_flops,
-            threads=places.threads,
-            precision=places.precision,
         )
         draw = partial(suggest, profile=limits, classes=len(handle.classes))
         facts = {
@@ -288,11 +296,12 @@ def run(
                 test_data=str(test_data.expanduser().absolute()) if test_data else None,
                 pictures=limits.pictures,
                 storage=stored.without_password(stored.absolute(storage)) if storage else None,
+                words=_words(),
             )
             begun.save(folder)
             coordinator = Coordinator(
                 opened,
-                workers=LocalWorkers(places.devices),
+                workers=LocalWorkers(slots),
                 scheduler=scheduling.PrunerScheduler(),
                 assign=search(draw, seed),
                 plan=plan,
@@ -302,38 +311,31 @@ def run(
             )
             expected = 0.0
             if coordinator.wanted:
-                first_pruning = scheduling.warmup_epochs(limits.epochs) + 1
-                prunes = pruner != "none" and first_pruning < limits.epochs
-                expected = forecast.seconds_per_trial(
+                first = scheduling.first_pruning(pruner, limits.epochs)
+                trained = opened.get_trials(deepcopy=False)
+                expected = forecast.seconds_so_far(trained, slots[0]) or forecast.seconds_per_trial(
                     draw,
                     feasible=plan.feasible,
                     pictures=len(found.split.train),
-                    pruned=prunes,
-                    slots=places,
+                    pruned=first is not None,
+                    slot=slots[0],
                 )
                 screen.print_plan(
-                    console,
-                    name,
-                    plan,
-                    limits.epochs,
-                    first_pruning if prunes else None,
-                    places,
-                    coordinator.wanted,
-                    expected,
+                    console, name, plan, limits.epochs, first, slots, wanted=coordinator.wanted, expected=expected
                 )
             card = StudyCard(opened, folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials)
             if coordinator.wanted:
                 card.write_note()
-            shown = screen.Screen(console, opened, trials=trials, slots=len(places), expected=expected)
+            shown = screen.Screen(console, opened, trials=trials, slots=len(slots), expected=expected)
             try:
                 received = screen.follow(coordinator, shown, card.hear)
             finally:
                 card.update()
                 stored.write_trials_csv(opened, folder / "trials.csv")
-            screen.print_end(console, opened, folder, coordinator.ending, _again(), _places(name, results))
-            if audit_pruner is not None and coordinator.ending in (Ending.TRIALS, Ending.PATIENCE):
+            screen.print_end(console, opened, folder, coordinator.ending, _words(), _places(name, results))
+            if audit_pruner is not None and coordinator.ending in (Ending.TRIALS, Ending.TARGET, Ending.PATIENCE):
                 searched = Searched(study=opened, folder=folder, url=url, settings=begun)
-                train = _Trainer(console=console, searched=searched, data=handle, slots=places)
+                train = _Trainer(console=console, searched=searched, data=handle, slots=slots)
                 audited = train(audit.KIND, stored.METRIC, audit.runs(opened, audit_pruner))
                 finals.print_audit(console, audit.verdict(opened, audited))
     if received is not None:
@@ -346,11 +348,11 @@ def retrain(
     study: SearchedOption = None,
     data: PlaceOption = None,
     test_data: TestPlaceOption = None,
-    trial: Annotated[int | None, _count(_HOW, least=0)] = None,
-    finalists: Annotated[int, _count(_HOW)] = 3,
-    seeds: Annotated[int, _count(_HOW)] = 3,
-    baseline: Annotated[bool, Parameter(group=_HOW, negative="")] = False,
-    look_again: Annotated[bool, Parameter(group=_HOW, negative="")] = False,
+    trial: Annotated[int | None, _count(_AGAIN, least=0)] = None,
+    finalists: Annotated[int, _count(_AGAIN)] = 3,
+    seeds: Annotated[int, _count(_AGAIN)] = 3,
+    baseline: Annotated[bool, _flag(_AGAIN)] = False,
+    look_again: Annotated[bool, _flag(_AGAIN)] = False,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -371,27 +373,27 @@ def retrain(
     seeds
         With how many seeds each. The best mean validation accuracy wins.
     baseline
-        Train the recipe that was improved by hand in the same way, with and without warm-up, to compare with.
+        Train the two recipes that every study begins with in the same way, to compare with; the one improved by hand
+        without its warm-up, too.
     look_again
         Look at the test part although other networks have been tested on it before, which flatters the better ones.
     """
     from reporting import console as screen
     from reporting import finals
     from reporting.study_card import show_finalists
+    from tuning import devices, retraining
     from tuning import finalists as best
-    from tuning import retraining
     from tuning import storage as stored
-    from tuning.devices import slots
 
     console = screen.make_console()
-    places = slots(device, workers, precision)
+    slots = devices.slots(device, workers, precision)
     searched = _recall(console, results, study, storage)
     with stored.sole_coordinator(searched.folder), stored.explained(searched.url):
         searching = searched.study
         chosen = best.candidates(searching, finalists) if trial is None else [best.candidate(searching, trial)]
         chosen += best.baselines(searching) if baseline else []
         _, handle = _same_pictures(console, searched, data, test_data, _cache(cache), [one.config for one in chosen])
-        train = _Trainer(console=console, searched=searched, data=handle, slots=places)
+        train = _Trainer(console=console, searched=searched, data=handle, slots=slots)
         fixed = best.seeds(searching, seeds)
 
         if trial is not None:
@@ -400,23 +402,20 @@ def retrain(
             finals.print_replay(console, original, again)
         runs = [run for one in chosen for run in one.runs(fixed)]
         ended = iter(train(retraining.FINALISTS, stored.METRIC, runs))
-        standings = [best.Standing(candidate=one, runs=tuple(islice(ended, seeds))) for one in chosen]
-        won = best.winner(standings)
+        standings = best.ranked(best.Standing(candidate=one, runs=tuple(islice(ended, seeds))) for one in chosen)
+        won = standings[0]
         best.write_csv(standings, searched.folder / "finalists.csv")
         show_finalists(searching, searched.folder)
-        finals.print_standings(console, standings, won)
+        finals.print_standings(console, standings)
 
         tested = [won, *(one for one in standings if one.candidate.baseline and one.complete)]
         runs = [run for one in tested for run in retraining.final_runs(one, fixed)]
         ended = iter(train(retraining.FINAL_RUNS, retraining.FINAL_METRIC, runs))
         trained = [retraining.Finals(candidate=one.candidate, runs=tuple(islice(ended, seeds))) for one in tested]
         counted = sum(map(stored.counts, searching.get_trials(deepcopy=False)))
-        winner = retraining.conclude(
-            won, trained[0], handle, searched.folder, places.devices[0], pictures=searched.pictures, trials=counted
-        )
-        winner, earlier = retraining.look_counted(
-            searched, winner, trained, handle, places.devices[0], again=look_again
-        )
+        bench = retraining.Bench(data=handle, folder=searched.folder, device=slots[0].device)
+        winner = retraining.conclude(won, trained[0], bench, pictures=searched.pictures, trials=counted)
+        winner, earlier = retraining.look_counted(searched, winner, trained, bench, again=look_again)
         winner.save(searched.folder)
         if earlier:
             finals.print_not_tested(console, earlier)
@@ -447,7 +446,7 @@ def export(
     from search_space import Config
     from tuning import retraining
     from tuning import storage as stored
-    from tuning.environment import versions
+    from tuning.environment import processor, versions
 
     console = screen.make_console()
     searched = _recall(console, results, study, storage)
@@ -461,11 +460,12 @@ def export(
         config, weights = Config.from_dict(winner.config), searched.folder / winner.weights
         found, handle = _same_pictures(console, searched, data, test_data, _cache(cache), [config])
         network = retraining.load_network(config, weights)
+        bench = retraining.Bench(data=handle, folder=searched.folder, device="cpu")
         bundle = Bundle(
             model=config.model,
             classes=handle.classes,
             image_size=config.image_size,
-            temperature=winner.temperature or retraining.fit_temperature(config, [weights], handle, "cpu"),
+            temperature=winner.temperature or retraining.fit_temperature(config, [weights], bench),
             provenance={
                 "study": searched.name,
                 "trial": winner.trial,
@@ -483,6 +483,7 @@ def export(
                 "validation": winner.validation,
                 "trained with": winner.environment,
                 "exported with": versions(),
+                "exported on": processor(),
             },
             results=winner.results and winner.results | {"validation": winner.validation},
         )
@@ -502,9 +503,9 @@ def predict(
     *pictures: Annotated[Path, Parameter(metavar="PICTURE-OR-FOLDER")],
     model: Annotated[Path | None, Parameter(group=_WHAT, metavar="PATH")] = None,
     study: SearchedOption = None,
-    top: Annotated[int, _count(_WHAT)] = 3,
-    as_json: Annotated[bool, Parameter(name="--json", group=_WHAT, negative="")] = False,
-    as_csv: Annotated[bool, Parameter(name="--csv", group=_WHAT, negative="")] = False,
+    top: Annotated[int, _count(_SHOWN)] = 3,
+    as_json: Annotated[bool, _flag(_SHOWN, "--json")] = False,
+    as_csv: Annotated[bool, _flag(_SHOWN, "--csv")] = False,
     device: DeviceOption = "cpu",
     results: ResultsOption = HERE / "results",
 ) -> None:
@@ -528,7 +529,7 @@ def predict(
     from model.bundle import BundleError
     from model.predict import Classifier, PredictError, Prediction, pictures_in
     from reporting import predictions
-    from tuning.devices import slots
+    from tuning import devices
     from tuning.settings import recall
 
     if not pictures:
@@ -547,7 +548,7 @@ def predict(
 
     try:
         folder = model or recall(results, study)[0] / "best"
-        classifier = Classifier.load(folder, slots(device, 1).devices[0])
+        classifier = Classifier.load(folder, devices.slots(device, 1)[0].device)
         if model is None:
             print(f"with {folder}", file=sys.stderr)
         classes = classifier.bundle.classes
@@ -587,7 +588,13 @@ def report(
     console = screen.make_console()
     searched = _recall(console, results, study, storage)
     with explained(searched.url):
-        console.print(str(page.write(searched.study, searched.folder)), markup=False, soft_wrap=True)
+        written = page.write(
+            searched.study,
+            searched.folder,
+            places=_places(searched.name, results),
+            words=searched.settings.words or None,
+        )
+        console.print(str(written), markup=False, soft_wrap=True)
 
 
 @app.command(usage="Usage: python study.py dashboard [OPTIONS]")
@@ -615,7 +622,6 @@ def dashboard(
 
     console = screen.make_console()
     searched = _recall(console, results, study, storage)
-    (searched.folder / "artifacts").mkdir(exist_ok=True)
     try:
         server, address = served.make(searched.study, searched.folder / "artifacts", port)
     except (OSError, OverflowError) as error:
@@ -670,7 +676,8 @@ def clean(
     Parameters
     ----------
     names
-        What to remove, by the names that this command lists. Without any, nothing is removed.
+        What to remove, by the names that this command lists, without asking; with a study goes its exported bundle.
+        Without any, nothing is removed.
     """
     from reporting import console as screen
     from tuning import cleaning
@@ -771,7 +778,7 @@ class _Trainer:
     console: Console
     searched: Searched
     data: CacheHandle
-    slots: Slots
+    slots: list[Slot]
 
     def __call__(self, kind: str, metric: str, runs: list[FixedRun]) -> Trained:
         """In the study's sibling of this kind; returns the trial of each run. Leaves the program when interrupted."""
@@ -781,6 +788,7 @@ class _Trainer:
         from tuning.coordinator import Coordinator, Plan
         from tuning.folder import study_folder
         from tuning.scheduling import PrunerScheduler
+        from tuning.settings import typed
         from tuning.storage import counts
         from tuning.workers import LocalWorkers
 
@@ -789,10 +797,10 @@ class _Trainer:
         pool = fixed_runs.open_pool(self.searched.url, name, metric, runs, folder, self.searched.pictures)
         coordinator = Coordinator(
             pool,
-            workers=LocalWorkers(self.slots.devices),
+            workers=LocalWorkers(self.slots),
             scheduler=PrunerScheduler(),
             assign=fixed_runs.assign,
-            plan=Plan(trials=None, threads=self.slots.threads, precision=self.slots.precision),
+            plan=Plan(trials=None),
             data=self.data,
             folder=folder,
             keep=len(pool.trials),
@@ -811,7 +819,7 @@ class _Trainer:
             )
             received = screen.follow(coordinator, shown)
             if received is not None:
-                self.console.print(f"Go on: {_again()}", markup=False, soft_wrap=True)
+                self.console.print(f"Go on: {typed(_words())}", markup=False, soft_wrap=True)
                 raise SystemExit(128 + received)
         return fixed_runs.finished(pool, runs)
 
@@ -858,11 +866,11 @@ def _places(study: str, results: Path) -> str:
     return shlex.join(["--study", study, *elsewhere])
 
 
-def _again() -> str:
-    """The command as it was typed, but for passwords."""
+def _words() -> list[str]:
+    """What was typed after `study.py`, but for passwords."""
     from tuning.storage import without_password
 
-    return shlex.join(["python", "study.py", *map(without_password, sys.argv[1:])])
+    return list(map(without_password, sys.argv[1:]))
 
 
 def main() -> None:
@@ -876,7 +884,7 @@ def main() -> None:
     except (DataError, StudyError) as error:
         message = str(error)
     except CycloptsError as error:
-        from reporting.mistakes import rule
+        from reporting.mistyped import rule
         from tuning.storage import without_password
 
         message = without_password(rule(error, app))
@@ -884,7 +892,7 @@ def main() -> None:
         raise SystemExit(130) from None
     else:
         return
-    from data.sources import printable
+    from model.files import printable
 
     print(f"error: {printable(message)}", file=sys.stderr)
     raise SystemExit(2)

@@ -2,12 +2,10 @@
 
     python benchmarks/augment.py            # about a minute; one thread, as a worker has
 
-Both sides take normalised float32 pictures and give every one of them one or two of the seed's six augmentations. They
-run in turns on the same data, so that a busy machine slows both; the ratio is taken turn by turn.
+Both sides take normalised float32 pictures and give each one or two of the forager's six augmentations. They run
+in turns on the same data, so that a busy machine slows both; the ratio is taken turn by turn.
 """
 
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -17,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-import torchvision  # pyright: ignore[reportMissingTypeStubs]
 from torchvision.transforms import v2  # pyright: ignore[reportMissingTypeStubs]
 
+from benchmarks.measuring import machine, spread
 from data import augment as ours
 
 BATCH = 32
@@ -66,16 +64,9 @@ def milliseconds(run: Callable[[torch.Tensor, int], torch.Tensor], pictures: tor
     return (time.perf_counter() - start) / len(pictures) * 1e3
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median, and the quartiles around it."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"{_processor()}, one thread; Python {platform.python_version()}, torch {torch.__version__}, ", end="")
-    print(f"torchvision {torchvision.__version__}, numpy {np.__version__}")
+    print(f"{machine()}; one thread")
     print(f"ms per picture, batches of {BATCH}; median and quartiles of {TURNS} turns\n")
     print("| size | loop of torchvision v2 | one warp | ratio |")
     print("|---|---|---|---|")
@@ -91,14 +82,6 @@ def main() -> None:
         slow, fast = ([pair[side] for pair in pairs] for side in (0, 1))
         ratios = [one / other for one, other in pairs]
         print(f"| {size} px | {spread(slow)} | {spread(fast, 3)} | {spread(ratios, 1)} |", flush=True)
-
-
-def _processor() -> str:
-    """The CPU's name where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ all of them; the ratio is taken turn by turn.
 """
 
 import argparse
-import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ import numpy.typing as npt
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 import torch
 
+from benchmarks.measuring import machine, spread
 from model.bundle import WEIGHTS, Bundle, load
 from model.formats import ONNX, TORCH, Deployed, publish
 from model.network import ModelConfig, MushroomCNN, cost
@@ -58,18 +57,11 @@ def milliseconds(run: Run, pictures: npt.NDArray[np.uint8], batch: int) -> float
     return (time.perf_counter() - start) / len(pictures) * 1e3
 
 
-def spread(values: list[float], digits: int) -> str:
-    """Median, and the quartiles around it."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
 def compare(folder: Path) -> None:
     bundle, _ = load(folder)
     weight = cost(bundle.model, bundle.image_size)
     sizes = ", ".join(f"{name} {(folder / name).stat().st_size:,} bytes" for name in (WEIGHTS, TORCH, ONNX))
-    print(f"{_processor()}; Python {platform.python_version()}, torch {torch.__version__}, ", end="")
-    print(f"onnxruntime {onnxruntime.__version__}")
+    print(f"{machine()}, onnxruntime {onnxruntime.__version__}")
     print(f"{bundle.image_size} px, {weight.parameters:,} parameters, {weight.flops / 1e6:,.1f} MFLOP a picture")
     print(sizes)
     print(f"ms a picture; median and quartiles of {TURNS} interleaved turns of {PICTURES_A_TURN} pictures\n")
@@ -113,14 +105,6 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         compare(arguments.folder or made(Path(scratch), arguments.image_size, arguments.width))
-
-
-def _processor() -> str:
-    """The CPU's name where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

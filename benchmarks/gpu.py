@@ -1,11 +1,11 @@
-"""One GPU: the seed's full recipe against bare steps, the data path against the seed's loader, several trials at once.
+"""One GPU: the forager's full recipe against bare steps, the data path against her loader, several trials at once.
 
     python benchmarks/gpu.py                                     # about 10 minutes; "not measured" where there is none
     python benchmarks/gpu.py --pictures 640 --size 128 --turns 3
     python benchmarks/gpu.py --device cpu --pictures 64 --size 32 --width 0.25 --turns 2     # does it run at all?
 
-An epoch is 4,700 made-up pictures of 256 px, three views each, one of them plain, batches of 32, the seed's network and
-optimizer; the bare steps are as many on one batch that is there already, in the same number format. What several
+An epoch is 4,700 made-up pictures of 256 px, three views each, one of them plain, batches of 32, the forager's network
+and optimizer; the bare steps are as many on one batch that is there already, in the same number format. What several
 processes on one GPU gain is told by the pictures per second of 1, 2 and 4 of them at once.
 """
 
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from measuring import SEEDS_NETWORK, drawn_pictures, flops, machine, named, some, spread
+from measuring import FORAGERS_NETWORK, drawn_pictures, machine, named, some, spread
 from torch.nn import functional
 
 from data.batches import EvaluationBatches, TrainingBatches
@@ -113,8 +113,8 @@ def one_gpu(config: Config, part: Part, device: torch.device, turns: int) -> flo
     return shown / statistics.median(turn["batches"] for turn in seconds)
 
 
-def seeds_loader(config: Config) -> float:
-    """Pictures per second of the seed's DataLoader, on drawn pictures of 256 px, without training."""
+def foragers_loader(config: Config) -> float:
+    """Pictures per second of the forager's DataLoader, on drawn pictures of 256 px, without training."""
     from peers import Files, loaders
 
     catalog, split, _ = drawn_pictures([])
@@ -141,6 +141,7 @@ def at_once(config: Config, count: int, device: str, turns: int) -> None:
     for _ in range(max(AT_ONCE)):
         here, there = context.Pipe()
         context.Process(target=_live, args=(there, config, count, device), daemon=True).start()
+        there.close()  # so that its end is heard of
         here.recv()
         lines.append(here)
     rates: dict[int, list[float]] = {processes: [] for processes in AT_ONCE}
@@ -171,13 +172,17 @@ def main() -> None:
         print("| one GPU | not measured: torch finds none here |")
         return
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU in a GPU's place")
-    config = replace(SEEDS_NETWORK, image_size=chosen.size, model=replace(SEEDS_NETWORK.model, width=chosen.width))
-    print(f"{named(config)}, {config.views} views; {3 * flops(config) / 1e9:.1f} GFLOP a trained picture")
+    config = replace(
+        FORAGERS_NETWORK, image_size=chosen.size, model=replace(FORAGERS_NETWORK.model, width=chosen.width)
+    )
+    print(f"{named(config)}, {config.views} views; {3 * config.cost.flops / 1e9:.1f} GFLOP a trained picture")
     print(f"{chosen.pictures:,} pictures; median and quartiles of {chosen.turns} interleaved turns\n")
     part = made_up(chosen.pictures, chosen.size)
     ours = one_gpu(config, part, device, chosen.turns)
-    theirs = seeds_loader(config)
-    print(f"The data path makes {ours:,.0f} pictures/s, the seed's loader {theirs:,.0f}: {ours / theirs:.0f} times.\n")
+    theirs = foragers_loader(config)
+    print(
+        f"The data path makes {ours:,.0f} pictures/s, the forager's loader {theirs:,.0f}: {ours / theirs:.0f} times.\n"
+    )
     small = replace(config, image_size=chosen.size // 2, views=1)
     print(f"Several at once, each of {named(small)}:\n")
     at_once(small, min(1000, chosen.pictures), chosen.device, chosen.turns)

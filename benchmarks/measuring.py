@@ -25,15 +25,16 @@ from data import cache, catalog, sources
 from data.augment import AugmentConfig
 from data.cache import CacheHandle, Part
 from data.catalog import Catalog, Split
-from model.network import ModelConfig, cost
+from model.network import ModelConfig
 from model.training import TrainingConfig
 from search_space import PROFILES, Config, Profile, known_good, suggest
+from tuning.environment import processor
 from tuning.identity import SpacePoint
 
 CACHE = platformdirs.user_cache_path("mushroom-study", appauthor=False)
 """Where `study.py` keeps its pictures, so that nothing is drawn twice."""
 
-SEEDS_NETWORK = Config(
+FORAGERS_NETWORK = Config(
     image_size=128,
     views=3,
     model=ModelConfig(classes=9),
@@ -91,7 +92,7 @@ def points(profile: Profile, count: int, *, classes: int = 9, seed: int = 0) -> 
     drawn = list(known_good(profile).values())
     while len(drawn) < count:
         point = Point(rng)
-        if flops(suggest(cast("Any", point), profile, classes)) <= (profile.max_flops or float("inf")):
+        if suggest(cast("Any", point), profile, classes).cost.flops <= (profile.max_flops or float("inf")):
             drawn.append(point.params)
     return drawn[:count]
 
@@ -101,15 +102,10 @@ def config_of(params: dict[str, Any], profile: Profile, classes: int = 9) -> Con
     return suggest(cast("Any", FixedTrial(params)), profile, classes)
 
 
-def flops(config: Config) -> int:
-    """Forward, of one picture."""
-    return cost(config.model, config.image_size).flops
-
-
 def typical(profile: Profile, *, drawn: int = 200) -> Config:
     """Of random points within the profile's budget, the one with the median FLOPs (of equals, the median by digest)."""
     sampled = [config_of(params, profile) for params in points(profile, drawn)[len(known_good(profile)) :]]
-    return sorted(sampled, key=lambda config: (flops(config), config.digest))[len(sampled) // 2]
+    return sorted(sampled, key=lambda config: (config.cost.flops, config.digest))[len(sampled) // 2]
 
 
 def named(config: Config) -> str:
@@ -118,19 +114,15 @@ def named(config: Config) -> str:
     return (
         f"{config.image_size} px, width {model.width:g}, strides {model.stride_pattern}, dilation "
         f"{model.dilation_pattern}, dropout {model.dropout:g}, {training.optimizer}, augmentation strength "
-        f"{config.augment.strength:g}, {flops(config) / 1e6:,.1f} MFLOP a picture"
+        f"{config.augment.strength:g}, {config.cost.flops / 1e6:,.1f} MFLOP a picture"
     )
 
 
 def machine() -> str:
     """Processor, cores and versions, on one line."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "optuna", "numpy", "pillow"))
     busy = f"; load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return f"{processor}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}{busy}"
+    return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}{busy}"
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

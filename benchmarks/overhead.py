@@ -41,6 +41,7 @@ from reporting.trial_card import TrialCards
 from search_space import PROFILES, known_good, suggest
 from tuning import coordinator, sampling, scheduling, storage
 from tuning.coordinator import Coordinator, Plan, TrialEnded, TrialStarted, search
+from tuning.devices import Slot
 from tuning.folder import sqlite_url
 from tuning.jobs import Event, TrialJob
 
@@ -68,12 +69,9 @@ class InstantWorkers:
     """Slots whose trials are trained by drawing random numbers."""
 
     def __init__(self, slots: int) -> None:
-        self.slots = slots
+        self.slots = [Slot()] * slots
         self._jobs: dict[int, tuple[TrialJob, int]] = {}
         self._asked: deque[int] = deque()
-
-    def device(self, slot: int) -> str:
-        return "cpu"
 
     def start(self, slot: int, job: TrialJob) -> None:
         self._jobs[slot] = (job, 0)
@@ -259,7 +257,7 @@ def main() -> None:
     if chosen.start:
         start(Path(chosen.start[1]), chosen.start[0])
         return
-    from report import _fill  # pyright: ignore[reportPrivateUsage]
+    from benchmarks.made_up import fill
 
     print(machine())
     tables: dict[int, Clock] = {}
@@ -272,7 +270,7 @@ def main() -> None:
             folder = (chosen.keep or Path(scratch)) / f"made-up-{finished}"
             if not (folder / "study.db").exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                _fill(folder, finished)
+                fill(folder, finished)
             wall, cpu, tables[finished] = per_trial(folder, chosen.trials, chosen.profile)
             cells = [f"{finished:,}", spread(wall), spread(cpu)]
             if chosen.starts:

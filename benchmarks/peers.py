@@ -1,8 +1,8 @@
-"""What people write without this project: the seed's way of training, and the plain Optuna script around it.
+"""What people write without this project: the forager's way of training, and the plain Optuna script around it.
 
     python benchmarks/peers.py --trials 3 --epochs 2        # the plain Optuna script by itself
 
-**The seed's way**: pictures opened and pushed through torchvision's transforms one by one, a DataLoader with two
+**The forager's way**: pictures opened and pushed through torchvision's transforms one by one, a DataLoader with two
 workers, float tensors in torch's default memory layout, torch's default threads, one process. **The plain Optuna
 script**: `study.optimize` around it with a MedianPruner and SQLite. Both have the network, the pictures, the
 augmentations and the configurations of this project, so that only the way differs; where people differ among

@@ -1,4 +1,4 @@
-"""Training pictures per second on a CPU: this project's workers, the seed's way, and the limit of bare steps.
+"""Training pictures per second on a CPU: this project's workers, the forager's way, and the limit of bare steps.
 
     python benchmarks/steps.py                       # about 10 minutes on two cores
     python benchmarks/steps.py --minutes 2           # fewer turns
@@ -7,7 +7,7 @@
 Ours: one single-threaded process per core, as the study's workers are, each training its own network with the real
 batches, augmentation, loop and optimizer, in the precision that `--precision auto` takes here and in float32. The
 limit: as many processes that do nothing but forward, backward and step on one batch that stays where it is, in each
-precision, and with other memory settings. The seed's way: `peers.py`, one process with
+precision, and with other memory settings. The forager's way: `peers.py`, one process with
 torch's own number of threads and two loading processes. All processes stay; they train in turns, an epoch of the same
 pictures each, and each ratio is taken within a turn. Without evaluation: that is the same small share for everybody.
 """
@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from measuring import SEEDS_NETWORK, drawn_pictures, flops, machine, named, some, spread, typical
+from measuring import FORAGERS_NETWORK, drawn_pictures, machine, named, some, spread, typical
 from torch import Tensor
 from torch.nn import functional
 
@@ -130,7 +130,7 @@ def bare(precision: Precision, memory_format: torch.memory_format = torch.channe
     return make
 
 
-def seeds_way(config: Config, part: Part, files: list[Path]) -> Turn:
+def foragers_way(config: Config, part: Part, files: list[Path]) -> Turn:
     """`peers.SeedsWay` on the files of the same pictures."""
     from peers import Files, SeedsWay
 
@@ -162,14 +162,14 @@ def contestants(cores: int, large: bool) -> list[Contestant]:
             Contestant(name=name, make=make, processes=cores, threads=1, mapped="malloc" not in name)
             for name, make in ways.items()
         ),
-        Contestant(name="the seed's way", make=seeds_way, processes=1, threads=None, mapped=False),
+        Contestant(name="the forager's way", make=foragers_way, processes=1, threads=None, mapped=False),
     ]
 
 
 def _live(connection: Connection, index: int, cores: int, config: Config, handle: CacheHandle, files: list[Path],
           pictures: int) -> None:  # fmt: skip
     """A process: one turn, in pictures and seconds, whenever it is asked for one."""
-    one = contestants(cores, flops(config) > LARGE)[index]
+    one = contestants(cores, config.cost.flops > LARGE)[index]
     if one.mapped:
         keep_memory_mapped()
     if one.threads is not None:
@@ -186,7 +186,7 @@ def compare(name: str, config: Config, pictures: int, handle: CacheHandle, files
     """Prints a network's table."""
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
-    ways = contestants(cores, flops(config) > LARGE)
+    ways = contestants(cores, config.cost.flops > LARGE)
     lines: list[list[Any]] = []
     processes: list[Any] = []
     for index, one in enumerate(ways):
@@ -214,14 +214,14 @@ def compare(name: str, config: Config, pictures: int, handle: CacheHandle, files
         line.send(False)
     for process in processes:
         process.join()
-    print(f"\n{name}: {named(config)}; {3 * flops(config) / 1e9:.2f} GFLOP a trained picture")
+    print(f"\n{name}: {named(config)}; {3 * config.cost.flops / 1e9:.2f} GFLOP a trained picture")
     print(f"{pictures} pictures a turn and process; median and quartiles of {len(rates)} interleaved turns\n")
     print("| way | processes | pictures/s | GFLOP/s | the first / it |")
     print("|---|---|---|---|---|")
     for index, one in enumerate(ways):
         column = [turn[index] for turn in rates]
         ratio = "" if index == 0 else spread([turn[0] / turn[index] for turn in rates])
-        rate = spread([3 * flops(config) * value / 1e9 for value in column], 1)
+        rate = spread([3 * config.cost.flops * value / 1e9 for value in column], 1)
         print(f"| {one.name} | {one.processes} | {spread(column, 1)} | {rate} | {ratio} |")
     print(flush=True)
 
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, help="a turn and process; by default 640 (quick) and 32 (seed)")
     chosen = parser.parse_args()
     quick = typical(PROFILES["quick"])
-    catalog, _, handle = drawn_pictures([quick.image_size, SEEDS_NETWORK.image_size])
+    catalog, _, handle = drawn_pictures([quick.image_size, FORAGERS_NETWORK.image_size])
     files = [catalog.file(picture) for picture in catalog.kept]
     print(machine())
     if chosen.network != "seed":
@@ -241,9 +241,9 @@ def main() -> None:
     if chosen.network != "quick":
         # Shown once, 16 at a time: three views would make a turn three times as long and say the same, and of 32
         # pictures the activations of all processes together would not fit into 24 GB.
-        training = replace(SEEDS_NETWORK.training, batch_size=16)
-        once = replace(SEEDS_NETWORK, views=1, training=training)
-        compare("The seed's own network", once, chosen.pictures or 32, handle, files, chosen.minutes)
+        training = replace(FORAGERS_NETWORK.training, batch_size=16)
+        once = replace(FORAGERS_NETWORK, views=1, training=training)
+        compare("The forager's own network", once, chosen.pictures or 32, handle, files, chosen.minutes)
 
 
 if __name__ == "__main__":

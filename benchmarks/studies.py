@@ -8,16 +8,17 @@ of `study.py`; the minutes are those of its trials, from the first one's start t
 """
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import optuna
+
+from benchmarks.measuring import machine
 
 STUDY = Path(__file__).resolve().parent.parent / "study.py"
 
@@ -30,11 +31,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="further options of study.py, after --")
     chosen = parser.parse_args()
 
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, ",
-        end="",
-    )
-    print(", ".join(f"{package} {version(package)}" for package in ("torch", "optuna")))
+    print(machine())
     columns = ["seed", "best top-1 %", "original recipe", "improved by hand", "complete", "pruned", "other", "counted"]
     columns += ["minutes", "expected"]
     print("| " + " | ".join(columns) + " |")

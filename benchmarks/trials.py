@@ -60,13 +60,13 @@ class Ours:
             first_trials=known_good(profile) if searches else {},
         )
         places = slots("cpu", None)
-        self._workers = LocalWorkers(places.devices)
+        self._workers = LocalWorkers(places)
         coordinator = Coordinator(
             self.study,
             workers=self._workers,
             scheduler=scheduling.PrunerScheduler(),
             assign=search(partial(suggest, profile=profile, classes=len(data.classes)), 0),
-            plan=Plan(trials=trials, max_flops=profile.max_flops, precision=places.precision),
+            plan=Plan(trials=trials, max_flops=profile.max_flops),
             data=data,
             folder=folder,
             describe=TrialCards(folder, data),

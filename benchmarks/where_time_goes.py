@@ -141,10 +141,10 @@ def measure(trials: int, epochs: int | None, count: int | None) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         coordinator = Coordinator(
             study,
-            workers=workers.LocalWorkers(places.devices),
+            workers=workers.LocalWorkers(places),
             scheduler=scheduling.PrunerScheduler(),
             assign=search(partial(suggest, profile=profile, classes=len(data.classes)), 0),
-            plan=Plan(trials=trials, max_flops=profile.max_flops, precision=places.precision),
+            plan=Plan(trials=trials, max_flops=profile.max_flops),
             data=data,
             folder=folder,
             describe=TrialCards(folder, data),
@@ -167,9 +167,9 @@ def measure(trials: int, epochs: int | None, count: int | None) -> None:
     whole, busy = sum(wall.values()), sum(cpu.values())
     print(machine())
     print(
-        f"{trials} trials of {profile.epochs} epochs, {places}: {seconds:.1f} s, of which the workers spent "
-        f"{training / len(places):.1f} s each in epochs; the coordinator's CPU {coordinating / trials:.2f} s a trial; "
-        f"{shown:,} pictures trained\n"
+        f"{trials} trials of {profile.epochs} epochs, {len(places)} at once in {places[0].precision}: {seconds:.1f} s, "
+        f"of which the workers spent {training / len(places):.1f} s each in epochs; "
+        f"the coordinator's CPU {coordinating / trials:.2f} s a trial; {shown:,} pictures trained\n"
     )
     print("| section | share of the wall clock | share of the CPU | CPU ms per picture | calls |")
     print("|---|---|---|---|---|")

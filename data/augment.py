@@ -1,4 +1,4 @@
-"""The seed's six augmentations for a whole batch at once: one warp per picture, then a blur for those that drew it.
+"""The forager's six augmentations for a whole batch at once: one warp per picture, then a blur for those that drew it.
 
 config -> `draw`: for each picture one or two of the six, as one homography and one sigma -> `augment`: one grid, one
 `grid_sample`. A homography maps a place in the new picture to the place in the old one that it shows; both are counted
@@ -48,9 +48,9 @@ CACHED_PIXELS = 2**17
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     strength: float
-    """Scales every magnitude: 0 is none at all, 1 the seed's, 2 the most. A flip has no magnitude and stays a flip."""
+    """Scales every magnitude: 0 is none at all, 1 the forager's, 2 the most. A flip has none and stays a flip."""
     reuse_originals: bool
-    """One view in three is the picture itself, as in the seed's recipe; otherwise every view is augmented."""
+    """One view in three is the picture itself, as in the forager's recipe; otherwise every view is augmented."""
     fresh: bool
     """Draw anew every epoch; otherwise a picture's augmented copies are the same in every epoch."""
 

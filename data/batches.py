@@ -19,7 +19,14 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 Indices = npt.NDArray[np.int64]
 
 PLAIN_EVERY = 3
-"""One view in three is the picture itself: the seed's recipe is the original and two augmented copies."""
+"""One view in three is the picture itself: the forager's recipe is the original and two augmented copies."""
+
+EVALUATED, EVALUATED_PIXELS = 256, 2**21
+"""Pictures that are evaluated at a time, at most, and pixels: of 256 px 32 pictures. All 256 of them would take about
+7 GB in a network of half the forager's width."""
+
+COPIED = 256
+"""Pictures that go to a GPU at a time where all are kept there: together they may not fit into the host's memory."""
 
 DEVICE_SHARE = 0.25
 """Of a GPU's free memory that a part's pictures may take; the rest is for the network, and for other workers."""
@@ -108,10 +115,17 @@ class TrainingBatches:
         return (views + pictures + n * self._views) % PLAIN_EVERY == 0
 
 
+def evaluated_at_once(size: int) -> int:
+    """How many pictures of this side (pixels) are evaluated at a time."""
+    return max(1, min(EVALUATED, EVALUATED_PIXELS // size**2))
+
+
 class EvaluationBatches:
     """Every picture of a part once, plain and in the part's order."""
 
-    def __init__(self, part: Part, *, batch_size: int = 256, device: torch.device) -> None:
+    def __init__(self, part: Part, *, batch_size: int | None = None, device: torch.device) -> None:
+        """`batch_size`: None is `evaluated_at_once`."""
+        batch_size = evaluated_at_once(part.images.shape[1]) if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"`1 <= batch_size` must hold, but got batch_size={batch_size}")
         self.class_counts: tuple[int, ...] = tuple(np.bincount(part.labels, minlength=part.classes).tolist())
@@ -142,8 +156,13 @@ class Pictures:
         self._part = part
         self._device = device
         self._labels = torch.as_tensor(part.labels, device=device)
-        needed = len(part.indices) * int(np.prod(part.images.shape[1:]))
-        self._resident = torch.as_tensor(part.images[part.indices], device=device) if needed <= room else None
+        shape = (len(part.indices), *part.images.shape[1:])
+        self._resident: torch.Tensor | None = None
+        if int(np.prod(shape)) <= room:
+            self._resident = torch.empty(shape, dtype=torch.uint8, device=device)
+            for start in range(0, len(part.indices), COPIED):
+                some = part.indices[start : start + COPIED]
+                self._resident[start : start + len(some)] = torch.as_tensor(part.images[some])
 
     @property
     def resident(self) -> bool:

@@ -27,8 +27,8 @@ import numpy.typing as npt
 
 from data import DataError, Track, no_track
 from data.catalog import Catalog, Picture, Split
-from data.sources import printable
 from data.verdicts import write_whole
+from model.files import printable
 from model.preprocessing import PictureError, load_square
 
 PartName = Literal["train", "validation", "test"]

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError, Track, near_duplicates, no_track
-from data.sources import Source, cell, class_folders, printable
+from data.sources import Source, cell, class_folders
 from data.verdicts import THUMBNAIL, Entry, Look, Verdict, examine, walk, write_whole
+from model.files import printable
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
 
 MIN_KEPT = 10

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import cast
 
 from data import DataError, Track, no_track
+from model.files import is_hidden, printable
 
 FIELD_GUIDE, KAGGLE = NAMES = ("field-guide", "kaggle")
 """What names a data set and no path."""
@@ -115,17 +116,6 @@ def class_folders(folder: Path) -> dict[str, Path]:
                 f"{printable(path.resolve())}; copy the folder there, or remove the link"
             )
     return found
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is an operating system's own and is passed over in silence."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def printable(text: str | Path) -> str:
-    """A name as it can be shown: line ends, terminal escapes and bytes that are no UTF-8 as `\\n`, `\\x1b`, …."""
-    shown = str(text)
-    return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 def cell(text: str | Path) -> str:
@@ -272,7 +262,7 @@ def _folders_in(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
     except OSError as error:
         raise DataError(
-            f"every data folder must be readable, but {printable(folder)} is not ({error.strerror})"
+            f"every data folder must be readable, but {printable(folder)} is not ({error.strerror}); mend its rights"
         ) from error
 
 

@@ -23,17 +23,14 @@ import PIL
 from PIL import Image
 
 from data import DataError, Track, no_track
-from data.sources import is_hidden, printable
-from model.preprocessing import FORMATS, MAX_BYTES, MAX_PIXELS, MIN_SIDE, PictureError, open_picture, open_regular
-from model.preprocessing import VERSION as PREPROCESSING_VERSION
+from model import preprocessing
+from model.files import is_hidden, open_regular, printable
+from model.preprocessing import FORMATS, MAX_BYTES, MAX_PIXELS, MIN_SIDE, PictureError, open_picture
 
 THUMBNAIL = (16, 18)
 """Rows and columns of the grey thumbnail that near-duplicates are found by."""
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
-    | {".jp2", ".j2k", ".avif", ".heic", ".heif", ".tga", ".psd", ".svg", ".raw", ".dng", ".cr2", ".nef"}
-)
+SUFFIXES = preprocessing.SUFFIXES | {".tga", ".psd", ".svg", ".raw", ".dng", ".cr2", ".nef"}
 """A broken file with such a name was meant to be a picture: unreadable; any other is no picture."""
 
 MEMORY_VERSION = 1
@@ -153,7 +150,7 @@ def _scandir(folder: Path) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(
-            f"every class folder must be readable, but {printable(folder)} is not ({error.strerror})"
+            f"every class folder must be readable, but {printable(folder)} is not ({error.strerror}); mend its rights"
         ) from error
 
 
@@ -306,7 +303,7 @@ class _Memory:
 
 
 def _versions() -> list[str | int]:
-    return [MEMORY_VERSION, PREPROCESSING_VERSION, PIL.__version__]
+    return [MEMORY_VERSION, preprocessing.VERSION, PIL.__version__]
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict, cast
 
-from model.bundle import Bundle, printable
+from model.bundle import Bundle
+from model.files import printable
 from model.network import cost
 
 MATRIX_CLASSES = 30
@@ -34,6 +35,16 @@ class Parity:
     """Pictures with another first choice, summed over the batch sizes; a tie may fall either way."""
     grey_levels: int | None = None
     """Where the resize is inside: the largest |difference| of a pixel, of 255, from `to_square`'s."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Milliseconds that one picture takes."""
+
+    median: float
+    low: float
+    high: float
+    """The quartiles."""
 
 
 class SeedResult(TypedDict):
@@ -63,7 +74,9 @@ class Baseline(TypedDict):
     top1_sd: float | None
     """None of one seed."""
     top1: list[float]
-    """One per seed."""
+    """One per seed that did not diverge."""
+    diverged: NotRequired[int]
+    """Runs that did."""
 
 
 class Results(TypedDict):
@@ -85,6 +98,9 @@ class Results(TypedDict):
     confusion: NotRequired[Sequence[Sequence[int]]]
     """Truth x prediction."""
     seeds: NotRequired[Sequence[SeedResult]]
+    """Those that did not diverge."""
+    diverged: NotRequired[int]
+    """Runs that did."""
     top1_mean: NotRequired[float]
     top1_sd: NotRequired[float | None]
     validation: NotRequired[Validation]
@@ -93,7 +109,7 @@ class Results(TypedDict):
     """ISO date."""
 
 
-def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
+def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int], latency: Latency) -> str:
     """The whole README.md; `parity` and `sizes` (bytes) are of the files of weights, by name."""
     results = cast(Results | None, bundle.results)
     sections = [
@@ -104,6 +120,7 @@ def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int])
         _results(bundle, results),
         _calibration(bundle, results),
         _files(parity, sizes),
+        _latency(bundle, latency),
         _LIMITS,
         _provenance(bundle),
     ]
@@ -263,7 +280,8 @@ def _spread(results: Results) -> list[str]:
         summary = f": {_percent(mean)} on average, standard deviation {_points(sd)}" if mean is not None else ""
         rows = [(str(s["seed"]), *(_percent(s[name]) for name in ("top1", "top3", "ece"))) for s in seeds]
         parts += [
-            f"The same recipe over {len(seeds)} seeds{summary}. The first one's model is this one.",
+            f"The same recipe over {_runs(len(seeds), results.get('diverged', 0))}{summary}. "
+            "The first one's model is this one.",
             _table(("seed", "top-1", "top-3", "ECE"), rows),
         ]
     if validation := results.get("validation"):
@@ -275,13 +293,23 @@ def _spread(results: Results) -> list[str]:
         )
     if baselines := results.get("baselines"):
         rows = [
-            (_text(b["name"]), _percent(b["top1_mean"]), _points(b["top1_sd"]), str(len(b["top1"]))) for b in baselines
+            (
+                _text(b["name"]),
+                _percent(b["top1_mean"]),
+                _points(b["top1_sd"]),
+                _runs(len(b["top1"]), b.get("diverged", 0)),
+            )
+            for b in baselines
         ]
         parts += [
             "Known recipes on the same data, by the same code and seeds:",
-            _table(("recipe", "top-1, mean", "standard deviation", "runs"), rows),
+            _table(("recipe", "top-1, mean", "standard deviation", "over"), rows),
         ]
     return parts
+
+
+def _runs(trained: int, diverged: int) -> str:
+    return f"{trained} seed{'s' * (trained != 1)}{f' ({diverged} more diverged)' if diverged else ''}"
 
 
 def _per_class(classes: tuple[str, ...], results: Results) -> str:
@@ -324,6 +352,14 @@ def _files(parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
             f"batches of {batches}; the columns give the largest differences. "
         )
     return f"## Files\n\n{said}`config.json` has the sha256 of every file.\n\n{_table(heading, rows)}"
+
+
+def _latency(bundle: Bundle, latency: Latency) -> str:
+    machine = _text(str(bundle.provenance.get("exported on", "the machine that exported it")))
+    return (
+        f"One picture takes {latency.median:.2f} ms (quartiles {latency.low:.2f} to {latency.high:.2f}) through "
+        f"`model.onnx`, by ONNX Runtime on one thread of {machine}; decoding and resizing come on top."
+    )
 
 
 _LIMITS = """

@@ -28,6 +28,11 @@ def printable(text: str | Path) -> str:
     return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is an operating system's own and is passed over in silence."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def why(error: OSError | ValueError) -> str:
     """What stood against reading a file, as part of a line."""
     return printable(str(error.strerror if isinstance(error, OSError) else error))[:160]

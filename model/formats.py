@@ -30,8 +30,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from model.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, empty, load, printable, save, seal, verify, write
-from model.card import Parity, card
+from model.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, empty, load, save, seal, verify, write
+from model.card import Latency, Parity, card
+from model.files import printable
 from model.network import MushroomCNN
 from model.preprocessing import MAX_PIXELS, MIN_SIDE, normalise, to_square
 
@@ -125,6 +126,7 @@ class Published:
     folder: Path
     parity: dict[str, Parity]
     """Of each format by file name."""
+    latency: Latency
     sizes: dict[str, int]
     """Bytes of each file of the folder."""
 
@@ -150,8 +152,9 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
         network = empty(bundle.model)
         network.load_state_dict(weights, assign=True)  # as they were given, not as they were written
         parity = export(new, bundle, network, check)
+        latency = measure_latency(new, check)
         sizes = {name: (new / name).stat().st_size for name in parity}
-        write(new / CARD, card(bundle, parity, sizes).encode("utf-8", errors="backslashreplace"))
+        write(new / CARD, card(bundle, parity, sizes, latency).encode("utf-8", errors="backslashreplace"))
         seal(new, bundle)
         verify(new)
         _swap(new, target)
@@ -163,7 +166,10 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return Published(
-        folder=target, parity=parity, sizes={path.name: path.stat().st_size for path in sorted(target.iterdir())}
+        folder=target,
+        parity=parity,
+        latency=latency,
+        sizes={path.name: path.stat().st_size for path in sorted(target.iterdir())},
     )
 
 
@@ -215,6 +221,16 @@ def compare(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures)
         )
     proof = _parity(folder / ANY_SIZE, deployed, seen, probabilities[None], (1,))
     return parity | {ANY_SIZE: replace(proof, grey_levels=off_at_once)}
+
+
+def measure_latency(folder: Path, pictures: Pictures) -> Latency:
+    """What one picture takes through model.onnx, on one thread of this machine with whatever else it is doing."""
+    with tempfile.TemporaryDirectory() as scratch:
+        taken, given = Path(scratch, "pictures.npy"), Path(scratch, "milliseconds.npy")
+        np.save(taken, pictures)
+        _python(_TIMED, (folder / ONNX).resolve(), taken, given)
+        low, median, high = map(float, np.quantile(np.load(given, allow_pickle=False), (0.25, 0.5, 0.75)))
+    return Latency(median=median, low=low, high=high)
 
 
 def write_graphs(folder: Path) -> None:
@@ -366,6 +382,22 @@ np.savez(sys.argv[3], **{name: np.concatenate(rows) for name, rows in zip(("prob
 }
 """How a stranger opens each format, with what that needs and nothing more, and answers for the pictures of a file."""
 
+_TIMED = """
+import sys, time
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+network = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+pictures = np.load(sys.argv[2], allow_pickle=False)
+def milliseconds(turn):
+    begun = time.perf_counter()
+    network.run(["probabilities"], {"pictures": pictures[turn % len(pictures)][None]})
+    return 1e3 * (time.perf_counter() - begun)
+first = [milliseconds(turn) for turn in range(3)]
+turns = max(5, min(200, int(2000 / min(first))))
+np.save(sys.argv[3], [milliseconds(turn) for turn in range(turns)])
+"""
+"""Two seconds of single pictures, and 200 of them at most."""
 
 STRANGER_SECONDS = 600.0
 """After which a program that opens a format is given up; each takes a few seconds, most of them for its imports."""

@@ -6,7 +6,7 @@ network, batches -> `logits` -> (N, C) and labels (N,)        -> `temperature`, 
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +56,16 @@ class Measured:
 def logits(model: nn.Module, batches: Batches) -> Logits:
     """All pictures of an epoch through the network, the results on the CPU.
 
-    In full precision on a GPU too, as an exported network computes.
+    In full precision on a GPU too, as an exported network computes; left to itself, cuDNN would multiply in TF32.
     """
     model.eval()
-    outputs, labels = zip(
-        *((model(images).float().cpu(), truth.cpu()) for images, truth in batches.epoch(0)), strict=True
-    )
+    convolutions = cast(Any, torch.backends.cudnn).conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    try:
+        pairs = [(model(images).float().cpu(), labels.cpu()) for images, labels in batches.epoch(0)]
+    finally:
+        convolutions.fp32_precision = before
+    outputs, labels = zip(*pairs, strict=True)
     return torch.cat(outputs), torch.cat(labels)
 
 

@@ -24,15 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.bundle import Bundle, load, printable
+from model.bundle import Bundle, load
+from model.files import is_hidden, printable
 from model.network import MushroomCNN
-from model.preprocessing import PictureError, load_square, normalise
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
-    | {".jp2", ".j2k", ".avif", ".heic", ".heif"}
-)
-"""What is taken for a picture in a folder; HEIC cannot be read, and says so rather than being passed over."""
+from model.preprocessing import SUFFIXES, PictureError, load_square, normalise
 
 DECODERS = min(4, os.cpu_count() or 1)
 """Threads. Pillow frees the interpreter's lock while it decodes and resizes."""
@@ -158,7 +153,7 @@ def _walk(top: Path) -> Iterator[Path]:
                 f"a folder of pictures must be readable, but {printable(folder)} is not ({error.strerror}); "
                 "mend its rights, or name its pictures"
             ) from error
-        seen = [entry for entry in entries if not (entry.name.startswith(".") or entry.name == "__MACOSX")]
+        seen = [entry for entry in entries if not is_hidden(entry.name)]
         for entry in seen:
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - of a bare name, 20 times faster than Path
             if suffix in SUFFIXES and entry.is_file():

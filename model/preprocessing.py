@@ -53,6 +53,12 @@ FORMATS = (
     *(["AVIF"] if "avif" in features.modules else []),
 )
 
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+    | {".jp2", ".j2k", ".avif", ".heic", ".heif"}
+)
+"""What is taken for a picture in a folder; HEIC cannot be read, and says so rather than being passed over."""
+
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -280,7 +280,10 @@ def fit(
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
-    """Sums over pictures, divided once; leaves the model in evaluation mode. In float32, as a winner is used."""
+    """Sums over pictures, divided once; leaves the model in evaluation mode.
+
+    In float32, as a winner is used; a GPU's convolutions are TF32, in which `metrics.logits` has them not.
+    """
     device = next(model.parameters()).device
     classes, pictures = len(batches.class_counts), sum(batches.class_counts)
     if pictures == 0:
@@ -301,13 +304,13 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
         confusion.index_add_(0, labels * classes + predicted, torch.ones_like(labels))
         predictions.append(predicted)
         surprises.append(probability.where(predicted != labels, -1.0))
-    square = confusion.reshape(classes, classes)
+    square = confusion.cpu().reshape(classes, classes)
     return Evaluation(
         loss=math.fsum(_floats(torch.stack(losses))) / pictures,
         top1=int(square.trace()) / pictures,
         top3=int(hits3) / pictures,
         confusion=tuple(tuple(map(int, row)) for row in square.unbind()),
-        mistakes=_mistakes(torch.cat(predictions), torch.cat(surprises)),
+        mistakes=_mistakes(torch.cat(predictions).cpu(), torch.cat(surprises).cpu()),
     )
 
 
@@ -356,7 +359,8 @@ def fastest_precision(device: torch.device) -> Precision:
     half as long at 128 px and two thirds at 48 px.
     """
     if device.type == "cuda":
-        there = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            there = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         there = can.get("avx512_bf16", False) or can.get("amx_bf16", False)

@@ -22,8 +22,6 @@ from optuna.trial import FrozenTrial, TrialState
 from model import metrics
 from tuning.storage import Outcome, top
 
-Z = 1.959964
-"""Standard normal quantile of a two-sided 95 % interval."""
 NEAR_BOUND = 0.05
 """Share of a parameter's range, on its own scale, within which a value is at the bound."""
 PAUSE = 60.0

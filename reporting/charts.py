@@ -34,6 +34,7 @@ from reporting.drawing import (
     short,
     styled,
 )
+from reporting.importance import Importance
 from tuning.storage import Outcome
 
 BEHIND = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
@@ -345,19 +346,8 @@ def tally(counts: dict[str, int], wide: bool) -> Figure:
 # What mattered
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A parameter's importance, shares of the whole."""
-
-    name: str
-    share: float
-    low: float
-    high: float
-    chance: float
-
-
 @styled
-def importances(bars: Sequence[Bar], wide: bool) -> Figure:
+def importances(bars: Sequence[Importance], wide: bool) -> Figure:
     """Bars with intervals and what chance alone gives; filled in colour where a parameter is told from it."""
     figure = _figure(wide, 66 + 25 * len(bars), 78 + 25 * len(bars))
     axes = figure.subplots()
@@ -365,8 +355,8 @@ def importances(bars: Sequence[Bar], wide: bool) -> Figure:
     # What chance reaches can be beyond all bars where trials are few: an arrow at the edge says so.
     end = 1.05 * max(max(bar.high, bar.share) for bar in bars)
     for place, bar in zip(places, bars, strict=True):
-        tells = bar.share > bar.chance
-        axes.barh([place], [bar.share], color=BLUE if tells else FAINT, height=0.62, alpha=1 if tells else 0.6)
+        colour, alpha = (BLUE, 1.0) if bar.tells else (FAINT, 0.6)
+        axes.barh([place], [bar.share], color=colour, height=0.62, alpha=alpha)
         axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.1)
         if bar.chance < end:
             axes.plot([bar.chance] * 2, [place - 0.42, place + 0.42], color=RED, linewidth=1.8)

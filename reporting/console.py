@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ from rich.text import Text
 
 from data import Track
 from data.catalog import Catalog, Split
-from data.sources import printable
 from data.verdicts import Verdict
+from model.files import printable
 from model.training import EpochMetrics
 from tuning.cleaning import Item
 from tuning.coordinator import (
@@ -38,7 +38,8 @@ from tuning.coordinator import (
     TrialPaused,
     TrialStarted,
 )
-from tuning.devices import Slots
+from tuning.devices import Slot
+from tuning.settings import typed
 from tuning.storage import Outcome, counts, top
 
 SHOWN_TRIALS = 5
@@ -133,7 +134,8 @@ def print_plan(
     plan: Plan,
     epochs: int,
     first_pruning: int | None,
-    slots: Slots,
+    slots: Sequence[Slot],
+    *,
     wanted: int,
     expected: float,
 ) -> None:
@@ -142,16 +144,20 @@ def print_plan(
     console.print(
         Text(
             f"Study '{study}': {wanted} of {plan.trials} trials to go, each of {epochs} epochs, {pruned}; "
-            f"{slots}: about {duration(wanted * expected / len(slots))}."
+            f"{_at_once(slots)}: about {duration(wanted * expected / len(slots))}."
         )
     )
 
 
-def print_runs(console: Console, kind: str, wanted: int, slots: Slots, expected: float) -> None:
+def print_runs(console: Console, kind: str, wanted: int, slots: Sequence[Slot], expected: float) -> None:
     """What is about to be trained again. `expected`: seconds of one run in one slot."""
     runs = f"{wanted} run{'s' * (wanted != 1)}"
     took = duration(wanted * expected / len(slots))
-    console.print(f"{kind}: {runs} to go, {slots}: about {took}.")
+    console.print(f"{kind}: {runs} to go, {_at_once(slots)}: about {took}.")
+
+
+def _at_once(slots: Sequence[Slot]) -> str:
+    return f"{len(slots)} at once on {slots[0].device.partition(':')[0]} in {slots[0].precision}"
 
 
 @dataclass(kw_only=True)
@@ -407,11 +413,11 @@ def _cells(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
 
 
 def print_end(
-    console: Console, study: optuna.Study, folder: Path, ending: Ending | None, command: str, places: str
+    console: Console, study: optuna.Study, folder: Path, ending: Ending | None, words: Sequence[str], places: str
 ) -> None:
     """The best trials, why the run ended, and what can be done next.
 
-    `command`: the one that was typed; `places`: the options by which the next ones find the study.
+    `words`: what was typed after `study.py`; `places`: the options by which the next commands find the study.
     """
     console.print()
     print_best(console, study)
@@ -423,10 +429,13 @@ def print_end(
         f"{counted} trial{'s' * (counted != 1)}: {ending}."
         + f" {half_way} half-way, their finished epochs are kept." * bool(half_way)
     ]
-    if ending in (Ending.TIMEOUT, Ending.STOPPED):
-        lines.append(f"Go on:    {command}")
-    else:
-        lines.append(f"Go on:    the same command with a larger --trials than {counted}")
+    match ending:
+        case Ending.PATIENCE | Ending.TARGET:
+            lines.append(f"Go on:    the same command with a larger --{ending.name.lower()}, or without it")
+        case Ending.TRIALS:
+            lines.append(f"Go on:    {typed(words, 2 * counted)}")
+        case _:
+            lines.append(f"Go on:    {typed(words)}")
     lines += [
         f"Look:     python study.py dashboard {places}",
         f"Report:   python study.py report {places}",

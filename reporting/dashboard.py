@@ -17,6 +17,8 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna_dashboard import wsgi
 
+from tuning.folder import make_folder
+
 LOOPBACK = "127.0.0.1"
 PORT = 8080
 """optuna-dashboard's own; another one where it is taken."""
@@ -44,9 +46,10 @@ class _Quiet(WSGIRequestHandler):
 def make(study: optuna.Study, artifacts: Path, port: int | None = None) -> tuple[WSGIServer, str]:
     """A server that is bound and not yet serving, and the address of the study's page.
 
-    `port`: None takes PORT, or any that is free. Raises OSError where a port that was asked for is taken.
+    `port`: None takes PORT, or any that is free. Raises OSError where a port that was asked for is taken, StudyError
+    where `artifacts` is not there and cannot be made.
     """
-    artifacts.mkdir(exist_ok=True)
+    make_folder(artifacts)
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     application = _only_here(wsgi(storage, FileSystemArtifactStore(str(artifacts))))
     try:

@@ -48,8 +48,9 @@ def _set_up(trial: FrozenTrial) -> dict[str, str]:
     return trial.user_attrs.get("environment", {}) | {"micro-batch": str(batch)}
 
 
-def print_standings(console: Console, standings: list[Standing], won: Standing) -> None:
-    """Each candidate's runs on the validation part, the winner in bold."""
+def print_standings(console: Console, standings: list[Standing]) -> None:
+    """Each candidate's runs on the validation part, the winner first and in bold."""
+    won = standings[0]
     table = Table(box=None, pad_edge=False, header_style="dim", title="Validation top-1 in %", title_justify="left")
     seeds = max(len(standing.runs) for standing in standings)
     table.add_column("", overflow="fold")
@@ -202,6 +203,11 @@ def print_published(console: Console, published: Published, winner: Winner, tria
             f"{parity.disagreements} of {parity.pictures * len(parity.batch_sizes)}" if parity else "",
         )
     console.print(table)
+    latency = published.latency
+    console.print(
+        f"One picture takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) through model.onnx, on "
+        "one thread."
+    )
     tested = winner.results
     untested = "not tested: the test part was not looked at again" if winner.networks else "not tested: retrain does"
     said = f"test top-1 {percent(tested['top1'])}" if tested else untested

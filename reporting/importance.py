@@ -19,7 +19,8 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from reporting.analysis import Z, parameters, reached, trained
+from model.metrics import Z95
+from reporting.analysis import parameters, reached, trained
 
 FEWEST = 10
 """Trained trials below which no importance is told, of a study or of one of its parameters."""
@@ -93,7 +94,7 @@ def importances(trials: Sequence[FrozenTrial], *, resamples: int = RESAMPLES, se
     point = _divergences(grids, values, ones)
     again = np.array([_divergences(grids, values, _resample(rng, len(ones))) for _ in range(resamples)])
     shuffled = np.array([_divergences(grids, rng.permutation(values), ones) for _ in range(resamples)])
-    spread = Z * _shares(again).std(axis=0, ddof=1)
+    spread = Z95 * _shares(again).std(axis=0, ddof=1)
     chance = np.quantile(shuffled, 0.95, axis=0) / point.sum() if point.sum() > 0 else np.ones(len(names))
     rows = [
         Importance(

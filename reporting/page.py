@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,18 +29,21 @@ from reporting.sections.parts import Facts, duration, listed, percent, plural, w
 from reporting.trial_card import GALLERY
 from tuning import audit
 from tuning.folder import replace_file, trial_directory
+from tuning.retraining import Winner
 from tuning.storage import IDENTITY, counts, top
 
 HERE = Path(__file__).resolve().parent
 
 
-def write(study: optuna.Study, folder: Path) -> Path:
+def write(study: optuna.Study, folder: Path, *, places: str | None = None, words: Sequence[str] | None = None) -> Path:
     """Writes folder/report.html and folder/plots/, each file whole or not at all; returns the report's path.
 
+    `places`: the options by which commands find the study, by default its name; `words`: what was typed after
+    `study.py` when it was run last, where that is known.
     Whatever `folder` lacks - histories, the data report, finalists, a test result - is left out of the page.
-    Raises OSError where the folder cannot be written.
+    Raises StudyError where the folder cannot be written, or has a retrained.json that is none.
     """
-    facts = read(study, folder)
+    facts = replace(read(study, folder), places=places, words=words)
     plots.write(facts.trials, folder / "plots", name=facts.name, important=facts.importances)
     report = folder / "report.html"
     text = render(facts, now=datetime.now())
@@ -53,7 +58,6 @@ def read(study: optuna.Study, folder: Path) -> Facts:
     best = next(iter(top(trials, 1)), None)
     history = _json(trial_directory(folder, best.number) / "history.json") if best is not None else None
     history = history if isinstance(history, list) else []
-    retrained = _json(folder / "retrained.json")
     labels = {row["class"] for row in data if row["class"] and row["verdict"] != "not_a_picture"}
     confusion = _confusion(best, history)
     fits = confusion is None or len(confusion) == len(labels)
@@ -66,7 +70,7 @@ def read(study: optuna.Study, folder: Path) -> Facts:
         history=history,
         confusion=confusion,
         finalists=_lines(folder / "finalists.csv"),
-        retrained=retrained if isinstance(retrained, dict) else {},
+        retrained=Winner.load(folder),
         importances=importances(trials),
         gallery=_gallery(study, best, folder / "artifacts") if best is not None else None,
         audit=audit.read(study, study._storage),  # pyright: ignore[reportPrivateUsage]
@@ -91,7 +95,7 @@ def _confusion(best: FrozenTrial | None, history: list[dict[str, Any]]) -> list[
         return None
     stored = best.user_attrs.get("confusion")
     if stored is None and history:
-        stored = max(history, key=lambda row: (row["top1"], -row["epoch"]))["confusion"]
+        stored = history[best.user_attrs["best_epoch"]]["confusion"]
     return [list(row) for row in stored] if stored else None
 
 

@@ -27,7 +27,7 @@ from reporting import analysis
 from reporting.charts import LIT, MARKS, log_ticks
 from reporting.drawing import FAINT, RED, number, short
 from reporting.importance import Importances
-from tuning.folder import replace_file
+from tuning.folder import make_folder, remove_file, replace_file
 from tuning.storage import Outcome
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +50,7 @@ def write(trials: Sequence[FrozenTrial], folder: Path, *, name: str, important: 
 
     `important`: as the report shows them, so that both tell the same numbers.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     ended = analysis.ranked(trials)
     figures = {
         "history": ("What each trial reached", history(ended, trials), len(ended)),
@@ -66,7 +66,7 @@ def write(trials: Sequence[FrozenTrial], folder: Path, *, name: str, important: 
     }
     there = {key: (title, figure, most) for key, (title, figure, most) in figures.items() if figure is not None}
     for key in figures.keys() - there.keys():
-        (folder / f"{key}.html").unlink(missing_ok=True)
+        remove_file(folder / f"{key}.html")
     if not there:
         return []
     script = folder / SCRIPT

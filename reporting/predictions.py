@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TextIO
 
 from data.sources import cell
-from model.bundle import printable
+from model.files import printable
 from model.predict import Prediction
 
 WIDEST = 28

@@ -19,7 +19,7 @@ from optuna_dashboard.artifact import get_artifact_path
 from PIL import Image, ImageDraw, ImageFont
 
 from data.cache import CacheHandle, open_part
-from data.sources import printable
+from model.files import printable
 from model.training import EpochMetrics
 from reporting import sketches
 from reporting.console import duration, percent

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from model.training import TrainingConfig
 from search_space import PROFILES, Config, suggest
 from tuning import storage, trainer, workers
 from tuning.coordinator import Coordinator, Happening, Plan, TrialAdvanced, TrialEnded, search
+from tuning.devices import Slot
 from tuning.folder import sqlite_url, study_folder
 from tuning.jobs import Event, TrialJob, Workers
 from tuning.sampling import SeededTPESampler
@@ -61,13 +62,10 @@ PATIENCE = 120.0
 class ThreadWorkers:
     """The `Workers` protocol kept by threads of this process: the real training, and nothing to start."""
 
-    def __init__(self, slots: int = 1) -> None:
+    def __init__(self, slots: Sequence[Slot] = (Slot(),)) -> None:
         self.slots = slots
         self._heard: queue.Queue[tuple[_Line, Event]] = queue.Queue()
         self._lines: dict[int, _Line] = {}
-
-    def device(self, slot: int) -> str:
-        return "cpu"
 
     def start(self, slot: int, job: TrialJob) -> None:
         self.stop(slot)
@@ -322,7 +320,7 @@ def run_here(*words: str) -> Finished:
 def threads_for_processes() -> Iterator[None]:
     """Commands that are run here train in threads: the same numbers, and nothing that takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "LocalWorkers", lambda devices: ThreadWorkers(len(devices)))
+        patch.setattr(workers, "LocalWorkers", ThreadWorkers)
         yield
 
 

@@ -279,7 +279,7 @@ def test_other_networks_look_only_knowingly(looked_again: tuple[Tiny, Finished])
 def test_the_recipe_is_tested_beside_the_winner(looked_again: tuple[Tiny, Finished]) -> None:
     study, said = looked_again
     names = [one["name"] for one in written(study)["results"]["baselines"]]
-    assert names == ["improved by hand", "improved by hand, no warm-up"]
+    assert names == ["original recipe", "improved by hand", "improved by hand, no warm-up"]
     assert all(name in said.out for name in names)
 
 

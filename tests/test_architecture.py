@@ -37,7 +37,7 @@ def test_imports_run_one_way(room: str) -> None:
             if other in ROOMS:
                 assert ROOMS.index(room) <= ROOMS.index(other), f"{file} imports {name}"
                 if (room, other) == ("data", "model"):
-                    assert name.startswith("model.preprocessing"), f"{file} imports {name}"
+                    assert name.startswith(("model.preprocessing", "model.files")), f"{file} imports {name}"
             assert other != "optuna" or room in ("reporting", "tuning", "search_space"), f"{file} imports {name}"
 
 
@@ -59,7 +59,15 @@ def test_a_worker_process_starts_without_anything_heavy() -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, study; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert not (HEAVY | {"torch", "numpy", "PIL"}) & set(done.stdout.split())
+
+
+def test_the_readme_has_a_line_for_every_module() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    modules = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    shown = [module if module.parent.name != "sections" else module.parent for module in modules]
+    assert not {path.as_posix() for path in shown if path.name != "__init__.py" and f"`{path.as_posix()}" not in table}
 
 
 def test_every_test_that_the_table_of_faults_names_is_there() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augment import AugmentConfig
-from data.batches import EvaluationBatches, Pictures, TrainingBatches
+from data.batches import EvaluationBatches, Pictures, TrainingBatches, evaluated_at_once
 from data.cache import Part
 from model.preprocessing import normalise
 
@@ -264,6 +264,11 @@ def test_on_a_gpu_a_batch_is_the_cpus():
         assert images.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(images.cpu(), others, rtol=0, atol=1e-3)
         assert torch.equal(labels.cpu(), other_labels)
+
+
+@pytest.mark.parametrize(("size", "count"), [(32, 256), (90, 256), (128, 128), (256, 32), (4096, 1)])
+def test_large_pictures_are_evaluated_fewer_at_a_time(size: int, count: int):
+    assert evaluated_at_once(size) == count
 
 
 @pytest.mark.parametrize("values", [{"batch_size": 0}, {"views": 0}])

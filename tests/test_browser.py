@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_page import HOSTILE, NAMES, hostile
 
-from benchmarks.report import made_up_study, made_up_trials, write_files, write_finals
+from benchmarks.made_up import made_up_study, made_up_trials, write_files, write_finals
 from reporting import page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

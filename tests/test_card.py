@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from model.bundle import Bundle, printable
-from model.card import MATRIX_CLASSES, Parity, Results, card, with_onnxruntime
+from model.bundle import Bundle
+from model.card import MATRIX_CLASSES, Latency, Parity, Results, card, with_onnxruntime
+from model.files import printable
 from model.network import ModelConfig, cost
 
 HOSTILE = (
@@ -67,7 +68,7 @@ def full(classes: int) -> Results:
 
 
 def written(made: Bundle) -> str:
-    return card(made, FILES, SIZES)
+    return card(made, FILES, SIZES, Latency(median=0.53, low=0.5, high=0.614))
 
 
 def parts(text: str) -> tuple[dict[str, Any], str]:
@@ -102,7 +103,17 @@ def test_hostile_class_names_are_shown_as_they_are() -> None:
         assert [str(label), shown] in rows  # the list of classes
         assert any(row[0] == shown and len(row) == 3 for row in rows)  # the table per class
         assert any(row[0] == f"{label} {shown}" for row in rows)  # the confusion matrix
-    assert ["improved | by hand", "43.33 %", "2.12 points", "3"] in rows
+    assert ["improved | by hand", "43.33 %", "2.12 points", "3 seeds"] in rows
+
+
+def test_what_diverged_and_what_a_picture_takes_is_told() -> None:
+    results = full(len(HOSTILE)) | Results(diverged=1)  # type: ignore[typeddict-item]
+    results["baselines"] = [one | {"diverged": 2} for one in results["baselines"]]
+    _, body = parts(written(bundle(results=results, **{"exported on": "a | CPU"})))
+    assert "over 2 seeds (1 more diverged): 66.67 %" in body
+    assert any(row[-1] == "3 seeds (2 more diverged)" for row in cells(body))
+    assert "One picture takes 0.53 ms (quartiles 0.50 to 0.61) through" in body
+    assert r"on one thread of a \| CPU;" in body
 
 
 @given(name=st.text(min_size=1, max_size=40))

@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from reporting import charts, drawing
-from reporting.charts import Axis, Bar, Contender, Curve, Dot, Line, Slice
+from reporting.charts import Axis, Contender, Curve, Dot, Line, Slice
 from reporting.drawing import number, short, svg
+from reporting.importance import Importance
 from tuning.storage import Outcome
 
 ODD = ["$x_1$ & <b>", "き の こ 🍄", "x" * 300, "", "\x1b[31m\n", "Ωμέγα", "quote \" ' `", "\\frac{1}{2}", "עברית"]
@@ -49,7 +50,8 @@ FIGURES: dict[str, Callable[[bool], Figure]] = {
     ),
     "tally": lambda wide: charts.tally({"complete": 3, "pruned": 2, "running": 1}, wide),
     "importances": lambda wide: charts.importances(
-        [Bar(name=name, share=0.1, low=0.0, high=0.3, chance=0.05 * n) for n, name in enumerate(ODD)], wide
+        [Importance(name=name, share=0.1, low=0.0, high=0.3, chance=0.05 * n, used=9) for n, name in enumerate(ODD)],
+        wide,
     ),
     "parallel": lambda wide: charts.parallel(
         [LR, CHOICE],

@@ -12,12 +12,11 @@ from pictures import class_folders, flawed_folder, picture
 from rich.console import Console
 
 from data import catalog, sources
-from model.network import cost
 from model.training import EpochMetrics
 from reporting import console as screen
 from search_space import PROFILES, Config, known_good, suggest
 from tuning.coordinator import Ending, Plan, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
-from tuning.devices import Slots
+from tuning.devices import Slot
 from tuning.jobs import Assignment, Progress
 from tuning.storage import METRIC, Outcome
 
@@ -60,7 +59,7 @@ def study(values: list[float | None], name: str = "mushrooms") -> optuna.Study:
 
 def started(slot: int, number: int, *, attempt: int = 1, known: str | None = None) -> TrialStarted:
     point = config()
-    price = cost(point.model, point.image_size)
+    price = point.cost
     work = Assignment(config=point, seed=0, epochs=point.training.epochs, key=point.digest, name=known)
     return TrialStarted(slot=slot, number=number, attempt=attempt, assignment=work, cost=price)
 
@@ -214,10 +213,12 @@ def test_without_a_complete_trial_the_table_says_so() -> None:
 def test_the_end_says_where_things_lie_and_what_can_be_done() -> None:
     console = log()
     places = "--study 'my mushrooms'"
-    screen.print_end(console, study([0.5, 0.7, None]), Path("/my results/m"), Ending.TRIALS, "again", places)
+    screen.print_end(
+        console, study([0.5, 0.7, None]), Path("/my results/m"), Ending.TRIALS, ["--trials", "3", "--seed", "1"], places
+    )
     assert lines(console)[-7:] == [
         "3 trials: all trials are done.",
-        "Go on:    the same command with a larger --trials than 3",
+        "Go on:    python study.py --seed 1 --trials 6",
         "Look:     python study.py dashboard --study 'my mushrooms'",
         "Report:   python study.py report --study 'my mushrooms'",
         "Retrain:  python study.py retrain --study 'my mushrooms'",
@@ -230,18 +231,18 @@ def test_an_interrupted_study_names_the_command_that_goes_on() -> None:
     console = log()
     half = study([0.5])
     half.ask()
-    screen.print_end(console, half, Path("/r"), Ending.STOPPED, "python study.py --trials 9", "--study r")
+    screen.print_end(console, half, Path("/r"), Ending.STOPPED, ["--trials", "9"], "--study r")
     assert lines(console)[-7:-5] == [
         "1 trial: stopped. 1 half-way, their finished epochs are kept.",
         "Go on:    python study.py --trials 9",
     ]
 
 
-TWO_GPUS = Slots(devices=["cuda:0", "cuda:1"], threads=8, precision="bfloat16")
+TWO_GPUS = [Slot(device=f"cuda:{index}", threads=8, precision="bfloat16") for index in range(2)]
 
 
 def plan_text(console: Console, name: str, first_pruning: int | None) -> str:
-    screen.print_plan(console, name, Plan(trials=40), 10, first_pruning, TWO_GPUS, 30, 60.0)
+    screen.print_plan(console, name, Plan(trials=40), 10, first_pruning, TWO_GPUS, wanted=30, expected=60.0)
     return " ".join(" ".join(lines(console)).split())
 
 

@@ -22,6 +22,7 @@ from model.training import EpochMetrics
 from search_space import Config, known_good, suggest
 from tuning import StudyError
 from tuning.coordinator import UNCOUNTED_IN_A_ROW, Ending, TrialAdvanced, TrialStarted
+from tuning.devices import Slot
 from tuning.folder import sqlite_url
 from tuning.identity import random_points
 from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob
@@ -274,6 +275,16 @@ def test_patience_counts_the_trials_since_the_best(tiny: Tiny, tmp_path: Path) -
     assert all(later > earlier for earlier, later in itertools.pairwise(values[:-1]))
 
 
+def test_a_target_ends_the_study_once_a_trial_has_reached_it(tiny: Tiny, tmp_path: Path) -> None:
+    study = tiny.at(tmp_path)
+    coordinator = study.coordinator(50, target=0.01)
+    list(coordinator.run())
+    assert coordinator.ending is Ending.TARGET
+    assert outcomes(list(study.coordinator(50, target=0.01).run())) == []
+    (trial,) = study.trials()
+    assert (trial.value or 0.0) >= 0.01
+
+
 def test_a_stop_lets_the_running_epoch_end_and_a_second_one_does_not(tiny: Tiny, tmp_path: Path) -> None:
     for stops in (1, 2):
         study = tiny.at(tmp_path / str(stops))
@@ -305,7 +316,7 @@ def test_the_last_trials_are_asked_for_together_and_the_longest_begins_first(tin
 
     def started(slots: int) -> list[int]:
         study = tiny.at(tmp_path / str(slots))
-        run = study.coordinator(5, workers=ThreadWorkers(slots), draw=draw).run()
+        run = study.coordinator(5, workers=ThreadWorkers([Slot()] * slots), draw=draw).run()
         order = [happening.number for happening in run if isinstance(happening, TrialStarted)]
         assert [trial.user_attrs["outcome"] for trial in study.trials()] == [Outcome.COMPLETE] * 5
         return order

@@ -29,7 +29,7 @@ from optuna_dashboard import get_note
 from studies import Begun, Tiny, prepare, recorded, run_here, steady_threads, until
 from test_trial_card import HOSTILE, record
 
-from benchmarks.report import careless_storage, made_up_study, made_up_trials
+from benchmarks.made_up import careless_storage, made_up_study, made_up_trials
 from data import catalog, sources
 from reporting.dashboard import PORT
 from reporting.study_card import StudyCard

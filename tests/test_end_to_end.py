@@ -25,6 +25,7 @@ from pictures import FLAWED, flawed_folder
 
 import study
 from tuning.folder import sqlite_url
+from tuning.settings import typed
 from tuning.storage import counts
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +95,7 @@ class TestFlawed:
         assert all(len(trial.intermediate_values) == 2 for trial in trials if trial.state is TrialState.COMPLETE)
 
     def test_it_says_what_it_does_and_what_can_be_done_next(
-        self, finished: subprocess.CompletedProcess[str], folder: Path
+        self, finished: subprocess.CompletedProcess[str], folder: Path, flawed: Path
     ) -> None:
         lines = finished.stdout.splitlines()
         place = folder / "results" / "flawed"
@@ -103,7 +104,7 @@ class TestFlawed:
         places = f"--study flawed --results {folder / 'results'}"
         assert lines[-7:] == [
             "3 trials: all trials are done.",
-            "Go on:    the same command with a larger --trials than 3",
+            f"Go on:    {typed(command(folder, flawed, '--epochs', '2'), 6)}",
             f"Look:     python study.py dashboard {places}",
             f"Report:   python study.py report {places}",
             f"Retrain:  python study.py retrain {places}",
@@ -236,25 +237,30 @@ class TestFlawed:
         assert err.count("\n") == 1
         assert (folder / "results" / "flawed" / "study.db").read_bytes() == before
 
-    def test_a_larger_total_goes_on(self, again: Any, folder: Path) -> None:
+    @pytest.mark.parametrize(("total", "precision"), [(4, "float32"), (5, "bfloat16")])
+    def test_a_larger_total_goes_on_in_any_precision(
+        self, total: int, precision: str, again: Any, folder: Path
+    ) -> None:
         before = stored(folder).get_trials()
-        code, out, err = again("--trials", "4", "--epochs", "2")
+        code, out, err = again("--trials", str(total), "--epochs", "2", "--precision", precision)
         assert (code, err) == (0, "")
-        assert "1 of 4 trials to go" in out
+        assert f"1 of {total} trials to go" in out
+        assert f"2 at once on cpu in {precision}: about" in " ".join(out.split())
         after = stored(folder).get_trials()
         assert after[: len(before)] == before
-        assert sum(map(counts, after)) == 4
+        assert sum(map(counts, after)) == total
+        assert after[-1].user_attrs["environment"]["precision"] == precision
 
     def test_changed_pictures_are_refused(self, again: Any, folder: Path, flawed: Path) -> None:
         """The refusal came after the old study's data report had been replaced by the new pictures'."""
         report = (folder / "results" / "flawed" / "data_report.csv").read_bytes()
         (flawed / "Agaricus" / "0003.jpg").unlink()
-        code, _, err = again("--trials", "4", "--epochs", "2")
+        code, _, err = again("--trials", "5", "--epochs", "2")
         assert code == 2
         assert "begun with others (data: 50 pictures, fingerprint " in err
         assert " -> 49 pictures, fingerprint " in err
         assert (folder / "results" / "flawed" / "data_report.csv").read_bytes() == report
-        assert sum(map(counts, stored(folder).get_trials())) == 4
+        assert sum(map(counts, stored(folder).get_trials())) == 5
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from model import checkpoint
 from model.training import EpochMetrics
 from tuning import StudyError, storage
 from tuning.coordinator import TrialStarted
+from tuning.devices import Slot
 from tuning.folder import sqlite_url
 from tuning.storage import counts
 from tuning.workers import HANG_SECONDS, LocalWorkers
@@ -126,7 +127,7 @@ def test_a_killed_coordinator_leaves_no_process(tiny: Tiny, tmp_path: Path) -> N
 def test_a_worker_that_hangs_is_given_up_and_a_fresh_one_goes_on_with_its_trial(tiny: Tiny, tmp_path: Path) -> None:
     whole, broken = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "broken")
     list(whole.coordinator(2).run())
-    workers = LocalWorkers(["cpu"])
+    workers = LocalWorkers([Slot()])
     hanging, since, waited = None, 0.0, 0.0
     for happening in broken.coordinator(2, workers=workers).run():
         if hanging is None and advanced(happening, 0, EpochMetrics):
@@ -163,11 +164,12 @@ import pickle, sys
 from studies import PATIENCE, Tiny
 from model.training import EpochMetrics
 from tuning.coordinator import TrialAdvanced
+from tuning.devices import Slot
 from tuning.workers import LocalWorkers
 
 if __name__ == "__main__":
     study: Tiny = pickle.load(sys.stdin.buffer)
-    workers = LocalWorkers(["cpu"], hang_seconds=PATIENCE)
+    workers = LocalWorkers([Slot()], hang_seconds=PATIENCE)
     for happening in study.coordinator(2, workers=workers).run():
         if isinstance(happening, TrialAdvanced) and isinstance(happening.progress, EpochMetrics):
             workers.hang_seconds = 20.0

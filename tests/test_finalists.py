@@ -18,8 +18,9 @@ from studies import config, recorded
 
 from search_space import Config
 from tuning import StudyError, finalists, fixed_runs
+from tuning.devices import Slot
 from tuning.environment import commit, differences, environment, versions
-from tuning.finalists import BASELINE, Candidate, Standing, winner
+from tuning.finalists import BASELINE, Candidate, Standing, ranked
 from tuning.fixed_runs import FixedRun
 from tuning.folder import sqlite_url
 from tuning.jobs import Assignment
@@ -98,22 +99,24 @@ def test_a_trial_that_is_not_there_or_was_not_trained_is_refused_by_name() -> No
     study = searched(recorded([0.5]), recorded([], outcome=Outcome.INFEASIBLE, reason=reason))
     study.ask()
     for number, rule in {
-        9: "--trial names a trial of the study, but 'mushrooms' has 0 to 2 and no 9",
-        1: f"--trial names a trial that has been trained, but trial 1 has not ({reason})",
-        2: "--trial names a trial that has been trained, but trial 2 has not (running)",
+        9: "--trial names a trial of the study, but 'mushrooms' has 0 to 2 and no 9; choose one of them",
+        1: f"--trial names a trial that has been trained, but trial 1 has not ({reason}); choose another one",
+        2: "--trial names a trial that has been trained, but trial 2 has not (running); choose another one",
     }.items():
         with pytest.raises(StudyError, match=f"^{re.escape(rule)}$"):
             finalists.candidate(study, number)
 
 
-def test_the_baselines_are_the_recipe_with_its_warm_up_and_without() -> None:
+def test_the_baselines_are_the_known_recipes_and_the_better_one_without_its_warm_up() -> None:
     recipe = config(warmup_epochs=1)
     study = searched(
         recorded([0.9], known_good="original recipe"),
         recorded([0.6], known_good=BASELINE, config=recipe.to_dict()),
     )
-    warm, cold = finalists.baselines(study)
-    assert (warm.name, cold.name) == ("improved by hand", "improved by hand, no warm-up")
+    original, warm, cold = finalists.baselines(study)
+    names = ("original recipe", "improved by hand", "improved by hand, no warm-up")
+    assert (original.name, warm.name, cold.name) == names
+    assert (original.config, original.trial, original.baseline) == (config(), 0, True)
     assert warm.config == recipe
     assert cold.config == replace(recipe, training=replace(recipe.training, warmup_epochs=0))
     assert warm.baseline and cold.baseline
@@ -122,7 +125,7 @@ def test_the_baselines_are_the_recipe_with_its_warm_up_and_without() -> None:
 
 @pytest.mark.parametrize("trials", [[recorded([0.5])], [recorded([], outcome=Outcome.INFEASIBLE, known_good=BASELINE)]])
 def test_a_study_that_has_not_trained_the_recipe_has_no_baselines(trials: list[FrozenTrial]) -> None:
-    with pytest.raises(StudyError, match=r"^--baseline compares .* but 'mushrooms' has not trained it to its end$"):
+    with pytest.raises(StudyError, match=r"^--baseline compares .* but 'mushrooms' has not trained it to its end"):
         finalists.baselines(searched(*trials))
 
 
@@ -173,25 +176,25 @@ def test_a_replay_has_the_trials_own_seed_and_as_many_epochs() -> None:
 
 def test_the_best_mean_wins_and_not_the_best_run() -> None:
     lucky, steady = standing(1, 0.99, 0.5, 0.5), standing(2, 0.7, 0.7, 0.7)
-    assert winner([lucky, steady]) is steady
+    assert ranked([lucky, steady])[0] is steady
 
 
 def test_of_equal_means_the_earlier_trial_wins() -> None:
     first, second = standing(4, 0.5, 0.7), standing(2, 0.6, 0.6)
     assert first.mean == second.mean
-    assert winner([first, second]) is second
+    assert ranked([first, second])[0] is second
 
 
 def test_a_candidate_that_diverged_loses_to_one_that_did_not() -> None:
     wild, tame = standing(1, 0.9, 0.9, diverged=1), standing(2, 0.3, 0.3, 0.3)
     assert (wild.mean, wild.diverged) == (0.9, 1)
-    assert winner([wild, tame]) is tame
-    assert winner([standing(3, diverged=3), wild]) is wild
+    assert ranked([wild, tame])[0] is tame
+    assert ranked([standing(3, diverged=3), wild])[0] is wild
 
 
 def test_a_baseline_cannot_win() -> None:
     own = standing(1, 0.4)
-    assert winner([standing(0, 0.9, baseline=True), own]) is own
+    assert ranked([standing(0, 0.9, baseline=True), own])[0] is own
 
 
 def test_mean_and_spread_over_the_seeds() -> None:
@@ -373,13 +376,14 @@ def test_the_sibling_study_is_optunas_own_and_can_be_gone_on_with(runs: list[Fix
 
 
 def test_the_environment_names_what_decides_the_numbers() -> None:
-    facts = environment("cpu", 3, "bfloat16")
+    slot = Slot(threads=3, precision="bfloat16")
+    facts = environment(slot)
     assert facts.items() >= versions().items()
     assert set(facts) == {"device", "threads", "precision", "program", "python", "torch", "numpy", "pillow"}
     assert (facts["threads"], facts["precision"]) == ("3", "bfloat16")
     assert torch.__version__.startswith(facts["torch"])
     assert torch.backends.cpu.get_cpu_capability() in facts["device"]
-    assert differences(facts, environment("cpu", 3, "bfloat16")) == []
+    assert differences(facts, environment(slot)) == []
 
 
 def test_what_differs_is_named_with_both_values() -> None:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from studies import config, recorded
 
-from model.card import Parity
+from model.card import Latency, Parity
 from model.formats import Published
 from reporting import finals
 from tuning.finalists import Candidate, Standing
@@ -91,7 +91,7 @@ def cells(console: Console, first: str) -> list[str]:
 
 
 def test_the_standings_show_each_run_and_who_wins_by_how_much_less(console: Console) -> None:
-    finals.print_standings(console, [WILD, WON, LOST], WON)
+    finals.print_standings(console, [WON, WILD, LOST])
     assert shown(console)[0] == "Validation top-1 in %"
     assert shown(console)[1].split() == ["study", "seed", "1", "seed", "2", "mean", "sd", "epoch"]
     assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "80.00", "75.00", "7.07", "2"]
@@ -101,28 +101,28 @@ def test_the_standings_show_each_run_and_who_wins_by_how_much_less(console: Cons
 
 
 def test_a_baseline_that_diverged_with_every_seed_has_its_row(console: Console) -> None:
-    finals.print_standings(console, [WON, LOST], WON)
+    finals.print_standings(console, [WON, LOST])
     row = cells(console, "improved by hand, no warm-up")
     assert row == ["improved by hand, no warm-up", "30.00", "diverged", "diverged", "-", "-", "-"]
 
 
 def test_a_run_that_was_unlucky_in_the_study_had_belittled(console: Console) -> None:
     unlucky = replace(WON, candidate=replace(CHOSEN, recorded=0.7))
-    finals.print_standings(console, [unlucky], unlucky)
+    finals.print_standings(console, [unlucky])
     assert "The best single run, trial 3, had belittled itself by 5.00 points" in " ".join(shown(console))
 
 
 def test_a_trial_that_was_pruned_cannot_have_flattered(console: Console) -> None:
     """It was recorded after fewer epochs than its finalist runs have."""
     pruned = replace(WON, candidate=replace(CHOSEN, whole=False))
-    finals.print_standings(console, [pruned], pruned)
+    finals.print_standings(console, [pruned])
     assert shown(console)[-1] == "trial 3 wins."
 
 
 def test_no_number_is_cut_where_names_are_long_and_seeds_are_many(console: Console) -> None:
     """On 80 columns 3 seeds were `66.…`."""
     steady = replace(LOST, runs=WON.runs[:1] * 5)
-    finals.print_standings(console, [replace(WON, runs=WON.runs[:1] * 5), steady], WON)
+    finals.print_standings(console, [replace(WON, runs=WON.runs[:1] * 5), steady])
     assert cells(console, "trial 3")[1:] == ["90.00", *["70.00"] * 5, "70.00", "0.00", "1"]
     assert all("…" not in line for line in shown(console))
 
@@ -172,12 +172,18 @@ def test_what_is_written_where_and_what_comes_next(console: Console) -> None:
 
 def published(folder: Path) -> Published:
     proof = Parity(probability=1e-7, log_probability=2.5e-7, disagreements=1, pictures=64, batch_sizes=(1, 7, 64))
-    return Published(folder=folder, parity={"model.onnx": proof}, sizes={"README.md": 4321, "model.onnx": 1_234_567})
+    return Published(
+        folder=folder,
+        parity={"model.onnx": proof},
+        latency=Latency(median=0.53, low=0.5, high=0.614),
+        sizes={"README.md": 4321, "model.onnx": 1_234_567},
+    )
 
 
 def test_the_bundles_files_and_how_to_use_them(console: Console) -> None:
     finals.print_published(console, published(Path("/results/x/best")), WINNER, 40)
     assert cells(console, "README.md") == ["README.md", "4"]
+    assert any("One picture takes 0.53 ms (0.50 to 0.61) through model.onnx" in line for line in shown(console))
     assert cells(console, "model.onnx") == ["model.onnx", "1,235", "2.5e-07", "1 of 192"]
     assert shown(console)[-2:] == [
         "trial 3 in /results/x/best (test top-1 75.00 %).",

@@ -5,23 +5,26 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
+from studies import recorded
 
-from model.network import Cost, cost
+from model.network import Cost
 from search_space import PROFILES, Config, Profile, suggest
 from tuning import forecast
-from tuning.devices import Slots
+from tuning.devices import Slot
+from tuning.environment import environment
 from tuning.identity import random_points
+from tuning.storage import Outcome
 
 SMALL = replace(PROFILES["quick"].within(16), widths=(0.25, 0.25, 0.125), epochs=2)
-
-ONE = Slots(devices=["cpu"], threads=1, precision="float32")
 
 
 def seconds(profile: Profile = SMALL, **changes: Any) -> float:
     named: dict[str, Any] = {"feasible": lambda price: True, "pictures": 100, "pruned": False} | changes
-    return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), slots=ONE, **named)
+    return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), slot=Slot(), **named)
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def test_it_is_three_forward_passes_of_every_picture_in_every_epoch(
     steady(1e9)
     profile = replace(SMALL, epochs=epochs)
     points = list(random_points(partial(suggest, profile=profile, classes=3), forecast.POINTS))
-    mean = sum(cost(config.model, config.image_size).flops for config in points) / len(points)
+    mean = sum(config.cost.flops for config in points) / len(points)
     assert seconds(profile) == pytest.approx(3 * mean * 100 * epochs / 1e9)
 
 
@@ -59,7 +62,7 @@ def test_what_is_over_the_budget_is_not_counted(steady: Callable[[float], None])
     """Infeasible points are never trained; with them a tight budget was forecast at many times its time."""
     steady(1e9)
     points = list(random_points(partial(suggest, profile=SMALL, classes=3), forecast.POINTS))
-    flops = sorted(cost(config.model, config.image_size).flops for config in points)
+    flops = sorted(config.cost.flops for config in points)
     budget = flops[len(flops) // 4]
 
     def feasible(price: Cost) -> bool:
@@ -74,6 +77,17 @@ def test_where_nothing_is_feasible_the_cheapest_stands_for_all(steady: Callable[
     assert 0 < seconds(feasible=lambda price: False) < seconds()
 
 
+def test_a_study_that_has_trials_goes_by_them() -> None:
+    """Those of such a slot: after a change of machine, threads or precision they tell nothing."""
+    here = environment(Slot())
+    ones = [recorded([0.5], seconds=float(took), environment=here | {"program": "before"}) for took in range(6)]
+    elsewhere = recorded([0.5], seconds=100.0, environment=environment(Slot(threads=4)))
+    infeasible = optuna.trial.create_trial(state=TrialState.PRUNED, user_attrs={"outcome": Outcome.INFEASIBLE})
+    assert forecast.seconds_so_far([*ones, elsewhere, infeasible], Slot()) == 2.5
+    assert forecast.seconds_so_far([*ones[1:], elsewhere], Slot()) is None
+    assert forecast.seconds_so_far(ones, Slot(precision="bfloat16")) is None
+
+
 def test_this_machine_is_timed_and_its_threads_are_left_as_they_were() -> None:
     before = torch.get_num_threads()
     took = seconds()
@@ -81,7 +95,22 @@ def test_this_machine_is_timed_and_its_threads_are_left_as_they_were() -> None:
     assert torch.get_num_threads() == before
 
 
+def test_where_a_gpus_memory_is_short_fewer_pictures_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def timed(config: Config, slot: Slot, batch: int) -> float:
+        asked.append(batch)
+        if batch > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1e12
+
+    monkeypatch.setattr(forecast, "_timed_steps", timed)
+    config = next(random_points(partial(suggest, profile=replace(SMALL, batch_size=32), classes=3), 1))
+    assert forecast._flops_per_second(config, Slot(device="cuda:0")) == 1e12
+    assert asked == [32, 16, 8]
+
+
 def test_the_rate_is_one_that_a_processor_can_have() -> None:
     config: Config = next(random_points(partial(suggest, profile=SMALL, classes=3), 1))
-    rate = forecast._flops_per_second(config, ONE)
+    rate = forecast._flops_per_second(config, Slot())
     assert 1e7 < rate < 1e13

@@ -126,6 +126,12 @@ def test_every_format_was_compared_at_three_batch_sizes(exported: Exported) -> N
         assert parity.disagreements == 0
 
 
+def test_a_pictures_milliseconds_are_measured_and_stand_in_the_card(exported: Exported) -> None:
+    latency = exported.published.latency
+    assert 0 < latency.low <= latency.median <= latency.high < 10_000
+    assert f"One picture takes {latency.median:.2f} ms" in (exported.folder / CARD).read_text(encoding="utf-8")
+
+
 def test_the_formats_agree_with_the_network_here_too(exported: Exported) -> None:
     graph = torch.export.load(exported.folder / TORCH).module()
     session = onnxruntime.InferenceSession(exported.folder / ONNX, providers=["CPUExecutionProvider"])

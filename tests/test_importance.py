@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.report import made_up_study, made_up_trials
+from benchmarks.made_up import made_up_study, made_up_trials
 from reporting.analysis import reached, trained
 from reporting.importance import FEWEST, importances
 

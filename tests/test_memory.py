@@ -15,10 +15,12 @@ import pytest
 import torch
 from studies import PATIENCE, Tiny, config, outcomes, prepare
 
+from data import batches
 from model.training import EpochMetrics
 from search_space import Config
 from tuning import trainer
 from tuning.coordinator import SMALLEST_MICRO_BATCH, TrialStarted
+from tuning.devices import Slot
 from tuning.folder import replace_file
 from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob
 from tuning.memory import Kills
@@ -42,9 +44,7 @@ def job(tiny: Tiny, directory: Path, **changes: Any) -> TrialJob:
         attempt=1,
         assignment=Assignment(config=config(), seed=1, epochs=1),
         data=tiny.data,
-        device="cpu",
-        threads=1,
-        precision="float32",
+        slot=Slot(),
         micro_batch=16,
         directory=directory,
     )
@@ -85,10 +85,12 @@ def raises(error: Exception) -> Callable[[], None]:
         raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")),
         raises(RuntimeError("CUDA error: out of memory")),
         raises(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        raises(RuntimeError("cuDNN error: CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED_DEVICE_ALLOCATION_FAILED")),
+        raises(RuntimeError("GET was unable to find an engine to execute this computation")),
         raises(RuntimeError("std::bad_alloc")),
         raises(OSError(12, "Cannot allocate memory")),
     ],
-    ids=["numpy", "torch", "cuda", "cuda driver", "cublas", "c++", "mmap"],
+    ids=["numpy", "torch", "cuda", "cuda driver", "cublas", "cudnn", "cudnn's workspace", "c++", "mmap"],
 )
 def test_memory_that_runs_out_in_a_training_is_told_as_such(
     tiny: Tiny, tmp_path: Path, fault: Callable[[], object]
@@ -105,7 +107,7 @@ def test_a_trial_short_of_memory_evaluates_fewer_pictures_at_a_time_too(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six validation pictures went at once whatever the micro-batch: where that was too much, halving did not help."""
-    monkeypatch.setattr(trainer, "EVALUATED", 6)
+    monkeypatch.setattr(batches, "EVALUATED", 6)
     sizes: list[tuple[bool, int]] = []
 
     def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -204,7 +206,7 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_followed_by_one_wi
     np.save(large.data.directory / "128.npy", pictures)
     small = config()
     costly = replace(small, image_size=128, model=replace(small.model, stride_pattern="late"))
-    workers = LocalWorkers(["cpu"])
+    workers = LocalWorkers([Slot()])
     workers.start(0, job(tiny, tmp_path / "first"))
     while not any(isinstance(event, EpochMetrics) for _, event in workers.wait(PATIENCE)):
         pass

@@ -1,4 +1,4 @@
-"""The network: the seed's is one point of the family, and every point of it is sound."""
+"""The network: the forager's is one point of the family, and every point of it is sound."""
 
 import itertools
 import re
@@ -27,7 +27,9 @@ from model.network import (
 )
 from model.training import Precision, autocast
 
-SEED = ModelConfig(classes=9, width=1, stride_pattern="late", dilation_pattern="late", pooling="avg+max", dropout=0.2)
+FORAGERS = ModelConfig(
+    classes=9, width=1, stride_pattern="late", dilation_pattern="late", pooling="avg+max", dropout=0.2
+)
 GRID = list(itertools.product(STRIDES, DILATIONS, get_args(Pooling), (0.25, 0.5)))
 
 
@@ -54,13 +56,13 @@ def convs(model: nn.Module) -> list[nn.Conv2d]:
 
 
 def test_the_seeds_network_has_the_shapes_of_its_table() -> None:
-    found = shapes(MushroomCNN(SEED), 64)
+    found = shapes(MushroomCNN(FORAGERS), 64)
     parts = ("stem", "block1", "block2", "block3", "pooling", "head")
     assert [found[part] for part in parts] == [(32, 64, 64), (64, 64, 64), (128, 32, 32), (256, 16, 16), (512,), (9,)]
 
 
 def test_the_seeds_network_dilates_the_first_conv_of_the_last_block_alone() -> None:
-    model = MushroomCNN(SEED)
+    model = MushroomCNN(FORAGERS)
     dilated = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.dilation != (1, 1)]
     assert dilated == ["block3.branch.0"]
     assert model.get_submodule(dilated[0]).dilation == (2, 2)
@@ -68,7 +70,7 @@ def test_the_seeds_network_dilates_the_first_conv_of_the_last_block_alone() -> N
 
 @pytest.mark.parametrize(("size", "gmac"), [(256, 11.9), (64, 0.75)])
 def test_the_seeds_network_costs_what_its_recipe_says(size: int, gmac: float) -> None:
-    assert cost(SEED, size).flops / 2e9 == pytest.approx(gmac, abs=0.05 if size == 256 else 0.005)
+    assert cost(FORAGERS, size).flops / 2e9 == pytest.approx(gmac, abs=0.05 if size == 256 else 0.005)
 
 
 def test_the_seeds_parameters_add_up_by_hand() -> None:
@@ -77,7 +79,7 @@ def test_the_seeds_parameters_add_up_by_hand() -> None:
 
     stem = conv_bn(3, 32, 3) + conv_bn(32, 32, 3)
     blocks = sum(conv_bn(i, o, 3) + conv_bn(o, o, 3) + conv_bn(i, o, 1) for i, o in ((32, 64), (64, 128), (128, 256)))
-    assert cost(SEED, 64).parameters == stem + blocks + 512 * 9 + 9
+    assert cost(FORAGERS, 64).parameters == stem + blocks + 512 * 9 + 9
 
 
 @pytest.mark.parametrize("width", [0.25, 0.375, 1.0])
@@ -230,19 +232,19 @@ def test_dropout_is_seeded_and_rests_outside_of_training() -> None:
 
 
 def test_dropout_follows_block_2_and_block_3_and_precedes_the_head() -> None:
-    names = [name for name, _ in MushroomCNN(SEED).named_children()]
+    names = [name for name, _ in MushroomCNN(FORAGERS).named_children()]
     assert names == ["stem", "block1", "block2", "dropout2", "block3", "dropout3", "pooling", "dropout", "head"]
-    assert [m.p for m in MushroomCNN(SEED).modules() if isinstance(m, Dropout)] == [0.2] * 3
+    assert [m.p for m in MushroomCNN(FORAGERS).modules() if isinstance(m, Dropout)] == [0.2] * 3
 
 
 def test_without_dropout_there_is_no_such_layer_and_the_weights_keep_their_names() -> None:
     plain = MushroomCNN(ModelConfig(classes=9, dropout=0))
     assert not any(isinstance(module, Dropout) for module in plain.modules())
-    assert plain.state_dict().keys() == MushroomCNN(SEED).state_dict().keys()
+    assert plain.state_dict().keys() == MushroomCNN(FORAGERS).state_dict().keys()
 
 
 def test_convolutions_start_with_the_variance_of_he() -> None:
-    for conv in convs(MushroomCNN(SEED)):
+    for conv in convs(MushroomCNN(FORAGERS)):
         fan_out = conv.out_channels * conv.kernel_size[0] ** 2
         assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
 

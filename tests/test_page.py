@@ -1,8 +1,8 @@
 """The report: whole and offline for every study that can be, and nothing in it but text and pictures."""
 
-import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,13 +13,14 @@ import pytest
 import studies
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.report import CLASSES, made_up_study, made_up_trials, write_files, write_finals
+from benchmarks.made_up import CLASSES, made_up_study, made_up_trials, write_files, write_finals
 from data import catalog, sources
 from reporting import page
-from reporting.sections import outcome
+from reporting.sections import background, outcome
 from reporting.sections.parts import Facts
 from search_space import known_good
-from tuning.storage import Outcome
+from tuning.retraining import best_so_far
+from tuning.storage import Outcome, counts
 
 HOSTILE = '<script>alert("1")</script>'
 NAMES = (
@@ -194,7 +195,7 @@ class TestAfterRetraining:
         assert anchors.index("finalists") + 1 == anchors.index("mistakes")
         assert "Over 3 seeds, trial" in sentences(tested)
         assert "Confusion on the test part" in sentences(tested)
-        assert "improved by hand 40.5 % 0.7 % 2" in sentences(tested)
+        assert "improved by hand 40.5 % 0.7 % 2, 1 diverged" in sentences(tested)
 
     def test_several_looks_are_warned_of(self, tested: str) -> None:
         assert "looked at 2 times" in sentences(tested)
@@ -203,11 +204,32 @@ class TestAfterRetraining:
     def test_a_winner_that_was_not_tested_leaves_the_study_as_it_was(
         self, tmp_path: Path, trials: list[FrozenTrial]
     ) -> None:
-        (tmp_path / "retrained.json").write_text(json.dumps({"format": 1, "name": "trial 3", "results": None}))
-        facts = page.read(made_up_study(trials[:8]), tmp_path)
+        study = made_up_study(trials[:8])
+        best_so_far(study, "made-up pictures").save(tmp_path)
+        facts = page.read(study, tmp_path)
         assert facts.test is None
         assert outcome.finalists(facts) is None
         assert "is an upper estimate" in str(outcome.result(facts))
+
+
+class TestGoingOn:
+    def test_the_commands_find_the_study_and_go_on_as_it_was_begun(
+        self, tmp_path: Path, trials: list[FrozenTrial]
+    ) -> None:
+        found, words = "--study birds --results /far", ["--data", "my birds", "--study", "birds", "--trials", "40"]
+        written = page.write(made_up_study(trials), tmp_path, places=found, words=words)
+        text = sentences(written.read_text(encoding="utf-8"))
+        more = 2 * sum(map(counts, trials))
+        assert f"python study.py --data 'my birds' --study birds --trials {more}" in text
+        assert f"python study.py retrain {found} " in text
+
+    def test_what_repeats_is_told(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        facts = page.read(made_up_study(trials), tmp_path)
+        assert "bit for bit. Several ran at once" in str(background.settings(facts))
+        alone = [trial for trial in trials if trial.user_attrs.get("slot") in (0, None)]
+        assert "bit for bit. One ran at a time: so does the whole study." in str(
+            background.settings(replace(facts, trials=alone))
+        )
 
 
 class TestUnusualStudies:

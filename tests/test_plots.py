@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.report import made_up_study, made_up_trials
+from benchmarks.made_up import made_up_study, made_up_trials
 from reporting import analysis, plots
 from reporting.importance import importances
 

@@ -29,7 +29,7 @@ from tuning import StudyError, finalists, fixed_runs, retraining
 from tuning.coordinator import Coordinator, Plan
 from tuning.finalists import Candidate, Standing
 from tuning.fixed_runs import FixedRun, weights
-from tuning.retraining import Finals, Winner
+from tuning.retraining import Bench, Finals, Winner
 from tuning.scheduling import PrunerScheduler
 from tuning.storage import IDENTITY, Outcome
 
@@ -52,6 +52,10 @@ def steady() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return prepare(tmp_path_factory.mktemp("tiny"))
+
+
+def bench(tiny: Tiny) -> Bench:
+    return Bench(data=tiny.data, folder=tiny.study_folder, device="cpu")
 
 
 def train(tiny: Tiny, runs: list[FixedRun], folder: Path) -> list[FrozenTrial]:
@@ -184,7 +188,7 @@ def test_the_look_is_a_slow_loop_over_the_test_part(tiny: Tiny, finals: Finals) 
     pictures = len(part(tiny, "test").labels)
     folder = tiny.study_folder / retraining.FINAL_RUNS
     hits = [slow_hits(tiny, weights(folder, run), "test") for run in finals.runs]
-    seen = retraining.look([finals, replace(finals, runs=finals.runs[1:])], 2.0, tiny.data, tiny.study_folder, "cpu")
+    seen = retraining.look([finals, replace(finals, runs=finals.runs[1:])], 2.0, bench(tiny))
     assert seen["pictures"] == pictures
     assert (seen["top1"], seen["top3"]) == (hits[0][0] / pictures, hits[0][1] / pictures)
     assert seen["top1_interval"] == metrics.wilson(hits[0][0], pictures)
@@ -207,6 +211,20 @@ def test_the_look_is_a_slow_loop_over_the_test_part(tiny: Tiny, finals: Finals) 
     assert json.loads(json.dumps(seen))["confusion"] == [list(row) for row in seen["confusion"]]
 
 
+def test_a_gpu_that_is_too_small_to_measure_on_is_told_with_the_way_out(
+    tiny: Tiny, standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After all that training it ended in a traceback, and so did the same command again."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.")
+
+    monkeypatch.setattr(metrics, "logits", full)
+    path = weights(tiny.study_folder / retraining.FINALISTS, standing.runs[0])
+    with pytest.raises(StudyError, match=r"its memory has run out; .* add --device cpu to the same command"):
+        bench(tiny).logits(POINT, path, "validation")
+
+
 def test_the_temperature_is_fitted_on_what_the_finalists_make_of_validation(tiny: Tiny, standing: Standing) -> None:
     paths = [weights(tiny.study_folder / retraining.FINALISTS, run) for run in standing.runs]
     scores: list[torch.Tensor] = []
@@ -214,20 +232,20 @@ def test_the_temperature_is_fitted_on_what_the_finalists_make_of_validation(tiny
         network = retraining.load_network(POINT, path)
         scores.append(metrics.logits(network, EvaluationBatches(part(tiny, "validation"), device=CPU))[0])
     labels = torch.from_numpy(part(tiny, "validation").labels).repeat(2)
-    fitted = retraining.fit_temperature(POINT, paths, tiny.data, "cpu")
+    fitted = retraining.fit_temperature(POINT, paths, bench(tiny))
     assert fitted == metrics.temperature(torch.cat(scores), labels)
 
 
 def test_what_is_known_before_the_look(tiny: Tiny, standing: Standing, finals: Finals) -> None:
     """The first seed's network is exported, whichever of them does best."""
-    known = retraining.conclude(standing, finals, tiny.data, tiny.study_folder, "cpu", pictures="these", trials=40)
+    known = retraining.conclude(standing, finals, bench(tiny), pictures="these", trials=40)
     paths = [weights(tiny.study_folder / retraining.FINALISTS, run) for run in standing.runs]
     assert (known.seed, known.seed_index) == (SEEDS[0], 0)
     assert (known.pictures, known.trials) == ("these", 40)
     assert known.environment == finals.runs[0].user_attrs["environment"]
     assert tiny.study_folder / known.weights == weights(tiny.study_folder / retraining.FINAL_RUNS, finals.runs[0])
     assert known.results is None
-    assert known.temperature == retraining.fit_temperature(POINT, paths, tiny.data, "cpu")
+    assert known.temperature == retraining.fit_temperature(POINT, paths, bench(tiny))
     assert known.trained_on == ["train", "validation"]
     assert (known.name, known.trial, known.epochs) == ("trial 3", 3, standing.epochs)
     assert Config.from_dict(known.config) == POINT
@@ -239,9 +257,7 @@ def test_what_is_known_before_the_look(tiny: Tiny, standing: Standing, finals: F
     fewer = retraining.conclude(
         standing,
         replace(finals, runs=finals.runs[:1]),
-        tiny.data,
-        tiny.study_folder,
-        "cpu",
+        bench(tiny),
         pictures="these",
         trials=40,
     )
@@ -253,9 +269,9 @@ def test_of_final_runs_that_diverged_the_others_are_left(tiny: Tiny, standing: S
     wild = recorded([0.1], outcome=Outcome.DIVERGED, run="another")
     half = replace(finals, runs=(wild, finals.runs[1]))
     assert half.trained == [finals.runs[1]]
-    known = retraining.conclude(standing, half, tiny.data, tiny.study_folder, "cpu", pictures="these", trials=40)
+    known = retraining.conclude(standing, half, bench(tiny), pictures="these", trials=40)
     assert (known.seed, known.seed_index) == (SEEDS[1], 1)
-    seen = retraining.look([half, replace(finals, runs=(wild,))], 1.0, tiny.data, tiny.study_folder, "cpu")
+    seen = retraining.look([half, replace(finals, runs=(wild,))], 1.0, bench(tiny))
     assert [one["seed"] for one in seen["seeds"]] == [SEEDS[1]]
     assert (seen["baselines"], seen["diverged"]) == ([], 1)
     with pytest.raises(
@@ -264,9 +280,7 @@ def test_of_final_runs_that_diverged_the_others_are_left(tiny: Tiny, standing: S
         retraining.conclude(
             standing,
             replace(finals, runs=(wild, wild)),
-            tiny.data,
-            tiny.study_folder,
-            "cpu",
+            bench(tiny),
             pictures="these",
             trials=40,
         )

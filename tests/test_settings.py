@@ -9,7 +9,7 @@ import pytest
 
 from tuning import StudyError
 from tuning.folder import sqlite_url
-from tuning.settings import FILE, Settings, recall, url
+from tuning.settings import FILE, Settings, recall, typed, url
 
 SETTINGS = Settings(data="/pictures/Röhrlinge", test_data=None, pictures=1500, storage=None)
 
@@ -27,6 +27,18 @@ def test_settings_come_back_as_they_were(tmp_path: Path) -> None:
     folder = begun(tmp_path, "mushrooms", 1)
     assert recall(tmp_path, "mushrooms") == (folder, SETTINGS)
     assert [path.name for path in folder.iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize(
+    ("words", "longer"),
+    [
+        ([], "python study.py --trials 80"),
+        (["--trials", "40", "--data", "my birds"], "python study.py --data 'my birds' --trials 80"),
+        (["--seed", "1", "--trials=40"], "python study.py --seed 1 --trials 80"),
+    ],
+)
+def test_the_command_with_another_total_is_the_one_that_was_typed(words: list[str], longer: str) -> None:
+    assert typed(words, 80) == longer
 
 
 def test_by_default_the_study_run_last_is_meant(tmp_path: Path) -> None:

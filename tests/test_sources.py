@@ -8,7 +8,8 @@ from pictures import class_folders, picture
 
 from data import DataError, field_guide
 from data.sources import class_folders as classes_in
-from data.sources import printable, resolve
+from data.sources import resolve
+from model.files import printable
 
 
 def found(data: str | Path, tmp_path: Path, test_data: Path | None = None):

@@ -14,6 +14,7 @@ import torch
 from pictures import class_folders
 
 import study
+from tuning.settings import typed
 from tuning.storage import sole_coordinator
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 FACE = {
     (): {
         *("--data", "--test-data", "--pictures", "--study", "--profile"),
-        *("--trials", "--epochs", "--timeout", "--patience"),
+        *("--trials", "--epochs", "--timeout", "--patience", "--target"),
         *("--max-params", "--max-flops", "--sampler", "--pruner", "--audit-pruner", "--seed"),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
@@ -289,7 +290,7 @@ def test_a_storage_that_is_none_is_refused_without_its_password(refused: Callabl
 
 def test_the_command_to_go_on_with_hides_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["study.py", "--data", "my pictures", "--storage", "postgresql://me:s3cret@h/n"])
-    assert study._again() == "python study.py --data 'my pictures' --storage 'postgresql://me:***@h/n'"
+    assert typed(study._words()) == "python study.py --data 'my pictures' --storage 'postgresql://me:***@h/n'"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".."])

@@ -236,6 +236,7 @@ def test_an_optimizer_that_cannot_hold_a_step_back_is_looked_at_each_step() -> N
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_gpu_is_never_waited_for_within_an_epoch() -> None:
     device = torch.device("cuda")
     train = Pictures(96, 16)

@@ -27,9 +27,9 @@ from studies import ThreadWorkers, Tiny, config, prepare
 from torch import Tensor, nn
 
 from data.cache import CacheHandle, open_part
-from data.sources import printable
 from model import checkpoint
-from model.network import MushroomCNN, cost
+from model.files import printable
+from model.network import MushroomCNN
 from model.preprocessing import normalise
 from model.training import MISTAKES, EpochMetrics, Mistake, evaluate
 from reporting import sketches
@@ -170,7 +170,7 @@ def record(classes: int = 3, **changes: Any) -> TrialRecord:
     chosen_config = replace(config(), model=replace(config().model, classes=classes))
     known: dict[str, Any] = {
         "assignment": Assignment(config=chosen_config, seed=1, epochs=3),
-        "cost": cost(chosen_config.model, chosen_config.image_size),
+        "cost": chosen_config.cost,
         "history": [metrics],
         "outcome": Outcome.COMPLETE,
         "reason": "trained to its last epoch",

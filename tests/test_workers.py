@@ -19,9 +19,10 @@ from studies import PATIENCE, TINY, ThreadWorkers, Tiny, prepare, until
 
 from data.cache import CacheHandle
 from model import checkpoint
-from model.training import EpochMetrics
+from model.training import EpochMetrics, Precision
 from search_space import Config, suggest
 from tuning import trainer
+from tuning.devices import Slot
 from tuning.folder import replace_file
 from tuning.identity import random_points
 from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
@@ -36,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return prepare(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=[ThreadWorkers, lambda: LocalWorkers(["cpu"])], ids=["threads", "processes"])
+@pytest.fixture(scope="module", params=[ThreadWorkers, lambda: LocalWorkers([Slot()])], ids=["threads", "processes"])
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     """One slot."""
     made: Workers = request.param()
@@ -47,7 +48,7 @@ def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
 @pytest.fixture(scope="module")
 def processes() -> Iterator[LocalWorkers]:
     """One slot; shared, because a process takes seconds to start."""
-    made = LocalWorkers(["cpu"])
+    made = LocalWorkers([Slot()])
     yield made
     made.close()
 
@@ -58,7 +59,9 @@ class Jobs:
     def __init__(self, data: CacheHandle, directory: Path) -> None:
         self.data, self.directory = data, directory
 
-    def __call__(self, attempt: int = 1, config: Config = CONFIG, number: int = 0) -> TrialJob:
+    def __call__(
+        self, attempt: int = 1, config: Config = CONFIG, number: int = 0, precision: Precision = "float32"
+    ) -> TrialJob:
         directory = self.directory / str(number)
         directory.mkdir(exist_ok=True)
         replace_file(directory / "attempt", lambda path: path.write_text(str(attempt)))
@@ -67,9 +70,7 @@ class Jobs:
             attempt=attempt,
             assignment=Assignment(config=config, seed=7 + number, epochs=config.training.epochs, key=config.digest),
             data=self.data,
-            device="cpu",
-            threads=1,
-            precision="float32",
+            slot=Slot(precision=precision),
             micro_batch=config.training.batch_size,
             directory=directory,
         )
@@ -139,6 +140,19 @@ def test_a_stopped_trial_goes_on_where_it_was_and_ends_with_the_same_metrics(wor
     assert checkpoint.load(job.directory / "1" / "last.pt").attempt == 2
 
 
+def test_a_trial_is_trained_in_the_precision_of_its_slot(workers: Workers, job: Jobs) -> None:
+    def loss(precision: Precision) -> float:
+        workers.start(0, job(precision=precision))
+        (epoch,) = rest(workers, 1)
+        workers.stop(0)
+        (job.directory / "0" / "last.pt").unlink()
+        return epoch.train_loss
+
+    plain, half = loss("float32"), loss("bfloat16")
+    assert half != plain and half == pytest.approx(plain, rel=0.05)
+    assert loss("float32") == plain
+
+
 def test_nothing_is_heard_of_a_trial_that_was_stopped_in_mid_epoch(workers: Workers, job: Jobs) -> None:
     workers.start(0, job(number=2))
     alone = rest(workers, 1)
@@ -192,6 +206,29 @@ def test_a_torn_or_foreign_checkpoint_starts_the_trial_anew(workers: Workers, jo
     assert again == whole
 
 
+def test_a_checkpoint_of_a_device_without_fused_optimizers_is_gone_on_with(workers: Workers, job: Jobs) -> None:
+    """Its optimizer's flags came back with its state, and were not this device's."""
+    workers.start(0, job())
+    whole = rest(workers, TINY.epochs)
+    workers.stop(0)
+    for path in (job.directory / "0").iterdir():
+        path.unlink()
+    workers.start(0, job())
+    rest(workers, 1)
+    workers.stop(0)
+    last = job.directory / "0" / "last.pt"
+    saved = checkpoint.load(last)
+    assert saved.optimizer is not None
+    groups = [group | {"fused": False} for group in saved.optimizer["param_groups"]]
+    checkpoint.save(last, replace(saved, optimizer=saved.optimizer | {"param_groups": groups}))
+    workers.start(0, job(attempt=2))
+    again = rest(workers, TINY.epochs)
+    workers.stop(0)
+    assert again == whole
+    optimizer = checkpoint.load(last).optimizer
+    assert optimizer is not None and all(group["fused"] for group in optimizer["param_groups"])
+
+
 def test_an_attempt_that_has_been_replaced_writes_and_says_nothing(tiny: Tiny, job: Jobs) -> None:
     """As a worker does that slept through its replacement: the attempt changes while its epoch is running."""
     said: list[Event] = []
@@ -236,7 +273,7 @@ def test_a_killed_process_is_heard_with_its_signal_and_replaced(processes: Local
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_a_process_is_deaf_to_the_terminal_from_its_first_moment(job: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
-    workers = LocalWorkers(["cpu"])
+    workers = LocalWorkers([Slot()])
     try:
         workers.start(0, job())
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -287,7 +324,7 @@ def test_a_process_stopped_in_the_middle_of_a_message_holds_nobody_up(tiny: Tiny
     Once that was the coordinator, for ever; the timer ended it by the death of the process.
     """
     many = Jobs(replace(tiny.data, classes=tuple(f"class {number}" for number in range(700))), tmp_path)
-    workers = LocalWorkers(["cpu"])
+    workers = LocalWorkers([Slot()])
     try:
         workers.start(0, many(config=replace(CONFIG, model=replace(CONFIG.model, classes=700))))
         until((tmp_path / "0" / "last.pt").exists, "a checkpoint, after which it speaks")

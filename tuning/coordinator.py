@@ -17,19 +17,19 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from data.cache import CacheHandle
-from model.network import Cost, cost
-from model.training import EpochMetrics, Precision
+from model.network import Cost
+from model.training import EpochMetrics
 from search_space import Config
 from tuning import StudyError
 from tuning.environment import environment
-from tuning.folder import replace_file, trial_directory
+from tuning.folder import remove_file, replace_file, trial_directory
 from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
+from tuning.sampling import one_seed
 from tuning.scheduling import Decision, Scheduler
 from tuning.storage import Outcome, counts, top, trials_since_best
 from tuning.trainer import chosen_epoch
@@ -59,12 +59,11 @@ class Plan:
     """Seconds after which this run leaves, in mid-epoch too."""
     patience: int | None = None
     """Counted trials without a better one after which no more are asked for."""
+    target: float | None = None
+    """Validation top-1, as a share of 1, after which no more are asked for."""
     max_parameters: float | None = None
     max_flops: float | None = None
     """Forward FLOPs of one picture."""
-    threads: int = 1
-    """CPU threads per worker."""
-    precision: Precision = "float32"
 
     def over_budget(self, price: Cost) -> dict[str, float]:
         """By how much of the budget a network is over it (above 0) or under it (below), for each budget there is."""
@@ -80,6 +79,7 @@ class Ending(StrEnum):
     """Why a run came to its end."""
 
     TRIALS = "all trials are done"
+    TARGET = "the target is reached"
     PATIENCE = "patience has run out"
     TIMEOUT = "time is up"
     STOPPED = "stopped"
@@ -261,7 +261,7 @@ class Coordinator:
     # -- for a free slot
 
     def _fill_slots(self) -> Iterator[Happening]:
-        for slot in range(self._workers.slots):
+        for slot in range(len(self._workers.slots)):
             while slot not in self._live:
                 resumed = None if self._adopted else self._scheduler.resume(self._paused)
                 trial = self._next_trial(resumed)
@@ -284,7 +284,7 @@ class Coordinator:
             return None
         trials = self._study.get_trials(deepcopy=False)
         last = 1 if self._plan.trials is None else self._plan.trials - begun - sum(map(counts, trials))
-        return self._longest_of(last) if 1 < last <= self._workers.slots else self._study.ask()
+        return self._longest_of(last) if 1 < last <= len(self._workers.slots) else self._study.ask()
 
     def _longest_of(self, last: int) -> optuna.Trial:
         """Asks for the study's last trials together and takes the longest; the others are next.
@@ -298,7 +298,7 @@ class Coordinator:
     def _training_flops(self, trial: optuna.Trial) -> int:
         """In proportion to them, for each picture."""
         work = self._assign(trial)
-        return cost(work.config.model, work.config.image_size).flops * work.config.views * work.epochs
+        return work.config.cost.flops * work.config.views * work.epochs
 
     def _running(self, number: int) -> optuna.Trial:
         """A trial that an earlier ask created, as the object that is told."""
@@ -313,6 +313,8 @@ class Coordinator:
             return None if any(trial.state is TrialState.WAITING for trial in trials) else Ending.TRIALS
         if sum(map(counts, trials)) + begun >= self._plan.trials:
             return Ending.TRIALS
+        if self._plan.target is not None and any((trial.value or 0.0) >= self._plan.target for trial in top(trials, 1)):
+            return Ending.TARGET
         if self._plan.patience is not None and trials_since_best(trials) >= self._plan.patience:
             return Ending.PATIENCE
         return None
@@ -322,7 +324,7 @@ class Coordinator:
         if resumed:
             trial.set_user_attr("paused", False)
         work = self._assign(trial)
-        price = cost(work.config.model, work.config.image_size)
+        price = work.config.cost
         attributes = trial.user_attrs
         stored = {
             "config": work.config.to_dict(),
@@ -367,19 +369,16 @@ class Coordinator:
         directory = trial_directory(self._folder, number)
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "attempt", lambda path: path.write_text(str(live.attempt)))
-        device = self._workers.device(slot)
         live.trial.set_user_attr("attempts", live.attempt)
         live.trial.set_user_attr("slot", slot)
-        live.trial.set_user_attr("environment", environment(device, self._plan.threads, self._plan.precision))
+        live.trial.set_user_attr("environment", environment(self._workers.slots[slot]))
         self._live[slot] = live
         job = TrialJob(
             number=number,
             attempt=live.attempt,
             assignment=live.assignment,
             data=self._data,
-            device=device,
-            threads=self._plan.threads,
-            precision=self._plan.precision,
+            slot=self._workers.slots[slot],
             micro_batch=live.micro_batch,
             directory=directory,
         )
@@ -555,7 +554,7 @@ class Coordinator:
 
     def _require_space(self, price: Cost) -> None:
         # Weights and two moments for the optimizer, in last and best, each with its temporary copy.
-        needed = 4 * price.parameters * (3 + 1) * 2 * self._workers.slots + SPARE_BYTES
+        needed = 4 * price.parameters * (3 + 1) * 2 * len(self._workers.slots) + SPARE_BYTES
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise StudyError(
@@ -579,7 +578,7 @@ class Coordinator:
                 stays = {"history.json"} | ({"best.pt"} if trial.number in best else set[str]())
                 for path in trial_directory(self._folder, trial.number).glob("*"):
                     if path.name not in stays:
-                        path.unlink(missing_ok=True)
+                        remove_file(path)
 
 
 def search(suggest: Callable[[optuna.Trial], Config], seed: int) -> Callable[[optuna.Trial], Assignment]:
@@ -589,7 +588,7 @@ def search(suggest: Callable[[optuna.Trial], Config], seed: int) -> Callable[[op
         config = suggest(trial)
         return Assignment(
             config=config,
-            seed=int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0]),
+            seed=one_seed(seed, trial.number),
             epochs=config.training.epochs,
             key=config.digest,
             name=trial.user_attrs.get("known_good"),

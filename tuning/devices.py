@@ -13,23 +13,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slots:
-    """Where trials are trained, and how."""
+class Slot:
+    """Where a trial is trained, and how."""
 
-    devices: list[str]
-    """Of each slot, as torch names it: cpu, cuda:0, mps."""
-    threads: int
-    """CPU threads of each."""
-    precision: Precision
-
-    def __len__(self) -> int:
-        return len(self.devices)
-
-    def __str__(self) -> str:
-        return f"{len(self)} at once on {self.devices[0].partition(':')[0]} in {self.precision}"
+    device: str = "cpu"
+    """As torch names it: cpu, cuda:0, mps."""
+    threads: int = 1
+    """CPU threads of the training."""
+    precision: Precision = "float32"
 
 
-def slots(device: str, workers: int | None, precision: str = "auto") -> Slots:
+def slots(device: str, workers: int | None, precision: str = "auto") -> list[Slot]:
     """Those that the options ask for; "auto" is the fastest that is there. Raises StudyError for no such device.
 
     One single-threaded worker per core trains 1.25 times as much as one worker with two threads (2 Zen 3 cores).
@@ -51,8 +45,9 @@ def slots(device: str, workers: int | None, precision: str = "auto") -> Slots:
         devices = [f"cuda:{slot % count}" for slot in range(workers or count)]
     else:
         devices = [kind] * (workers or (cores if kind == "cpu" else 1))
-    return Slots(
-        devices=devices,
-        threads=max(1, cores // len(devices)),
-        precision=fastest_precision(torch.device(kind)) if precision == "auto" else cast("Precision", precision),
-    )
+    threads = max(1, cores // len(devices))
+    chosen = cast("Precision", precision)
+    if precision == "auto":  # of GPUs of several kinds what all of them can
+        fastest = {fastest_precision(torch.device(name)) for name in devices}
+        chosen = "bfloat16" if fastest == {"bfloat16"} else "float32"
+    return [Slot(device=name, threads=threads, precision=chosen) for name in devices]

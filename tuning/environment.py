@@ -10,13 +10,16 @@ from pathlib import Path
 
 import torch
 
+from tuning.devices import Slot
+
 PACKAGES = ("numpy", "pillow")
 """That decide the numbers, beside torch."""
 
 
-def environment(device: str, threads: int, precision: str) -> dict[str, str]:
+def environment(slot: Slot) -> dict[str, str]:
     """Facts by name, as they stand with each trial."""
-    return {"device": _device_name(device), "threads": str(threads), "precision": precision} | versions()
+    where = {"device": _device_name(slot.device), "threads": str(slot.threads), "precision": slot.precision}
+    return where | versions()
 
 
 def sums_in_order(facts: dict[str, str]) -> bool:
@@ -52,11 +55,11 @@ def _device_name(device: str) -> str:
         return torch.cuda.get_device_name(device)
     if device != "cpu":
         return f"{device} of {platform.platform(terse=True)}"
-    return f"cpu: {_processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"cpu: {processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def _processor() -> str:
-    """The processor's name: Linux keeps it in /proc, other systems tell Python."""
+def processor() -> str:
+    """The CPU's name: Linux keeps it in /proc, other systems tell Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """The best few again, over several seeds: a study's best trial is the luckiest of many noisy runs.
 
-study -> `candidates` -> `runs` of each, trained like trials -> `Standing` each -> `winner`: the best mean validation
-top-1.
+study -> `candidates` -> `runs` of each, trained like trials -> `Standing` each -> `ranked`: the best mean validation
+top-1 wins.
 Every candidate meets the same seeds. On NAS-Bench-201 five finalists changed the winner of 9 to 16 of 40 studies, whose
 single best run flattered itself by 0.08 to 0.44 points.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 import csv
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -23,6 +23,7 @@ from tuning import StudyError
 from tuning.fixed_runs import FixedRun
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
+from tuning.sampling import one_seed
 from tuning.storage import IDENTITY, Outcome, top
 
 BASELINE = "improved by hand"
@@ -71,7 +72,7 @@ class Candidate:
 def seeds(study: optuna.Study, count: int) -> list[int]:
     """The seeds of finalists and final runs, fixed by the study's own; fewer are the first of more."""
     own = study.user_attrs[IDENTITY + "seed"]
-    return [int(np.random.SeedSequence([own, STREAM, index]).generate_state(1)[0]) for index in range(count)]
+    return [one_seed(own, STREAM, index) for index in range(count)]
 
 
 def candidates(study: optuna.Study, count: int) -> list[Candidate]:
@@ -91,26 +92,37 @@ def candidate(study: optuna.Study, number: int) -> Candidate:
     trials = study.get_trials(deepcopy=False)
     if number >= len(trials):
         raise StudyError(
-            f"--trial names a trial of the study, but '{study.study_name}' has 0 to {len(trials) - 1} and no {number}"
+            f"--trial names a trial of the study, but '{study.study_name}' has 0 to {len(trials) - 1} and no {number}; "
+            "choose one of them"
         )
     trial = trials[number]
     if not trial.state.is_finished() or "best_top1" not in trial.user_attrs:
         state = trial.user_attrs.get("reason") or trial.state.name.lower()
-        raise StudyError(f"--trial names a trial that has been trained, but trial {number} has not ({state})")
+        raise StudyError(
+            f"--trial names a trial that has been trained, but trial {number} has not ({state}); choose another one"
+        )
     return _candidate(trial, f"trial {number}")
 
 
 def baselines(study: optuna.Study) -> list[Candidate]:
-    """The recipe improved by hand, with its warm-up and without. Raises StudyError where the study lacks it."""
-    known = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("known_good") == BASELINE]
-    if not known or "best_top1" not in known[0].user_attrs:
+    """The recipes that were known before, and the one improved by hand without its warm-up, too.
+
+    Raises StudyError where the study lacks that one.
+    """
+    known = {
+        trial.user_attrs["known_good"]: replace(_candidate(trial, trial.user_attrs["known_good"]), baseline=True)
+        for trial in study.get_trials(deepcopy=False)
+        if {"known_good", "best_top1"} <= trial.user_attrs.keys()
+    }
+    if BASELINE not in known:
         raise StudyError(
-            f"--baseline compares with the trial '{BASELINE}', but '{study.study_name}' has not trained it to its end"
+            f"--baseline compares with the trial '{BASELINE}', but '{study.study_name}' has not trained it to its end; "
+            "go on with the study, or leave --baseline away"
         )
-    recipe = replace(_candidate(known[0], BASELINE), baseline=True)
+    recipe = known[BASELINE]
     training = replace(recipe.config.training, warmup_epochs=0)
     cold = replace(recipe, name=f"{BASELINE}, no warm-up", config=replace(recipe.config, training=training))
-    return [recipe, cold]
+    return [*known.values(), cold]
 
 
 def replay(candidate: Candidate, trial: FrozenTrial) -> FixedRun:
@@ -173,16 +185,21 @@ class Standing:
         return math.floor(statistics.median(run.user_attrs["best_epoch"] + 1 for run in self.complete) + 0.5)
 
 
-def winner(standings: list[Standing]) -> Standing:
-    """The best mean of those that may win; one that diverged with any seed comes after those that did not."""
-    return max(
-        (standing for standing in standings if not standing.candidate.baseline),
-        key=lambda standing: (-standing.diverged, standing.mean, -standing.candidate.trial),
+def ranked(standings: Iterable[Standing]) -> list[Standing]:
+    """The winner first: by the mean, after whether runs diverged; recipes that are only compared with come last."""
+    return sorted(
+        standings,
+        key=lambda standing: (
+            standing.candidate.baseline,
+            standing.diverged,
+            -standing.mean,
+            standing.candidate.trial,
+        ),
     )
 
 
 def write_csv(standings: list[Standing], path: Path) -> None:
-    """One line per run; written whole or not at all."""
+    """One line per run, in the standings' order; written whole or not at all."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:

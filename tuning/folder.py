@@ -29,6 +29,16 @@ def study_folder(results: Path, name: str) -> Path:
     return folder
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder inside a study's. Raises StudyError where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(
+            f"a study writes into its folder, but {folder} cannot be made ({error.strerror}); free or mend the disk"
+        ) from error
+
+
 def sqlite_url(folder: Path) -> str:
     """The default storage of a study with this folder."""
     return f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
@@ -52,3 +62,14 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_file(path: Path) -> None:
+    """Removes a file, if it is there. Raises StudyError where it cannot."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StudyError(
+            f"a study removes files of its own that have had their time, but {path} stays ({error.strerror}); mend its "
+            "folder's rights, and the same command goes on"
+        ) from error

@@ -1,19 +1,24 @@
-"""How long a study will take on this machine, said before it begins: FLOPs of random points, and a few timed steps."""
+"""How long a study will take on this machine, said before it begins.
+
+By its own trials, where enough were trained in such a slot; else by the FLOPs of random points and a few timed steps.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from optuna.trial import FrozenTrial
 from torch.nn import functional
 
-from model.network import Cost, MushroomCNN, cost
+from model.network import Cost, MushroomCNN
 from model.training import autocast, make_optimizer
 from search_space import Config
-from tuning.devices import Slots
+from tuning.devices import Slot
+from tuning.environment import environment
 from tuning.identity import random_points
 
 POINTS = 24
@@ -25,6 +30,21 @@ STEP_FLOPS = 2e10
 TRAINED_SHARE = 0.65
 """The share of all epochs that a study trains when its pruner is at work: 253 of 400 in one `quick` study."""
 
+ENOUGH = 6
+"""Trials whose mean stands for those to come: the two known-good ones, which are not typical, and four more."""
+
+
+def seconds_so_far(trials: Iterable[FrozenTrial], slot: Slot) -> float | None:
+    """Mean seconds of the trials that were trained in a slot like this one; None where there are too few of them."""
+    here = environment(slot)
+    took = [
+        trial.user_attrs["seconds"]
+        for trial in trials
+        if "seconds" in trial.user_attrs
+        and all(trial.user_attrs["environment"].get(fact) == here[fact] for fact in ("device", "threads", "precision"))
+    ]
+    return float(np.mean(took)) if len(took) >= ENOUGH else None
+
 
 def seconds_per_trial(
     suggest: Callable[[Any], Config],
@@ -32,36 +52,44 @@ def seconds_per_trial(
     feasible: Callable[[Cost], bool],
     pictures: int,
     pruned: bool,
-    slots: Slots,
+    slot: Slot,
 ) -> float:
     """Expected seconds of one trial in one slot.
 
     Args: `feasible`: whether a network is within the budgets; `pictures`: in the training part; `pruned`: whether a
     pruner will end some trials early.
     """
-    drawn = sorted(random_points(suggest, POINTS), key=_flops)
-    points = [config for config in drawn if feasible(cost(config.model, config.image_size))] or drawn[:1]
+    drawn = sorted(random_points(suggest, POINTS), key=lambda config: config.cost.flops)
+    points = [config for config in drawn if feasible(config.cost)] or drawn[:1]
     timed = [points[len(points) * (2 * index + 1) // (2 * TIMED)] for index in range(TIMED)]
-    rate = float(np.mean([_flops_per_second(config, slots) for config in timed]))
+    rate = float(np.mean([_flops_per_second(config, slot) for config in timed]))
     # A backward pass costs twice a forward one (Kaplan et al. 2020, section 2.1).
-    trained = [3 * _flops(config) * pictures * config.views * config.training.epochs for config in points]
+    trained = [3 * config.cost.flops * pictures * config.views * config.training.epochs for config in points]
     return float(np.mean(trained)) / rate * (TRAINED_SHARE if pruned else 1.0)
 
 
-def _flops(config: Config) -> int:
-    return cost(config.model, config.image_size).flops
-
-
-def _flops_per_second(config: Config, slots: Slots) -> float:
-    """Of training steps on random pictures."""
-    device = torch.device(slots.devices[0])
+def _flops_per_second(config: Config, slot: Slot) -> float:
+    """Of training steps on random pictures; on a GPU that others use, of as many as it has memory for."""
     batch = config.training.batch_size
-    if device.type == "cpu":
-        batch = max(2, min(batch, int(STEP_FLOPS / (3 * _flops(config)))))
+    if slot.device == "cpu":
+        batch = max(2, min(batch, int(STEP_FLOPS / (3 * config.cost.flops))))
+    while True:
+        try:
+            return _timed_steps(config, slot, batch)
+        except torch.OutOfMemoryError:
+            if batch == 2:
+                raise
+        finally:
+            torch.cuda.empty_cache()  # of this process; the workers have their own
+        batch = max(2, batch // 2)
+
+
+def _timed_steps(config: Config, slot: Slot, batch: int) -> float:
+    device = torch.device(slot.device)
     before = torch.get_num_threads()
-    torch.set_num_threads(slots.threads)
+    torch.set_num_threads(slot.threads)
     try:
-        model = MushroomCNN(config.model).to(device)
+        model = MushroomCNN(config.model).to(device).to(memory_format=torch.channels_last)
         optimizer = make_optimizer(model, config.training)
         pictures = torch.randn(batch, 3, config.image_size, config.image_size, device=device)
         pictures = pictures.to(memory_format=torch.channels_last)
@@ -69,7 +97,7 @@ def _flops_per_second(config: Config, slots: Slots) -> float:
         seconds: list[float] = []
         for _ in range(4):
             began = time.perf_counter()
-            with autocast(device, slots.precision):
+            with autocast(device, slot.precision):
                 loss = functional.cross_entropy(model(pictures), labels)
             loss.backward()
             optimizer.step()
@@ -78,6 +106,6 @@ def _flops_per_second(config: Config, slots: Slots) -> float:
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - began)
         # The first step also loads kernels and memory.
-        return 3 * _flops(config) * batch / float(np.median(seconds[1:]))
+        return 3 * config.cost.flops * batch / float(np.median(seconds[1:]))
     finally:
         torch.set_num_threads(before)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from data.cache import CacheHandle
-from model.training import EpochMetrics, Precision
+from model.training import EpochMetrics
 from search_space import Config
+from tuning.devices import Slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +42,7 @@ class TrialJob:
     """Counts the starts of this trial; a worker of an earlier attempt may replace no file of a later one."""
     assignment: Assignment
     data: CacheHandle
-    device: str
-    """As torch names it: cpu, cuda:0, mps."""
-    threads: int
-    """CPU threads of the training."""
-    precision: Precision
+    slot: Slot
     micro_batch: int
     """Pictures per forward pass; fewer than the batch size where memory was short."""
     directory: Path
@@ -96,11 +94,9 @@ class Workers(Protocol):
     checkpoint holds, each to be asked on from like a new one.
     """
 
-    slots: int
-    """How many trials can run at once, numbered from 0."""
-
-    def device(self, slot: int) -> str:
-        """The device of a slot, as torch names it."""
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """One per trial that can run at once; below each goes by its place here."""
         ...
 
     def start(self, slot: int, job: TrialJob) -> None:

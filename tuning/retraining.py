@@ -20,9 +20,8 @@ from optuna.trial import FrozenTrial
 
 from data.batches import EvaluationBatches
 from data.cache import CacheHandle, PartName, open_part
-from data.sources import printable
 from model import checkpoint, metrics, plain_json
-from model.files import why
+from model.files import printable, why
 from model.network import MushroomCNN
 from search_space import Config
 from tuning import StudyError, looks
@@ -90,27 +89,42 @@ def load_network(config: Config, path: Path) -> MushroomCNN:
     return network
 
 
-def logits(config: Config, path: Path, data: CacheHandle, part: PartName, device: str) -> metrics.Logits:
-    """What a run's network makes of a part of the pictures."""
-    network = load_network(config, path).to(device)
-    batches = EvaluationBatches(open_part(data, config.image_size, part), device=torch.device(device))
-    return metrics.logits(network, batches)
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where a study's networks are measured."""
+
+    data: CacheHandle
+    folder: Path
+    """The study's."""
+    device: str
+
+    def logits(self, config: Config, path: Path, part: PartName) -> metrics.Logits:
+        """What a run's network makes of a part of the pictures. Raises StudyError where a GPU has no memory for it."""
+        try:
+            network = load_network(config, path).to(self.device)
+            batches = EvaluationBatches(open_part(self.data, config.image_size, part), device=torch.device(self.device))
+            return metrics.logits(network, batches)
+        except torch.OutOfMemoryError as error:
+            raise StudyError(
+                f"the winner is measured on {self.device}, but its memory has run out; end what else uses it, or add "
+                "--device cpu to the same command: its runs are kept"
+            ) from error
 
 
-def fit_temperature(config: Config, paths: list[Path], data: CacheHandle, device: str) -> float:
+def fit_temperature(config: Config, paths: list[Path], bench: Bench) -> float:
     """One temperature for a configuration, from the validation pictures' logits of runs that did not train on them."""
-    pairs = [logits(config, path, data, "validation", device) for path in paths]
+    pairs = [bench.logits(config, path, "validation") for path in paths]
     outputs, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
     return metrics.temperature(outputs, labels)
 
 
-def look(finals: list[Finals], temperature: float, data: CacheHandle, folder: Path, device: str) -> dict[str, Any]:
+def look(finals: list[Finals], temperature: float, bench: Bench) -> dict[str, Any]:
     """The test part, seen by every final run: the winner's, which come first, and those it is compared with.
 
     Returns: what the exported network reaches, mean and standard deviation over the seeds, and the others' top-1.
     """
     won, *others = [one for one in finals if one.trained]
-    seen = [_on_test(one, temperature if one is won else 1.0, data, folder, device) for one in (won, *others)]
+    seen = [_on_test(one, temperature if one is won else 1.0, bench) for one in (won, *others)]
     first, top1 = seen[0][0], [one.top1 for one in seen[0]]
     return first.to_dict() | {
         "diverged": len(won.runs) - len(won.trained),
@@ -137,29 +151,27 @@ def look(finals: list[Finals], temperature: float, data: CacheHandle, folder: Pa
 
 
 def look_counted(
-    searched: Searched, winner: Winner, finals: list[Finals], data: CacheHandle, device: str, *, again: bool
+    searched: Searched, winner: Winner, finals: list[Finals], bench: Bench, *, again: bool
 ) -> tuple[Winner, list[Look]]:
     """The winner with its test results, counted before they are taken; or the looks of others that forbid them.
 
     Recipes that the winner is compared with are seen in the same look: they cannot win by it. `again`: look although
     other networks have. Raises StudyError where looks cannot be counted.
     """
-    results, key = searched.folder.parent, (data.fingerprint, winner.networks)
+    results, key = searched.folder.parent, (bench.data.fingerprint, winner.networks)
     with looks.counting(results):
         earlier = looks.by_others(results, *key)
         if earlier and not again and not looks.have_looked(results, *key):
             return winner, earlier
         looks.count(results, *key, searched.name)
-    seen = look(finals, winner.temperature or 1.0, data, searched.folder, device)
+    seen = look(finals, winner.temperature or 1.0, bench)
     return replace(winner, results=seen | {"looks": len(earlier) + 1}), []
 
 
-def _on_test(
-    finals: Finals, temperature: float, data: CacheHandle, folder: Path, device: str
-) -> list[metrics.Measured]:
+def _on_test(finals: Finals, temperature: float, bench: Bench) -> list[metrics.Measured]:
     config = finals.candidate.config
-    paths = [weights(folder / FINAL_RUNS, run) for run in finals.trained]
-    return [metrics.measure(*logits(config, path, data, "test", device), temperature) for path in paths]
+    paths = [weights(bench.folder / FINAL_RUNS, run) for run in finals.trained]
+    return [metrics.measure(*bench.logits(config, path, "test"), temperature) for path in paths]
 
 
 def _spread(values: list[float]) -> float | None:
@@ -167,9 +179,7 @@ def _spread(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def conclude(
-    won: Standing, finals: Finals, data: CacheHandle, folder: Path, device: str, *, pictures: str, trials: int
-) -> Winner:
+def conclude(won: Standing, finals: Finals, bench: Bench, *, pictures: str, trials: int) -> Winner:
     """What is known of the winner before the test part is seen. Raises StudyError where all its final runs diverged."""
     if not finals.trained:
         raise StudyError(
@@ -177,7 +187,7 @@ def conclude(
             "another one with --trial N"
         )
     config, run = won.candidate.config, finals.trained[0]
-    finalists = [weights(folder / FINALISTS, one) for one in won.complete]
+    finalists = [weights(bench.folder / FINALISTS, one) for one in won.complete]
     return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
@@ -189,8 +199,8 @@ def conclude(
         environment=run.user_attrs["environment"],
         epochs=won.epochs,
         trained_on=["train", "validation"],
-        weights=weights(folder / FINAL_RUNS, run).relative_to(folder).as_posix(),
-        temperature=fit_temperature(config, finalists, data, device),
+        weights=weights(bench.folder / FINAL_RUNS, run).relative_to(bench.folder).as_posix(),
+        temperature=fit_temperature(config, finalists, bench),
         networks=" ".join(one.user_attrs["run"] for one in finals.runs),
         validation={
             "recorded": won.candidate.recorded,

@@ -23,9 +23,14 @@ STARTUP_TRIALS = 10
 """Trials before the sampler learns: Optuna's default for TPE, the known-good configurations among them."""
 
 
+def one_seed(*numbers: int) -> int:
+    """A seed, 0 <= seed < 2**32, for what these numbers stand for, the study's own first."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def draw_seed(seed: int, number: int, names: Iterable[str]) -> int:
-    """The seed of one draw, 0 <= seed < 2**32, from the study's seed, the trial's number and what is drawn."""
-    return int(np.random.SeedSequence([seed, number, zlib.crc32("/".join(names).encode())]).generate_state(1)[0])
+    """The seed of one draw, from the study's seed, the trial's number and what is drawn."""
+    return one_seed(seed, number, zlib.crc32("/".join(names).encode()))
 
 
 class SeededTPESampler(TPESampler):

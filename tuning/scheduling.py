@@ -56,6 +56,12 @@ def warmup_epochs(epochs: int) -> int:
     return max(2, round(0.3 * epochs))
 
 
+def first_pruning(pruner: str, epochs: int) -> int | None:
+    """After which epoch, counted from 1, a trial can be pruned first; None: none ever is."""
+    first = warmup_epochs(epochs) + 1
+    return first if pruner != "none" and first < epochs else None
+
+
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "median": lambda epochs: MedianPruner(n_startup_trials=5, n_warmup_steps=warmup_epochs(epochs), n_min_trials=3),
     "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=warmup_epochs(epochs), reduction_factor=3),

@@ -6,12 +6,13 @@ Written anew by every run, so that the file's time tells which study was run las
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data.sources import printable
 from model import plain_json
-from model.files import why
+from model.files import printable, why
 from tuning import StudyError
 from tuning.folder import replace_file, sqlite_url
 
@@ -29,10 +30,23 @@ class Settings:
     """How many are used; None: all."""
     storage: str | None
     """The database's URL without its password; None: the SQLite file in the study's folder."""
+    words: list[str] = field(default_factory=list[str])
+    """What was typed after `study.py`, without passwords."""
 
     def save(self, folder: Path) -> None:
         """Writes the file, whole or not at all."""
         replace_file(folder / FILE, lambda path: path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8"))
+
+
+def typed(words: Sequence[str], trials: int | None = None) -> str:
+    """The command with these arguments, as it is typed. `trials`: with this total in the place of its own."""
+    kept = list(words)
+    if trials is not None:
+        if "--trials" in kept:
+            at = kept.index("--trials")
+            del kept[at : at + 2]
+        kept = [*(word for word in kept if not word.startswith("--trials=")), "--trials", str(trials)]
+    return shlex.join(["python", "study.py", *kept])
 
 
 def recall(results: Path, study: str | None) -> tuple[Path, Settings]:

@@ -150,7 +150,10 @@ def sole_coordinator(folder: Path) -> Generator[None]:
                 f"a study has one coordinator, but {folder} is being run by {owner.read_text().strip()}; "
                 "wait for it, stop it, or start another study with --study NAME"
             ) from None
-        raise StudyError(f"a study has one coordinator, but {folder} is being run by another process") from None
+        raise StudyError(
+            f"a study has one coordinator, but {folder} is being run by another process; wait for it, stop it, or "
+            "start another study with --study NAME"
+        ) from None
     except OSError as error:
         raise _unwritable(Path(lock.lock_file), error) from error
     try:

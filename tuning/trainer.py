@@ -7,18 +7,19 @@ told to go on or not. The study is never touched from here, and nothing is writt
 from __future__ import annotations
 
 import errno
+import gc
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
 from data import DataError
-from data.batches import EvaluationBatches, TrainingBatches
+from data.batches import EvaluationBatches, TrainingBatches, evaluated_at_once
 from data.cache import PartName, open_part
 from model import checkpoint
 from model.network import MushroomCNN
@@ -27,14 +28,23 @@ from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, 
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 Answer = Literal["proceed", "stop"]
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine",
+)
 """What a RuntimeError says that is one of memory: the CPU allocator's (Linux, Windows), CUDA's outside torch's own
-allocator, C++'s, and cuBLAS's or cuDNN's. None of them has a type of its own."""
-EVALUATED = 256
-"""Validation pictures at a time, where memory has not run short."""
+allocator, C++'s, cuBLAS's and cuDNN's, and what cuDNN says when no workspace fits. None has a type of its own."""
+DEVICE_ERRORS = ("CUDA", "cuDNN", "CUBLAS")
+"""What a RuntimeError names after which a process may be of no use any more."""
 BEAT_SECONDS = 0.5
 """How often a training says that it lives, at most; at least once per batch when batches take longer."""
 
@@ -76,7 +86,7 @@ def run(job: TrialJob, link: Link) -> bool:
         text = str(error)
         if any(words in text for words in NO_MEMORY):
             _fail(link, FailureKind.OUT_OF_MEMORY, _first_line(error))
-        elif "CUDA error" in text or "cuDNN error" in text:
+        elif isinstance(error, torch.AcceleratorError) or any(name in text for name in DEVICE_ERRORS):
             _fail(link, FailureKind.DIED, _first_line(error))
             return False
         elif isinstance(error.__context__, OSError):
@@ -94,10 +104,19 @@ def run(job: TrialJob, link: Link) -> bool:
     return True
 
 
+def release() -> None:
+    """Gives back what a trial has left of a GPU's memory, once its frames are gone: other processes may need it."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def _train(job: TrialJob, link: Link) -> None:
-    work, device = job.assignment, torch.device(job.device)
+    work, device = job.assignment, torch.device(job.slot.device)
     config = work.config
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job.slot.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     parts: tuple[PartName, ...] = ("train", "validation") if work.final else ("train",)
     train = TrainingBatches(
         open_part(job.data, config.image_size, *parts),
@@ -111,7 +130,7 @@ def _train(job: TrialJob, link: Link) -> None:
     validation = EvaluationBatches(
         open_part(job.data, config.image_size, "validation"),
         # Where training had to take fewer pictures at a time, so has this: it may be what ran out of memory.
-        batch_size=max(1, EVALUATED * job.micro_batch // config.training.batch_size),
+        batch_size=max(1, evaluated_at_once(config.image_size) * job.micro_batch // config.training.batch_size),
         device=device,
     )
     torch.manual_seed(work.seed)
@@ -124,7 +143,7 @@ def _train(job: TrialJob, link: Link) -> None:
         history += saved.history
         model.load_state_dict(saved.model)
         if saved.optimizer is not None:
-            optimizer.load_state_dict(saved.optimizer)
+            optimizer.load_state_dict(_of_this_device(saved.optimizer, optimizer))
         for metrics in saved.history:
             _tell(link, metrics, work.epochs)
     epochs = fit(
@@ -136,7 +155,7 @@ def _train(job: TrialJob, link: Link) -> None:
         optimizer=optimizer,
         start_epoch=len(history),
         micro_batch=job.micro_batch,
-        precision=job.precision,
+        precision=job.slot.precision,
     )
     for metrics in islice(epochs, max(0, work.epochs - len(history))):
         history.append(metrics)
@@ -179,6 +198,12 @@ def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
     except checkpoint.CheckpointError:
         return None
     return saved if saved.job_digest == job.digest else None
+
+
+def _of_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """A saved state for this optimizer, which may be fused where the saved one was not, or the other way round."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in pairs]}
 
 
 def _tell(link: Link, metrics: EpochMetrics, epochs: int) -> None:

@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -22,6 +22,7 @@ import psutil
 from tuning.memory import Kills, offer_first
 
 if TYPE_CHECKING:
+    from tuning.devices import Slot
     from tuning.jobs import Event, TrialFailure, TrialJob
     from tuning.trainer import Answer
 
@@ -39,20 +40,15 @@ ignore these."""
 
 
 class LocalWorkers:
-    """Processes on this machine, one per entry of `devices`; see `Workers` for what each method promises."""
+    """Processes on this machine, one per slot; see `Workers` for what each method promises."""
 
-    def __init__(self, devices: list[str], *, hang_seconds: float = HANG_SECONDS) -> None:
-        self.slots = len(devices)
-        self._devices = devices
+    def __init__(self, slots: Sequence[Slot], *, hang_seconds: float = HANG_SECONDS) -> None:
+        self.slots = slots
         self.hang_seconds = hang_seconds
         """May be set at any time."""
         self._processes: dict[int, _Process] = {}
         self._said: queue.SimpleQueue[tuple[_Process, _Message | None]] = queue.SimpleQueue()
         """By every process, in order; None: its line has broken."""
-
-    def device(self, slot: int) -> str:
-        """The device of a slot, as torch names it."""
-        return self._devices[slot]
 
     def start(self, slot: int, job: TrialJob) -> None:
         """Hands the job to the slot's process, or to a fresh one where it has died or grown."""
@@ -113,7 +109,7 @@ class LocalWorkers:
     @property
     def _memory_limit(self) -> float:
         """Bytes that one idle worker may hold."""
-        return MEMORY_SHARE * psutil.virtual_memory().total / self.slots
+        return MEMORY_SHARE * psutil.virtual_memory().total / len(self.slots)
 
     def _discard(self, slot: int) -> None:
         self._processes.pop(slot).kill()
@@ -278,6 +274,8 @@ def _serve(connection: Connection[Any, Any]) -> None:
             # A "stop" that crossed the end of its trial on the way says nothing any more.
             if isinstance(message, TrialJob):
                 usable = trainer.run(message, _PipeLink(connection, message))
+                if usable:
+                    trainer.release()
 
 
 def _leave_with_parent() -> None:

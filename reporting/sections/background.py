@@ -22,6 +22,8 @@ from reporting.sections.parts import (
     plural,
     value_text,
 )
+from tuning.environment import sums_in_order
+from tuning.settings import typed
 from tuning.storage import counts
 
 SHOWN_CLASSES = 40
@@ -116,6 +118,7 @@ def settings(facts: Facts) -> Section:
                 numeric=frozenset({0}),
             )
         )
+        section.parts.append(Says(text=_repeats(facts)))
     space = analysis.parameters(facts.trials)
     if space:
         section.parts.append(
@@ -134,6 +137,21 @@ def settings(facts: Facts) -> Section:
     return section
 
 
+def _repeats(facts: Facts) -> str:
+    """What the same seed gives once more."""
+    trained = [trial.user_attrs for trial in facts.trials if "environment" in trial.user_attrs]
+    exact = all(sums_in_order(attributes["environment"]) for attributes in trained)
+    each = (
+        "Each trial was trained by one thread of a CPU: with the same seed, versions and processor it gives the same "
+        "numbers, bit for bit. "
+        if exact
+        else "Several threads, or a GPU, add in any order: with the same seed a trial gives nearly the same numbers. "
+    )
+    if len({attributes.get("slot") for attributes in trained}) > 1:
+        return each + "Several ran at once: what the sampler knew, and so what it chose, depends on which ended first."
+    return each + "One ran at a time: " + ("so does the whole study." if exact else "the sampler knew all before it.")
+
+
 def _range(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(map(str, distribution.choices))
@@ -147,28 +165,26 @@ def _range(distribution: BaseDistribution) -> str:
 
 def go_on(facts: Facts) -> Section:
     """The commands that come next, and the files to look into."""
-    name = shlex.quote(facts.name)
-    counted = sum(map(counts, facts.trials))
-    lines = [
-        (
-            f"python study.py --study {name} --trials {max(2 * counted, 40)}",
-            "go on, with the --data and --profile that you began with",
-        ),
-        (f"python study.py dashboard --study {name}", "every trial, its curves and pictures, in the browser"),
+    places = facts.places or shlex.join(["--study", facts.name])
+    more = max(2 * sum(map(counts, facts.trials)), 40)
+    if facts.words is None:
+        lines = [(f"python study.py {places} --trials {more}", "go on, with what else you began with")]
+    else:
+        lines = [(typed(facts.words, more), "go on with the study")]
+    lines += [
+        (f"python study.py dashboard {places}", "every trial, its curves and pictures, in the browser"),
     ]
     if facts.best is not None and not facts.test:
         lines.append(
             (
-                f"python study.py retrain --study {name}",
+                f"python study.py retrain {places}",
                 "the best few over several seeds, the winner once on the test part",
             )
         )
     if facts.best is not None:
-        lines.append(
-            (f"python study.py export --study {name}", "the winner as a folder that needs nothing of this study")
-        )
-        lines.append((f"python study.py predict --study {name} PICTURE", "what it sees in a picture"))
-    lines.append((f"python study.py report --study {name}", "this page again, from what is known by then"))
+        lines.append((f"python study.py export {places}", "the winner as a folder that needs nothing of this study"))
+        lines.append((f"python study.py predict {places} PICTURE", "what it sees in a picture"))
+    lines.append((f"python study.py report {places}", "this page again, from what is known by then"))
     section = Section(anchor="go-on", title="Go on")
     section.parts.append(Commands(title="In a terminal, beside study.py", lines=lines))
     section.parts.append(

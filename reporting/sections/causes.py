@@ -90,10 +90,7 @@ def _importances(found: Importances) -> list[Part]:
         if found.pruned
         else "All were trained to the end."
     )
-    rows = [
-        charts.Bar(name=row.name, share=row.share, low=row.low, high=row.high, chance=row.chance) for row in found.rows
-    ]
-    wide, narrow = drawn(lambda wide: charts.importances(rows, wide), alt=text, key="importances")
+    wide, narrow = drawn(lambda wide: charts.importances(found.rows, wide), alt=text, key="importances")
     parts: list[Part] = [
         Drawing(title="Importances", says=text, wide=wide, narrow=narrow, plot="plots/importances.html")
     ]

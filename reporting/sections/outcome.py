@@ -82,9 +82,9 @@ def _contenders(facts: Facts, best: FrozenTrial, confusion: list[list[int]], pic
         if trial.user_attrs.get("known_good") and trial.number != best.number
     ]
     rows: list[Contender] = []
-    if facts.test:
+    if facts.retrained and facts.test:
         low, high = facts.test["top1_interval"]
-        name = f"{facts.retrained.get('name', 'the winner')} retrained, on the test part"
+        name = f"{facts.retrained.name} retrained, on the test part"
         rows.append(Contender(name=name, value=facts.test["top1"], low=low, high=high, best=True))
     for trial in [best, *known]:
         low, high = analysis.wilson(trial.value or 0.0, pictures)
@@ -172,7 +172,6 @@ def finalists(facts: Facts) -> Section | None:
     for name, runs in groups.items():
         values = [float(run["top1"]) for run in runs if run["outcome"] == Outcome.COMPLETE and run["top1"]]
         rows.append((name, values, value_of.get(int(runs[0]["trial"])) if runs[0]["trial"] else None))
-    rows.sort(key=lambda row: -(sum(row[1]) / len(row[1]) if row[1] else 0.0))
     name, values, recorded = rows[0]
     section = Section(anchor="finalists", title="Finalists")
     if values:
@@ -248,30 +247,30 @@ def _tested(test: dict[str, Any]) -> list[Part]:
         f"{percent(test['top1'])} top-1 (95 % interval {100 * low:.1f} to {percent(high)}) and {percent(test['top3'])} "
         f"top-3; its probabilities are off by {percent(test['ece'])} on average (ECE). "
     )
-    if test.get("top1_sd") is not None:
+    lost = f" ({test['diverged']} more diverged)" if test["diverged"] else ""
+    if test["top1_sd"] is not None:
         text += (
-            f"Over {plural(len(test['seeds']), 'seed')} the mean is {percent(test['top1_mean'])}, the standard "
+            f"Over {plural(len(test['seeds']), 'seed')}{lost} the mean is {percent(test['top1_mean'])}, the standard "
             f"deviation {points(test['top1_sd'])}. "
         )
-    if test.get("looks"):
-        looks = "once" if test["looks"] == 1 else f"{test['looks']} times"
-        text += f"The test part has been looked at {looks}."
+    looks = "once" if test["looks"] == 1 else f"{test['looks']} times"
+    text += f"The test part has been looked at {looks}."
     parts: list[Part] = [Says(text=text)]
-    if test.get("looks", 1) > 1:
+    if test["looks"] > 1:
         parts.append(
             Says(text="Who looks often finds a lucky network: take the figure for an upper estimate.", tone="warning")
         )
     rows = [
         (
             "retrained winner",
-            percent(test.get("top1_mean")),
-            percent(test.get("top1_sd")),
-            str(len(test.get("seeds", ()))),
+            percent(test["top1_mean"]),
+            percent(test["top1_sd"]),
+            _runs(len(test["seeds"]), test["diverged"]),
         )
     ]
     rows += [
-        (str(one["name"]), percent(one["top1_mean"]), percent(one["top1_sd"]), str(len(one["top1"])))
-        for one in test.get("baselines", ())
+        (one["name"], percent(one["top1_mean"]), percent(one["top1_sd"]), _runs(len(one["top1"]), one["diverged"]))
+        for one in test["baselines"]
     ]
     if len(rows) > 1:
         parts.append(
@@ -283,6 +282,10 @@ def _tested(test: dict[str, Any]) -> list[Part]:
             )
         )
     return parts
+
+
+def _runs(trained: int, diverged: int) -> str:
+    return f"{trained}, {diverged} diverged" if diverged else str(trained)
 
 
 def _per_class(confusion: list[list[int]], names: list[str], part: str) -> Drawing:

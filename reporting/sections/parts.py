@@ -15,6 +15,7 @@ from reporting.charts import Axis, Dot
 from reporting.drawing import number
 from reporting.importance import Importances
 from tuning.audit import Verdict
+from tuning.retraining import Winner
 from tuning.storage import Outcome, top
 
 
@@ -37,13 +38,16 @@ class Facts:
     """Of the best trial's best epoch, on the validation part."""
     finalists: list[dict[str, str]]
     """The lines of finalists.csv."""
-    retrained: dict[str, Any]
-    """What is in retrained.json."""
+    retrained: Winner | None
     importances: Importances | None
     gallery: bytes | None
     """The best trial's most confident mistakes, a JPEG; None where its picture is not there."""
     audit: Verdict | None
     """What pruned trials would have reached; None where that was not tried."""
+    places: str | None = None
+    """The options by which commands find the study; None: its name."""
+    words: Sequence[str] | None = None
+    """What was typed after `study.py` when it was run last; None: not known."""
 
     @property
     def best(self) -> FrozenTrial | None:
@@ -58,7 +62,7 @@ class Facts:
     @property
     def test(self) -> dict[str, Any] | None:
         """What the retrained network reached on the test part."""
-        return self.retrained.get("results")
+        return self.retrained.results if self.retrained else None
 
     def class_name(self, label: int) -> str:
         """A class by its place in the confusion matrix."""

@@ -134,7 +134,7 @@ def _curves_says(facts: Facts, order: list[FrozenTrial]) -> str:
 
 
 def _training(best: FrozenTrial, history: list[dict[str, Any]]) -> Drawing:
-    at = max(range(len(history)), key=lambda place: (history[place]["top1"], -place))
+    at = best.user_attrs["best_epoch"]
     row = history[at]
     gap = row["train_top1"] - row["top1"]
     text = (
