@@ -204,9 +204,9 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
                 f"{saved.spared:,} of {saved.epochs + saved.spared:,} epochs",
             )
         )
-    if facts.best is not None and "flops" in facts.best.user_attrs:
-        attributes = facts.best.user_attrs
+    if facts.chosen is not None and "flops" in facts.chosen.user_attrs:
+        attributes = facts.chosen.user_attrs
         size = (attributes.get("config") or {}).get("image_size")
         more = f"{attributes.get('parameters', 0) / 1e3:,.0f} thousand weights" + (f", {size} px" if size else "")
-        tiles.append((f"{attributes['flops'] / 1e6:,.0f} MFLOP", "a picture, the best network", more))
+        tiles.append((f"{attributes['flops'] / 1e6:,.0f} MFLOP", "a picture, the network that comes out", more))
     return tiles

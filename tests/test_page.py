@@ -190,6 +190,12 @@ class TestAfterRetraining:
         assert "top-1 on the test part" in sentences(tested)
         assert "flatters itself" not in sentences(tested)
 
+    def test_a_winner_that_was_not_the_studys_best_is_named(self, tested: str) -> None:
+        """The report said of the study's best trial what the other one had reached."""
+        (won,) = re.findall(r"Over several seeds trial (\d+) was better. Trained again on train and", sentences(tested))
+        assert f"Trial {won} named" not in sentences(tested)
+        assert f"Over 3 seeds, trial {won} is the best of 3" in sentences(tested)
+
     def test_finalists_and_test_result_have_their_sections(self, tested: str) -> None:
         anchors = [attributes.get("id") for tag, attributes in Page(tested).elements if tag == "section"]
         assert anchors.index("finalists") + 1 == anchors.index("mistakes")

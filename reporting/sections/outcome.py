@@ -106,11 +106,12 @@ def _contenders(facts: Facts, best: FrozenTrial, confusion: list[list[int]], pic
         )
     if best.user_attrs.get("known_good"):
         text += "No trial of the search has beaten this recipe yet. "
-    if facts.test:
-        test = facts.test
+    if facts.retrained and facts.test:
+        if facts.retrained.trial != best.number:
+            text += f"Over several seeds {facts.retrained.name} was better. "
         text += (
-            f"Trained again on train and validation pictures, it named {percent(test['top1'])} of "
-            f"{plural(test['pictures'], 'test picture')} correctly. "
+            f"Trained again on train and validation pictures, it named {percent(facts.test['top1'])} of "
+            f"{plural(facts.test['pictures'], 'test picture')} correctly. "
         )
     text += f"Always saying the commonest class would reach {percent(floor)}."
     wide, narrow = drawn(

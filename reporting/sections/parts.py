@@ -55,6 +55,12 @@ class Facts:
         return next(iter(top(self.trials, 1)), None)
 
     @property
+    def chosen(self) -> FrozenTrial | None:
+        """The trial whose network comes out of the study: the one that was retrained, else the best."""
+        chosen = self.retrained and self.retrained.trial
+        return next((trial for trial in self.trials if trial.number == chosen), self.best)
+
+    @property
     def pictures(self) -> int | None:
         """Validation pictures that the best trial was measured on."""
         return analysis.pictures_of(self.confusion) if self.confusion else None
