@@ -208,5 +208,5 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
         attributes = facts.chosen.user_attrs
         size = (attributes.get("config") or {}).get("image_size")
         more = f"{attributes.get('parameters', 0) / 1e3:,.0f} thousand weights" + (f", {size} px" if size else "")
-        tiles.append((f"{attributes['flops'] / 1e6:,.0f} MFLOP", "a picture, the network that comes out", more))
+        tiles.append((f"{attributes['flops'] / 1e6:,.0f} MFLOP", f"a picture, trial {facts.chosen.number}", more))
     return tiles
