@@ -179,6 +179,7 @@ def asleep(begun: Begun, certain: Callable[[], bool], what: str) -> psutil.Proce
 
 
 @pytest.mark.long
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_killed_and_stopped_in_each_stage_it_equals_an_undisturbed_one(
     searched: Tiny, retrained: Tiny, tmp_path: Path
@@ -367,6 +368,7 @@ def test_a_folder_given_by_its_bare_name_is_found_from_anywhere(
     assert settings.recall(study.results, "tiny")[1].data == str(study.folder)
 
 
+@pytest.mark.long
 def test_an_official_test_part_is_the_test_part(tmp_path: Path) -> None:
     """As folders `train` and `test`; the same pictures by --test-data are the same study."""
     both = tmp_path / "pictures" / "both"
