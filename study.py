@@ -318,7 +318,7 @@ def run(
                     feasible=plan.feasible,
                     pictures=len(found.split.train),
                     pruned=first is not None,
-                    slot=slots[0],
+                    slots=slots,
                 )
                 screen.print_plan(
                     console, name, plan, limits.epochs, first, slots, wanted=coordinator.wanted, expected=expected

@@ -24,7 +24,7 @@ SMALL = replace(PROFILES["quick"].within(16), widths=(0.25, 0.25, 0.125), epochs
 
 def seconds(profile: Profile = SMALL, **changes: Any) -> float:
     named: dict[str, Any] = {"feasible": lambda price: True, "pictures": 100, "pruned": False} | changes
-    return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), slot=Slot(), **named)
+    return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), slots=[Slot()], **named)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_it_is_three_forward_passes_of_every_picture_in_every_epoch(
     profile = replace(SMALL, epochs=epochs)
     points = list(random_points(partial(suggest, profile=profile, classes=3), forecast.POINTS))
     mean = sum(config.cost.flops for config in points) / len(points)
-    assert seconds(profile) == pytest.approx(3 * mean * 100 * epochs / 1e9)
+    assert seconds(profile) == pytest.approx(3 * mean * 100 * epochs / 1e9 / forecast.STEPS_SHARE)
 
 
 def test_it_grows_with_pictures_and_views_and_shrinks_with_pruning(steady: Callable[[float], None]) -> None:
@@ -69,7 +69,7 @@ def test_what_is_over_the_budget_is_not_counted(steady: Callable[[float], None])
         return price.flops <= budget
 
     within = [value for value in flops if value <= budget]
-    assert seconds(feasible=feasible) == pytest.approx(3 * sum(within) / len(within) * 200 / 1e9)
+    assert seconds(feasible=feasible) == pytest.approx(3 * sum(within) / len(within) * 200 / 1e9 / forecast.STEPS_SHARE)
 
 
 def test_where_nothing_is_feasible_the_cheapest_stands_for_all(steady: Callable[[float], None]) -> None:
@@ -106,11 +106,11 @@ def test_where_a_gpus_memory_is_short_fewer_pictures_are_timed(monkeypatch: pyte
 
     monkeypatch.setattr(forecast, "_timed_steps", timed)
     config = next(random_points(partial(suggest, profile=replace(SMALL, batch_size=32), classes=3), 1))
-    assert forecast._flops_per_second(config, Slot(device="cuda:0")) == 1e12
+    assert forecast._flops_per_second(config, [Slot(device="cuda:0")]) == 1e12
     assert asked == [32, 16, 8]
 
 
 def test_the_rate_is_one_that_a_processor_can_have() -> None:
     config: Config = next(random_points(partial(suggest, profile=SMALL, classes=3), 1))
-    rate = forecast._flops_per_second(config, Slot())
+    rate = forecast._flops_per_second(config, [Slot(), Slot()])
     assert 1e7 < rate < 1e13
