@@ -229,7 +229,7 @@ def run(
     audit_pruner
         When the trials are done, train so many of the pruned ones to their end and say how often the pruner was wrong.
     seed
-        Seeds the search and every trial. One worker with one thread on a CPU repeats a study bit for bit.
+        Seeds the search and every trial. One worker on a CPU repeats a study bit for bit.
     storage
         The study's database, such as postgresql://user@host/name. By default an SQLite file in its folder.
     """

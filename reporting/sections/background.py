@@ -145,7 +145,7 @@ def _repeats(facts: Facts) -> str:
         "Each trial was trained by one thread of a CPU: with the same seed, versions and processor it gives the same "
         "numbers, bit for bit. "
         if exact
-        else "Several threads, or a GPU, add in any order: with the same seed a trial gives nearly the same numbers. "
+        else "Several threads, or a GPU, may add in another order: the same seed gives the same numbers, or nearly. "
     )
     if len({attributes.get("slot") for attributes in trained}) > 1:
         return each + "Several ran at once: what the sampler knew, and so what it chose, depends on which ended first."
