@@ -53,6 +53,7 @@ def struck(study: Tiny, seed: int, *, times: int, pause: float) -> Tally:
     return tally
 
 
+@pytest.mark.long
 def test_struck_at_random_it_equals_an_undisturbed_study(tiny: Tiny, tmp_path: Path) -> None:
     options = ("--workers", "1", "--trials", str(TRIALS))
     whole, broken = tiny.at(tmp_path / "whole", *options), tiny.at(tmp_path / "broken", *options)
