@@ -4,7 +4,7 @@
     python benchmarks/overhead.py --finished 1000 --trials 10 --starts 3
     python benchmarks/overhead.py --profile 40               # and the 40 functions that the coordinator spends most in
 
-A made-up study of so many finished trials (`report.py`) lies in SQLite. The real coordinator goes on with it, with its
+A made-up study of so many finished trials (`made_up.py`) lies in SQLite. The real coordinator goes on with it, with its
 sampler, pruner, database, cards, plots and screen, but with workers that train nothing: each epoch's metrics come at
 once. So all the time that passes is the coordinator's, and is divided by the trials that ended. The start is timed in
 processes of its own, from the opening of the study to its first job, in turns with Optuna's own load of all trials;
@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import optuna
 from measuring import Clock, drawn_pictures, machine, spread
 
+import search_space
 from data.cache import CacheHandle
 from data.catalog import Catalog, Split
 from model.training import EpochMetrics, Mistake
@@ -39,7 +40,7 @@ from reporting.console import Screen, make_console
 from reporting.study_card import StudyCard
 from reporting.trial_card import TrialCards
 from search_space import PROFILES, known_good, suggest
-from tuning import coordinator, sampling, scheduling, storage
+from tuning import sampling, scheduling, storage
 from tuning.coordinator import Coordinator, Plan, TrialEnded, TrialStarted, search
 from tuning.devices import Slot
 from tuning.folder import sqlite_url
@@ -165,7 +166,7 @@ def put_clock() -> Clock:
         (sampling.SeededTPESampler, "infer_relative_search_space", "sample"),
         (sampling.SeededTPESampler, "sample_relative", "sample"),
         (sampling.SeededTPESampler, "sample_independent", "sample"),
-        (coordinator, "cost", "flops"),
+        (search_space, "cost", "flops"),
         (Coordinator, "_fulfilled", "fulfilled"),
         (Coordinator, "_remove_checkpoints", "checkpoints"),
     ):
