@@ -11,7 +11,6 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def write(study: optuna.Study, folder: Path, *, places: str | None = None, words
     Whatever `folder` lacks - histories, the data report, finalists, a test result - is left out of the page.
     Raises StudyError where the folder cannot be written, or has a retrained.json that is none.
     """
-    facts = replace(read(study, folder), places=places, words=words)
+    facts = read(study, folder, places=places, words=words)
     plots.write(facts.trials, folder / "plots", name=facts.name, important=facts.importances)
     report = folder / "report.html"
     text = render(facts, now=datetime.now())
@@ -51,8 +50,8 @@ def write(study: optuna.Study, folder: Path, *, places: str | None = None, words
     return report
 
 
-def read(study: optuna.Study, folder: Path) -> Facts:
-    """Everything that the report needs, from the study and the files beside it."""
+def read(study: optuna.Study, folder: Path, *, places: str | None = None, words: Sequence[str] | None = None) -> Facts:
+    """Everything that the report needs, from the study and the files beside it; the rest as `write` has it."""
     trials = study.get_trials(deepcopy=False)
     data = _lines(folder / "data_report.csv")
     best = next(iter(top(trials, 1)), None)
@@ -74,6 +73,8 @@ def read(study: optuna.Study, folder: Path) -> Facts:
         importances=importances(trials),
         gallery=_gallery(study, best, folder / "artifacts") if best is not None else None,
         audit=audit.read(study, study._storage),  # pyright: ignore[reportPrivateUsage]
+        places=places,
+        words=words,
     )
 
 
