@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from data.cache import CacheHandle
     from data.catalog import Catalog, Split
     from search_space import Config, Profile
+    from selection.fixed_runs import FixedRun, Trained
     from tuning.devices import Slot
-    from tuning.fixed_runs import FixedRun, Trained
     from tuning.searched import Searched
 
 HERE = Path(__file__).resolve().parent
@@ -233,13 +233,14 @@ def run(
     storage
         The study's database, such as postgresql://user@host/name. By default an SQLite file in its folder.
     """
+    from commands import console as screen
+    from commands import results as finals
     from data.sources import NAMES
-    from reporting import console as screen
-    from reporting import finals
-    from reporting.study_card import StudyCard
-    from reporting.trial_card import TrialCards
+    from reporting.study_note import StudyCard
+    from reporting.trial_note import TrialCards
     from search_space import known_good, suggest
-    from tuning import audit, devices, forecast, identity, sampling, scheduling
+    from selection import pruner_audit as audit
+    from tuning import devices, forecast, identity, sampling, scheduling
     from tuning import storage as stored
     from tuning.coordinator import Coordinator, Ending, Plan, search
     from tuning.folder import study_folder
@@ -378,11 +379,12 @@ def retrain(
     look_again
         Look at the test part although other networks have been tested on it before, which flatters the better ones.
     """
-    from reporting import console as screen
-    from reporting import finals
-    from reporting.study_card import show_finalists
-    from tuning import devices, retraining
-    from tuning import finalists as best
+    from commands import console as screen
+    from commands import results as finals
+    from reporting.study_note import show_finalists
+    from selection import finalists as best
+    from selection import retraining
+    from tuning import devices
     from tuning import storage as stored
 
     console = screen.make_console()
@@ -438,13 +440,13 @@ def export(
 
     A study that has not been retrained gives its best trial, untested. Each format is proven before it is kept.
     """
+    from commands import console as screen
+    from commands import results as finals
     from data.cache import open_part
-    from model.bundle import Bundle, BundleError
-    from model.formats import publish
-    from reporting import console as screen
-    from reporting import finals
+    from model.export.bundle import Bundle, BundleError
+    from model.export.formats import publish
     from search_space import Config
-    from tuning import retraining
+    from selection import retraining
     from tuning import storage as stored
     from tuning.environment import processor, versions
 
@@ -526,9 +528,9 @@ def predict(
     as_csv
         CSV instead of a table.
     """
-    from model.bundle import BundleError
+    from commands import predictions
+    from model.export.bundle import BundleError
     from model.predict import Classifier, PredictError, Prediction, pictures_in
-    from reporting import predictions
     from tuning import devices
     from tuning.settings import recall
 
@@ -581,7 +583,7 @@ def report(
     results: ResultsOption = HERE / "results",
 ) -> None:
     """Write what a study has found into report.html, one page that opens offline, and interactive plots beside it."""
-    from reporting import console as screen
+    from commands import console as screen
     from reporting import page
     from tuning.storage import explained
 
@@ -617,7 +619,7 @@ def dashboard(
     import warnings
     import webbrowser
 
-    from reporting import console as screen
+    from commands import console as screen
     from reporting import dashboard as served
 
     console = screen.make_console()
@@ -655,7 +657,7 @@ def check_data(
     cache
         Where the scan is remembered. By default the user's cache folder.
     """
-    from reporting import console as screen
+    from commands import console as screen
 
     console = screen.make_console()
     pictures = _read(console, data, test_data, _cache(cache), None)
@@ -679,7 +681,7 @@ def clean(
         What to remove, by the names that this command lists, without asking; with a study goes its exported bundle.
         Without any, nothing is removed.
     """
-    from reporting import console as screen
+    from commands import console as screen
     from tuning import cleaning
 
     console = screen.make_console()
@@ -705,8 +707,8 @@ class _Found:
 
 def _read(console: Console, data: str, test_data: Path | None, cache: Path, limit: int | None) -> _Found:
     """Source -> catalog -> split."""
+    from commands.console import track
     from data import catalog, sources
-    from reporting.console import track
 
     source = sources.resolve(data, cache_dir=cache, pictures=limit, test_data=test_data, track=track(console))
     scanned = catalog.scan(source, cache_dir=cache, track=track(console))
@@ -718,8 +720,8 @@ def _read(console: Console, data: str, test_data: Path | None, cache: Path, limi
 
 
 def _decode(console: Console, pictures: _Found, sizes: tuple[int, ...], cache: Path) -> CacheHandle:
+    from commands.console import track
     from data.cache import build
-    from reporting.console import track
 
     return build(pictures.catalog, pictures.split, sizes, cache_dir=cache, track=track(console))
 
@@ -782,9 +784,9 @@ class _Trainer:
 
     def __call__(self, kind: str, metric: str, runs: list[FixedRun]) -> Trained:
         """In the study's sibling of this kind; returns the trial of each run. Leaves the program when interrupted."""
-        from reporting import console as screen
-        from reporting.trial_card import TrialCards
-        from tuning import fixed_runs
+        from commands import console as screen
+        from reporting.trial_note import TrialCards
+        from selection import fixed_runs
         from tuning.coordinator import Coordinator, Plan
         from tuning.folder import study_folder
         from tuning.scheduling import PrunerScheduler
@@ -884,7 +886,7 @@ def main() -> None:
     except (DataError, StudyError) as error:
         message = str(error)
     except CycloptsError as error:
-        from reporting.mistyped import rule
+        from commands.mistyped import rule
         from tuning.storage import without_password
 
         message = without_password(rule(error, app))

@@ -22,8 +22,8 @@ import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 import torch
 
 from benchmarks.measuring import machine, spread
-from model.bundle import WEIGHTS, Bundle, load
-from model.formats import ONNX, TORCH, Deployed, publish
+from model.export.bundle import WEIGHTS, Bundle, load
+from model.export.formats import ONNX, TORCH, Deployed, publish
 from model.network import ModelConfig, MushroomCNN, cost
 
 BATCHES = (1, 32)

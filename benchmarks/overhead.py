@@ -33,12 +33,12 @@ import optuna
 from measuring import Clock, drawn_pictures, machine, spread
 
 import search_space
+from commands.console import Screen, make_console
 from data.cache import CacheHandle
 from data.catalog import Catalog, Split
 from model.training import EpochMetrics, Mistake
-from reporting.console import Screen, make_console
-from reporting.study_card import StudyCard
-from reporting.trial_card import TrialCards
+from reporting.study_note import StudyCard
+from reporting.trial_note import TrialCards
 from search_space import PROFILES, known_good, suggest
 from tuning import sampling, scheduling, storage
 from tuning.coordinator import Coordinator, Plan, TrialEnded, TrialStarted, search
@@ -258,7 +258,7 @@ def main() -> None:
     if chosen.start:
         start(Path(chosen.start[1]), chosen.start[0])
         return
-    from benchmarks.made_up import fill
+    from tests.stress.made_up_studies import fill
 
     print(machine())
     tables: dict[int, Clock] = {}

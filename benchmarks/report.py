@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.made_up import fill
+from tests.stress.made_up_studies import fill
 from tuning.folder import sqlite_url
 
 

@@ -39,9 +39,9 @@ class Ours:
 
     def __init__(self, folder: Path, profile: Profile, trials: int, *, pruner: str, searches: bool) -> None:
         """`searches`: whether it chooses its configurations; else they are enqueued, in time."""
-        from reporting.console import Screen, make_console
-        from reporting.study_card import StudyCard
-        from reporting.trial_card import TrialCards
+        from commands.console import Screen, make_console
+        from reporting.study_note import StudyCard
+        from reporting.trial_note import TrialCards
         from tuning import sampling, scheduling, storage
         from tuning.coordinator import Coordinator, Plan, search
         from tuning.devices import slots

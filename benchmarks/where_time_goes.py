@@ -113,7 +113,7 @@ def measure(trials: int, epochs: int | None, count: int | None) -> None:
     from measuring import config_of, drawn_pictures, machine, points
 
     from model.training import EpochMetrics
-    from reporting.trial_card import TrialCards
+    from reporting.trial_note import TrialCards
     from search_space import PROFILES, suggest
     from tuning import sampling, scheduling, storage
     from tuning.coordinator import Coordinator, Plan, TrialAdvanced, TrialEnded, search

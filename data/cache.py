@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from data import DataError, Track, no_track
 from data.catalog import Catalog, Picture, Split
-from data.verdicts import write_whole
+from data.file_checks import write_whole
 from model.files import printable
 from model.preprocessing import PictureError, load_square
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError, Track, near_duplicates, no_track
+from data.file_checks import THUMBNAIL, Entry, Look, Verdict, examine, walk, write_whole
 from data.sources import Source, cell, class_folders
-from data.verdicts import THUMBNAIL, Entry, Look, Verdict, examine, walk, write_whole
 from model.files import printable
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
 

@@ -3,8 +3,14 @@
 import errno
 import os
 import stat
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+
+UNFINISHED = ".part"
+"""Suffix of a file that is still being written; one that stays behind was left by a killed process."""
 
 
 def open_regular(path: Path, limit: int) -> BufferedReader:
@@ -20,6 +26,20 @@ def open_regular(path: Path, limit: int) -> BufferedReader:
         file.close()
         raise
     return file
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yield a temporary path beside `path` and rename it to `path` at the end: a file that is there is whole.
+
+    Nothing is left behind, and `path` is unchanged, when the body raises. Raises OSError.
+    """
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def printable(text: str | Path) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.bundle import Bundle, load
+from model.export.bundle import Bundle, load
 from model.files import is_hidden, printable
 from model.network import MushroomCNN
 from model.preprocessing import SUFFIXES, PictureError, load_square, normalise
@@ -61,7 +61,7 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "Classifier":
-        """Reads a bundle. Raises BundleError (a model.bundle error) or PredictError where torch has no such device."""
+        """Reads a bundle. Raises BundleError or PredictError where torch has no such device."""
         bundle, network = load(Path(folder))
         try:
             return cls(bundle, network, torch.device(device))

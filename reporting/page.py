@@ -25,10 +25,10 @@ from reporting import analysis, plots
 from reporting.importance import importances
 from reporting.sections import SECTIONS
 from reporting.sections.parts import Facts, duration, listed, percent, plural, whole_percent
-from reporting.trial_card import GALLERY
-from tuning import audit
+from reporting.trial_note import GALLERY
+from selection import pruner_audit as audit
+from selection.retraining import Winner
 from tuning.folder import replace_file, trial_directory
-from tuning.retraining import Winner
 from tuning.storage import IDENTITY, counts, top
 
 HERE = Path(__file__).resolve().parent

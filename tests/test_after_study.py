@@ -24,11 +24,12 @@ from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
 from studies import EPOCHS, HERE, Begun, Finished, Tiny, prepare, run_here, steady_threads
 
-from benchmarks.sameness import essence
 from data.cache import open_part
-from model import formats
-from model.bundle import load
-from tuning import looks, settings
+from model.export import formats
+from model.export.bundle import load
+from selection import test_set_uses as looks
+from tests.stress.sameness import essence
+from tuning import settings
 from tuning.folder import sqlite_url
 from tuning.storage import sole_coordinator
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from test_page import HOSTILE, NAMES, hostile
 
-from benchmarks.made_up import made_up_study, made_up_trials, write_files, write_finals
 from reporting import page
+from tests.stress.made_up_studies import made_up_study, made_up_trials, write_files, write_finals
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.bundle import CONFIG, FORMAT, MAX_CONFIG, WEIGHTS, Bundle, BundleError, load, save, seal, verify
+from model.export.bundle import CONFIG, FORMAT, MAX_CONFIG, WEIGHTS, Bundle, BundleError, load, save, seal, verify
 from model.network import ModelConfig, MushroomCNN
 from model.plain_json import MAX_DEPTH
 from model.preprocessing import VERSION

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from model.bundle import Bundle
-from model.card import MATRIX_CLASSES, Latency, Parity, Results, card, with_onnxruntime
+from model.export.bundle import Bundle
+from model.export.card import MATRIX_CLASSES, Latency, Parity, Results, card, with_onnxruntime
 from model.files import printable
 from model.network import ModelConfig, cost
 

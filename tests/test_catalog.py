@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
 from PIL import Image, ImageEnhance
 
-from data import DataError, near_duplicates, verdicts
+from data import DataError, near_duplicates
+from data import file_checks as verdicts
 from data.catalog import MIN_KEPT, PART_SHARES, Catalog, Picture, Verdict, scan, split
 from data.sources import Source, resolve
 

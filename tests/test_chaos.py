@@ -1,4 +1,4 @@
-"""Whole studies under random signals: what `benchmarks/chaos.py` does for an hour, for half a minute.
+"""Whole studies under random signals: what `tests/stress/chaos.py` does for an hour, for half a minute.
 
 The signals and their moments are drawn from a seed; on what they fall depends on the machine, what must come out does
 not.
@@ -18,9 +18,9 @@ from studies import HERE, Tiny, one_core, prepare, steady_threads
 if os.name == "nt":
     pytest.skip("signals are POSIX's", allow_module_level=True)
 
-from benchmarks.chaos import Epochs, faults
-from benchmarks.monkey import Tally, disturb, strikes
-from benchmarks.sameness import essence
+from tests.stress.chaos import Epochs, faults
+from tests.stress.monkey import Tally, disturb, strikes
+from tests.stress.sameness import essence
 
 TRIALS = 5
 

@@ -11,9 +11,9 @@ from optuna.trial import TrialState
 from pictures import class_folders, flawed_folder, picture
 from rich.console import Console
 
+from commands import console as screen
 from data import catalog, sources
 from model.training import EpochMetrics
-from reporting import console as screen
 from search_space import PROFILES, Config, known_good, suggest
 from tuning.coordinator import Ending, Plan, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
 from tuning.devices import Slot

@@ -17,9 +17,9 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.trial import TrialState
 from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
 
-from benchmarks.sameness import essence
 from model.training import EpochMetrics
 from search_space import Config, known_good, suggest
+from tests.stress.sameness import essence
 from tuning import StudyError
 from tuning.coordinator import UNCOUNTED_IN_A_ROW, Ending, TrialAdvanced, TrialStarted
 from tuning.devices import Slot

@@ -27,14 +27,14 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 from studies import Begun, Tiny, prepare, recorded, run_here, steady_threads, until
-from test_trial_card import HOSTILE, record
+from test_trial_note import HOSTILE, record
 
-from benchmarks.made_up import careless_storage, made_up_study, made_up_trials
 from data import catalog, sources
 from reporting.dashboard import PORT
-from reporting.study_card import StudyCard
-from reporting.trial_card import TrialCards
+from reporting.study_note import StudyCard
+from reporting.trial_note import TrialCards
 from search_space import PROFILES
+from tests.stress.made_up_studies import careless_storage, made_up_study, made_up_trials
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

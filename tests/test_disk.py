@@ -23,10 +23,10 @@ from pictures import picture
 from PIL import Image
 from studies import HERE, TINY, Finished, Tiny, advanced, prepare, run_here, steady_threads, until
 
-from benchmarks.sameness import essence
 from data import catalog, sources
 from data.cache import CacheHandle, build
 from model.training import EpochMetrics
+from tests.stress.sameness import essence
 from tuning import StudyError
 from tuning.coordinator import Ending
 from tuning.folder import sqlite_url

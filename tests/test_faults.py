@@ -17,9 +17,9 @@ import pytest
 from pictures import class_folders
 from studies import HERE, PATIENCE, Begun, Tiny, advanced, gone, one_core, prepare, until
 
-from benchmarks.sameness import essence
 from model import checkpoint
 from model.training import EpochMetrics
+from tests.stress.sameness import essence
 from tuning import StudyError, storage
 from tuning.coordinator import TrialStarted
 from tuning.devices import Slot

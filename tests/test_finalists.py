@@ -17,11 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 from studies import config, recorded
 
 from search_space import Config
-from tuning import StudyError, finalists, fixed_runs
+from selection import finalists, fixed_runs
+from selection.finalists import BASELINE, Candidate, Standing, ranked
+from selection.fixed_runs import FixedRun
+from tuning import StudyError
 from tuning.devices import Slot
 from tuning.environment import commit, differences, environment, versions
-from tuning.finalists import BASELINE, Candidate, Standing, ranked
-from tuning.fixed_runs import FixedRun
 from tuning.folder import sqlite_url
 from tuning.jobs import Assignment
 from tuning.storage import IDENTITY, Outcome

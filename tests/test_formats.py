@@ -18,9 +18,9 @@ import torch
 from pictures import class_folders, picture
 from PIL import Image
 
-from model import formats
-from model.bundle import CONFIG, WEIGHTS, Bundle, BundleError, load, save, verify
-from model.formats import (
+from model.export import formats
+from model.export.bundle import CONFIG, WEIGHTS, Bundle, BundleError, load, save, verify
+from model.export.formats import (
     ANY_SIZE,
     CARD,
     GREY_LEVELS,

@@ -28,7 +28,8 @@ from pictures import class_folders, picture, png_claiming
 from PIL import Image
 from studies import HERE, Tiny, config, prepare, run_here, steady_threads
 
-from data import DataError, verdicts
+from data import DataError
+from data import file_checks as verdicts
 from data.cache import CacheHandle, open_part
 from data.catalog import Catalog, scan, split
 from data.sources import LONGEST, cell, resolve
@@ -36,8 +37,8 @@ from model import checkpoint, preprocessing
 from model.predict import pictures_in
 from model.preprocessing import MAX_BYTES, PictureError, load_square, open_picture
 from search_space import Config
+from selection.retraining import Winner
 from tuning import StudyError
-from tuning.retraining import Winner
 from tuning.settings import FILE, recall
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
@@ -242,7 +243,7 @@ def test_a_picture_that_memory_does_not_hold_is_refused_and_looked_at_again(tmp_
 import resource, sys
 from pathlib import Path
 import psutil
-from data import verdicts
+from data import file_checks as verdicts
 here = Path(sys.argv[1])
 entries = list(verdicts.walk(here, {"a": here / "a"}, within=(here,)))
 room = psutil.Process().memory_info().vms + 200_000_000

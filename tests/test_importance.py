@@ -11,9 +11,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.made_up import made_up_study, made_up_trials
 from reporting.analysis import reached, trained
 from reporting.importance import FEWEST, importances
+from tests.stress.made_up_studies import made_up_study, made_up_trials
 
 SPACE = {
     "matters": FloatDistribution(1e-4, 1e-1, log=True),

@@ -13,13 +13,13 @@ import pytest
 import studies
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.made_up import CLASSES, made_up_study, made_up_trials, write_files, write_finals
 from data import catalog, sources
 from reporting import page
 from reporting.sections import background, outcome
 from reporting.sections.parts import Facts
 from search_space import known_good
-from tuning.retraining import best_so_far
+from selection.retraining import best_so_far
+from tests.stress.made_up_studies import CLASSES, made_up_study, made_up_trials, write_files, write_finals
 from tuning.storage import Outcome, counts
 
 HOSTILE = '<script>alert("1")</script>'

@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.made_up import made_up_study, made_up_trials
 from reporting import analysis, plots
 from reporting.importance import importances
+from tests.stress.made_up_studies import made_up_study, made_up_trials
 
 HOSTILE = '</script><script>alert("1")</script><b>bold</b>'
 KEYS = ["cost", "curves", "history", "importances", "parallel", "slices"]

@@ -16,7 +16,7 @@ from pictures import FLAWED, NAMES, class_folders, flawed_folder
 
 from data import cache, catalog, sources
 from data.batches import EvaluationBatches
-from model.bundle import Bundle, load, save
+from model.export.bundle import Bundle, load, save
 from model.network import ModelConfig, MushroomCNN
 from model.predict import Classifier, PredictError, Prediction, pictures_in
 from model.preprocessing import load_square

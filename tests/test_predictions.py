@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from commands.predictions import WIDEST, write_csv, write_json, write_table
 from model.predict import Prediction
-from reporting.predictions import WIDEST, write_csv, write_json, write_table
 
 CLASSES = ("Agaricus", "Boletus", "Röhrling")
 GOOD = Prediction(path=Path("a/good.jpg"), classes=(("Boletus", 0.75), ("Agaricus", 0.25)))

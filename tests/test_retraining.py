@@ -16,20 +16,21 @@ import torch
 from optuna.trial import FrozenTrial
 from studies import ThreadWorkers, Tiny, config, one_core, prepare, recorded
 
+from commands.console import make_console
+from commands.results import print_replay
 from data.batches import EvaluationBatches, TrainingBatches
 from data.cache import Part, PartName, open_part
 from model import checkpoint, metrics
 from model.network import MushroomCNN
 from model.preprocessing import normalise
 from model.training import EpochMetrics, fit, lr_at
-from reporting.console import make_console
-from reporting.finals import print_replay
 from search_space import Config
-from tuning import StudyError, finalists, fixed_runs, retraining
+from selection import finalists, fixed_runs, retraining
+from selection.finalists import Candidate, Standing
+from selection.fixed_runs import FixedRun, weights
+from selection.retraining import Bench, Finals, Winner
+from tuning import StudyError
 from tuning.coordinator import Coordinator, Plan
-from tuning.finalists import Candidate, Standing
-from tuning.fixed_runs import FixedRun, weights
-from tuning.retraining import Bench, Finals, Winner
 from tuning.scheduling import PrunerScheduler
 from tuning.storage import IDENTITY, Outcome
 

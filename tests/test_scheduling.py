@@ -10,8 +10,8 @@ import pytest
 from optuna.trial import TrialState
 from studies import Tiny, outcomes, prepare
 
-from benchmarks.sameness import essence
 from model.training import EpochMetrics
+from tests.stress.sameness import essence
 from tuning.coordinator import TrialPaused
 from tuning.scheduling import PRUNERS, Decision, PrunerScheduler, warmup_epochs
 from tuning.storage import Outcome

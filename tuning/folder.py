@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from model.files import replacing
 from tuning import StudyError
 
 
@@ -51,17 +51,14 @@ def trial_directory(folder: Path, number: int) -> Path:
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path` and renames it into place. Raises StudyError where it cannot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(temporary)
-        temporary.replace(path)
+        with replacing(path) as unfinished:
+            write(unfinished)
     except OSError as error:
         raise StudyError(
-            f"a study writes into its folder, but {path} cannot be written ({error.strerror or error}); free or mend "
-            "the disk, and the same command goes on"
+            f"cannot write {path} ({error.strerror or error}): free or repair the disk, then run the same command "
+            "again to resume"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_file(path: Path) -> None:

@@ -14,8 +14,8 @@ from reporting import analysis, charts
 from reporting.charts import Axis, Dot
 from reporting.drawing import number
 from reporting.importance import Importances
-from tuning.audit import Verdict
-from tuning.retraining import Winner
+from selection.pruner_audit import Verdict
+from selection.retraining import Winner
 from tuning.storage import Outcome, top
 
 

@@ -25,7 +25,7 @@ from reporting.sections.parts import (
     points,
     whole_percent,
 )
-from tuning.audit import Verdict
+from selection.pruner_audit import Verdict
 from tuning.storage import Outcome, counts
 
 DRAWN = 800

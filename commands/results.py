@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from model.formats import Published
-from reporting.console import percent
-from tuning.audit import Verdict
+from commands.console import percent
+from model.export.formats import Published
+from selection.finalists import Standing
+from selection.pruner_audit import Verdict
+from selection.retraining import Winner, same_curve
+from selection.test_set_uses import Look
 from tuning.environment import differences, sums_in_order
-from tuning.finalists import Standing
-from tuning.looks import Look
-from tuning.retraining import Winner, same_curve
 
 
 def print_replay(console: Console, trial: FrozenTrial, again: FrozenTrial) -> None:

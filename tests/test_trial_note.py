@@ -32,8 +32,8 @@ from model.files import printable
 from model.network import MushroomCNN
 from model.preprocessing import normalise
 from model.training import MISTAKES, EpochMetrics, Mistake, evaluate
-from reporting import sketches
-from reporting.trial_card import COLUMNS, GAP, SIDE, TrialCards, as_text, note
+from reporting import svg as sketches
+from reporting.trial_note import COLUMNS, GAP, SIDE, TrialCards, as_text, note
 from search_space import Config
 from tuning.coordinator import Coordinator, Plan, TrialRecord, search
 from tuning.jobs import Assignment

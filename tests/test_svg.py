@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reporting import sketches
+from reporting import svg as sketches
 from reporting.drawing import BLUE, GREEN, RED, short
 
 SVG = "{http://www.w3.org/2000/svg}"

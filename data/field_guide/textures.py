@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from data.specimens import Floats, Specimen, smooth
+from data.field_guide.specimens import Floats, Specimen, smooth
 
 TILE = 512
 """Side of the noise tables."""

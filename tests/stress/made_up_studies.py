@@ -20,11 +20,11 @@ import sqlalchemy.event
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.measuring import Point
-from data.verdicts import Verdict
+from data.file_checks import Verdict
 from search_space import PROFILES, Config, known_good, suggest
+from selection.retraining import best_so_far
 from tuning.folder import sqlite_url
 from tuning.identity import describe_space
-from tuning.retraining import best_so_far
 from tuning.storage import IDENTITY, METRIC, Outcome
 
 CLASSES = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus")

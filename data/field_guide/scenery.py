@@ -1,6 +1,6 @@
 """Composes one picture: ground and far background, shadows, mushrooms, what hides them, and the camera.
 
-backdrop (Pillow) -> shadows and mushrooms (`data.mushrooms.paint`), the far ones first, each with blades at its foot ->
+backdrop (Pillow) -> shadows and mushrooms (`mushrooms.paint`), the far ones first, each with blades at its foot ->
 reduced from one and a half times its side -> foreground -> camera (exposure, blur, grain). Places and sizes are shares
 of the side, so that every size shows the same scene.
 """
@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.mushrooms import Light, View, paint
-from data.specimens import Floats, Genus, Specimen, colour, grow
-from data.textures import cloud
+from data.field_guide.mushrooms import Light, View, paint
+from data.field_guide.specimens import Floats, Genus, Specimen, colour, grow
+from data.field_guide.textures import cloud
 
 Rng = np.random.Generator
 

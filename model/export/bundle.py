@@ -66,7 +66,7 @@ class Bundle:
     provenance: dict[str, Any]
     """Where it comes from, as plain JSON: study, trial, data fingerprint, versions, …; shown, and never acted upon."""
     results: dict[str, Any] | None
-    """What the one look at the test part gave, as `model.card.Results`; None: never tested."""
+    """What the one look at the test part gave, as `model.export.card.Results`; None: never tested."""
 
     def __post_init__(self) -> None:
         for name in cast(tuple[object, ...], self.classes):

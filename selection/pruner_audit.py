@@ -13,8 +13,8 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from search_space import Config
+from selection.fixed_runs import FixedRun
 from tuning import StudyError
-from tuning.fixed_runs import FixedRun
 from tuning.jobs import Assignment
 from tuning.storage import IDENTITY, Outcome, counts, top
 

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from data import Track
 from data.catalog import Catalog, Split
-from data.verdicts import Verdict
+from data.file_checks import Verdict
 from model.files import printable
 from model.training import EpochMetrics
 from tuning.cleaning import Item

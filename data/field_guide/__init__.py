@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from data import DataError, Track, no_track
-from data.scenery import compose
-from data.specimens import Genus
+from data.field_guide.scenery import compose
+from data.field_guide.specimens import Genus
 
 GENERA: dict[str, int] = {
     "Agaricus": 353, "Amanita": 750, "Boletus": 1073, "Cortinarius": 836, "Entoloma": 364,

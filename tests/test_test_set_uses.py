@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from selection.test_set_uses import FILE, by_others, count, have_looked, looks
 from tuning import StudyError
-from tuning.looks import FILE, by_others, count, have_looked, looks
 
 
 def test_a_look_is_counted_once_per_set_of_networks(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from data.specimens import STEPS, Floats, Specimen, smooth
-from data.textures import BARKS, SKINS, cloud, gills, grain, pores, spots, wave
+from data.field_guide.specimens import STEPS, Floats, Specimen, smooth
+from data.field_guide.textures import BARKS, SKINS, cloud, gills, grain, pores, spots, wave
 
 MILK, VOLVA, SOIL, FLESH = np.array(
     [(0.97, 0.96, 0.9), (0.93, 0.91, 0.84), (0.3, 0.24, 0.17), (0.9, 0.86, 0.76)], np.float32

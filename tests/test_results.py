@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 from studies import config, recorded
 
-from model.card import Latency, Parity
-from model.formats import Published
-from reporting import finals
-from tuning.finalists import Candidate, Standing
-from tuning.looks import Look
-from tuning.retraining import Winner
+from commands import results as finals
+from model.export.card import Latency, Parity
+from model.export.formats import Published
+from selection.finalists import Candidate, Standing
+from selection.retraining import Winner
+from selection.test_set_uses import Look
 from tuning.storage import Outcome
 
 CHOSEN = Candidate(name="trial 3", trial=3, config=config(), recorded=0.9, epoch_seconds=1.0)

@@ -1,7 +1,7 @@
 """Whether memory grows over a long study: resident bytes of coordinator and workers over many short trials.
 
-    python benchmarks/leak.py
-    python benchmarks/leak.py --trials 230 --workers 2 -- --pruner none
+    python tests/stress/leak.py
+    python tests/stress/leak.py --trials 230 --workers 2 -- --pruner none
 
 A real study of few small built-in pictures, two epochs a trial, in a temporary folder. Every process is looked at twice
 a second. The first quarter of the trials after a warm-up is compared with the last one, by medians: a row per process,

@@ -18,11 +18,11 @@ from optuna_dashboard import save_note
 from optuna_dashboard.artifact import get_artifact_path
 from PIL import Image, ImageDraw, ImageFont
 
+from commands.console import duration, percent
 from data.cache import CacheHandle, open_part
 from model.files import printable
 from model.training import EpochMetrics
-from reporting import sketches
-from reporting.console import duration, percent
+from reporting import svg as sketches
 from reporting.drawing import short
 from tuning.coordinator import TrialRecord
 

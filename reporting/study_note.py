@@ -15,12 +15,12 @@ import optuna
 import plotly.graph_objects as go
 from optuna_dashboard import save_note, save_plotly_graph_object
 
+from commands.console import percent
 from data.catalog import Catalog, Split
 from reporting import analysis, plots
-from reporting.console import percent
 from reporting.drawing import BLUE, RED
 from reporting.importance import importances
-from reporting.trial_card import as_text
+from reporting.trial_note import as_text
 from search_space import Profile
 from tuning.coordinator import Happening, TrialEnded
 from tuning.storage import IDENTITY, Outcome, counts, top

@@ -24,12 +24,13 @@ from model import checkpoint, metrics, plain_json
 from model.files import printable, why
 from model.network import MushroomCNN
 from search_space import Config
-from tuning import StudyError, looks
-from tuning.finalists import Candidate, Standing, candidates
-from tuning.fixed_runs import FixedRun, weights
+from selection import test_set_uses as looks
+from selection.finalists import Candidate, Standing, candidates
+from selection.fixed_runs import FixedRun, weights
+from selection.test_set_uses import Look
+from tuning import StudyError
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
-from tuning.looks import Look
 from tuning.searched import Searched
 from tuning.storage import Outcome, counts
 

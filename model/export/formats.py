@@ -30,8 +30,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from model.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, empty, load, save, seal, verify, write
-from model.card import Latency, Parity, card
+from model.export.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, empty, load, save, seal, verify, write
+from model.export.card import Latency, Parity, card
 from model.files import printable
 from model.network import MushroomCNN
 from model.preprocessing import MAX_PIXELS, MIN_SIDE, normalise, to_square
@@ -328,7 +328,7 @@ def across_then_down(image: Image.Image, size: int) -> Pictures:
 _WRITE = """
 import sys
 from pathlib import Path
-from model.formats import write_graphs
+from model.export.formats import write_graphs
 write_graphs(Path(sys.argv[1]))
 """
 
@@ -346,7 +346,7 @@ _READERS = {
 import sys
 from pathlib import Path
 import numpy as np, torch
-from model.bundle import load
+from model.export.bundle import load
 from model.preprocessing import normalise
 bundle, network = load(Path(sys.argv[1]).parent)
 def read(pictures):

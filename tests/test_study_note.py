@@ -20,12 +20,12 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from pictures import NAMES, class_folders
 from studies import recorded
 
-from benchmarks.made_up import made_up_study, made_up_trials, write_finals
 from data import catalog, sources
 from data.catalog import Catalog
 from model.files import printable
-from reporting.study_card import EVERY, SHARE, SHOWN_CLASSES, StudyCard, show_finalists
+from reporting.study_note import EVERY, SHARE, SHOWN_CLASSES, StudyCard, show_finalists
 from search_space import PROFILES
+from tests.stress.made_up_studies import made_up_study, made_up_trials, write_finals
 from tuning.coordinator import TrialEnded
 from tuning.storage import Outcome
 

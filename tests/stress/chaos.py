@@ -1,7 +1,7 @@
 """Studies that are killed again and again: this program's, and the plain way's, over the same pictures.
 
-    python benchmarks/chaos.py --kills 300
-    nice python benchmarks/chaos.py --kills 300 --plain-kills 100 --at-once 2 --sleep 180
+    python tests/stress/chaos.py --kills 300
+    nice python tests/stress/chaos.py --kills 300 --plain-kills 100 --at-once 2 --sleep 180
 
 A study of 40 small trials is run undisturbed. Then it is run anew, and killed, interrupted and put to sleep at random
 moments drawn from a seed, and started again whenever it has ended, until it ends by itself; and so on with the next
@@ -29,19 +29,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.monkey import Kind, Tally, disturb, strikes
-from benchmarks.sameness import essence
 from data.field_guide import GENERA, draw
 from model import checkpoint
+from tests.stress.monkey import Kind, Tally, disturb, strikes
+from tests.stress.sameness import essence
 from tuning.coordinator import KEPT_CHECKPOINTS
 from tuning.storage import counts
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES, EACH, SIDE = 4, 14, 32
 """Classes, pictures of each, and their side in pixels: an epoch takes a fraction of a second."""
 LIMIT = 1800.0
@@ -73,14 +73,20 @@ class Plan:
 
     def command(self, results: Path, seed: int) -> list[str]:
         """The command line of a study."""
-        words = [sys.executable, str(HERE.parent / "study.py"), "--data", str(self.pictures), "--device", "cpu"]
+        words = [sys.executable, str(ROOT / "study.py"), "--data", str(self.pictures), "--device", "cpu"]
         words += ["--cache", str(self.cache), "--results", str(results), "--study", "chaos", "--profile", "quick"]
         words += ["--epochs", str(self.epochs), "--trials", str(self.trials), "--workers", str(self.workers)]
         return [*words, "--seed", str(seed)]
 
     def plain(self, results: Path) -> list[list[str]]:
         """The two processes of the plain way."""
-        words = [sys.executable, str(HERE / "plain_optuna.py"), str(self.pictures), "--cache", str(self.cache)]
+        words = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "plain_optuna.py"),
+            str(self.pictures),
+            "--cache",
+            str(self.cache),
+        ]
         words += ["--storage", f"sqlite:///{results / 'plain.db'}"]
         words += ["--trials", str(self.trials), "--epochs", str(self.epochs)]
         return [words, words]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict, cast
 
-from model.bundle import Bundle
+from model.export.bundle import Bundle
 from model.files import printable
 from model.network import cost
 

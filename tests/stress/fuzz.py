@@ -1,7 +1,7 @@
 """Feeds damaged files to every loader that reads what a stranger may have made, led by the code that they reach.
 
     pip install -e ".[fuzz]"
-    python benchmarks/fuzz.py --target pictures --seconds 300
+    python tests/stress/fuzz.py --target pictures --seconds 300
 
 small valid files -> atheris (libFuzzer) cuts, splices and flips them, keeps what reaches new branches -> the loader.
 A loader may give its value, or raise its own error in one line. Anything else is a finding: another exception, an error
@@ -33,7 +33,7 @@ from typing import Any
 
 import atheris
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(HERE)]
 INSTRUMENTED = ["PIL", "data", "model", "search_space", "tuning", "json", "zipfile"]
 """Packages whose branches lead."""
@@ -43,15 +43,17 @@ with atheris.instrument_imports(include=INSTRUMENTED):  # pyright: ignore[report
     import torch
     from PIL import Image, features
 
-    from data import DataError, cache, verdicts
+    from data import DataError, cache
+    from data import file_checks as verdicts
     from data.augment import AugmentConfig
-    from model import bundle, checkpoint
+    from model import checkpoint
+    from model.export import bundle
     from model.network import ModelConfig, MushroomCNN
     from model.preprocessing import FORMATS, PictureError, load_square, open_picture
     from model.training import EpochMetrics, TrainingConfig
     from search_space import Config
+    from selection.retraining import FORMAT, Winner
     from tuning import StudyError
-    from tuning.retraining import FORMAT, Winner
     from tuning.settings import Settings, recall
 
 SLOW = 5.0

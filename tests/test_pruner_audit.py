@@ -15,8 +15,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from studies import EPOCHS, Finished, Tiny, one_core, prepare, recorded, threads_for_processes
 
-from benchmarks.sameness import essence
-from tuning import StudyError, audit, scheduling
+from selection import pruner_audit as audit
+from tests.stress.sameness import essence
+from tuning import StudyError, scheduling
 from tuning.folder import sqlite_url
 from tuning.storage import IDENTITY, METRIC, Outcome
 

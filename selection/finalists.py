@@ -19,8 +19,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search_space import Config
+from selection.fixed_runs import FixedRun
 from tuning import StudyError
-from tuning.fixed_runs import FixedRun
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
 from tuning.sampling import one_seed
