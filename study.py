@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from data.cache import CacheHandle
-    from data.catalog import Catalog, Split
+    from data.catalog import Catalog
+    from data.split import Split
     from search_space import Config, Profile
     from selection.fixed_runs import FixedRun, Trained
     from tuning.devices import Slot
@@ -709,6 +710,7 @@ def _read(console: Console, data: str, test_data: Path | None, cache: Path, limi
     """Source -> catalog -> split."""
     from commands.console import track
     from data import catalog, sources
+    from data.split import split
 
     source = sources.resolve(data, cache_dir=cache, pictures=limit, test_data=test_data, track=track(console))
     scanned = catalog.scan(source, cache_dir=cache, track=track(console))
@@ -716,7 +718,7 @@ def _read(console: Console, data: str, test_data: Path | None, cache: Path, limi
     available = max(source.available or 0, len(scanned.kept))
     some = f"{len(used.kept):,} of {available:,}" if len(used.kept) < available else f"{len(used.kept):,}"
     console.print(f"{source.name}: {some} pictures of {len(used.classes)} classes", style="bold", highlight=False)
-    return _Found(name=source.name, citation=source.citation, catalog=used, split=catalog.split(used))
+    return _Found(name=source.name, citation=source.citation, catalog=used, split=split(used))
 
 
 def _decode(console: Console, pictures: _Found, sizes: tuple[int, ...], cache: Path) -> CacheHandle:

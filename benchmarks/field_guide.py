@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data import cache, catalog, field_guide, sources
 from data.augment import AugmentConfig
 from data.batches import EvaluationBatches, TrainingBatches
+from data.split import split
 from model.network import ModelConfig, MushroomCNN
 from model.preprocessing import normalise
 from model.training import TrainingConfig, fit
@@ -108,7 +109,7 @@ def measure(folder: Path, pictures: int, seeds: int) -> None:
     source = sources.resolve("field-guide", cache_dir=folder, pictures=pictures)
     drawn = time.perf_counter() - begin
     found = catalog.scan(source, cache_dir=folder)
-    parts = catalog.split(found)
+    parts = split(found)
     handle = cache.build(found, parts, [SIZE, THIRD, LINEAR], cache_dir=folder)
     sizes = f"{len(parts.train)} for training, {len(parts.validation)} for validation"
     print(f"{len(found.kept)} pictures, {sizes}, {drawn:.0f} s to draw;")

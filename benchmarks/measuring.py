@@ -24,7 +24,8 @@ from optuna.trial import FixedTrial
 from data import cache, catalog, sources
 from data.augment import AugmentConfig
 from data.cache import CacheHandle, Part
-from data.catalog import Catalog, Split
+from data.catalog import Catalog
+from data.split import Split, split
 from model.network import ModelConfig
 from model.training import TrainingConfig
 from search_space import PROFILES, Config, Profile, known_good, suggest
@@ -53,8 +54,8 @@ def drawn_pictures(
     limit = count or PROFILES["quick"].pictures
     source = sources.resolve("field-guide", cache_dir=folder, pictures=limit)
     found = catalog.scan(source, cache_dir=folder).limited(limit)
-    split = catalog.split(found)
-    return found, split, cache.build(found, split, sizes, cache_dir=folder)
+    parts = split(found)
+    return found, parts, cache.build(found, parts, sizes, cache_dir=folder)
 
 
 def some(part: Part, count: int) -> Part:

@@ -35,7 +35,8 @@ from measuring import Clock, drawn_pictures, machine, spread
 import search_space
 from commands.console import Screen, make_console
 from data.cache import CacheHandle
-from data.catalog import Catalog, Split
+from data.catalog import Catalog
+from data.split import Split
 from model.training import EpochMetrics, Mistake
 from reporting.study_note import StudyCard
 from reporting.trial_note import TrialCards

@@ -23,8 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from data import Track
-from data.catalog import Catalog, Split
+from data.catalog import Catalog
 from data.file_checks import Verdict
+from data.split import Split
 from model.files import printable
 from model.training import EpochMetrics
 from tuning.cleaning import Item

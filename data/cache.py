@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError, Track, no_track
-from data.catalog import Catalog, Picture, Split
+from data.catalog import Catalog, Picture
 from data.file_checks import write_whole
+from data.split import Split
 from model.files import printable
 from model.preprocessing import PictureError, load_square
 
@@ -77,7 +78,7 @@ class Part:
 
 
 def build(
-    catalog: Catalog, split: Split, image_sizes: Sequence[int], *, cache_dir: Path, track: Track = no_track
+    catalog: Catalog, split: Split, image_sizes: Iterable[int], *, cache_dir: Path, track: Track = no_track
 ) -> CacheHandle:
     """Makes what is missing or damaged for these sizes (pixels); a file of the right bytes is used as it is.
 

@@ -1,10 +1,9 @@
-"""The catalog: a verdict on every file of a source, and the split of those that are kept.
+"""The catalog of a source: a verdict on every file.
 
-source -> `scan` (verdicts, duplicates, near-duplicate groups) -> `Catalog` -> `split` -> positions of the three parts.
+source -> `scan` (checks each file, finds duplicates and groups of near-duplicates) -> `Catalog`.
 
-Nothing is deleted and nothing happens in silence: what is left out stands in the report with its reason. Everything
-after the scan depends on the pictures' bytes and classes alone, never on names, directory order or time: renaming a
-file changes nothing, and adding pictures moves no other (but see `split`).
+No file is deleted, and none is left out without a reason in the report. Everything after the scan depends only on the
+pictures' bytes and classes, never on file names, directory order or time, so renaming files changes nothing.
 """
 
 import csv
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,11 @@ from data.sources import Source, cell, class_folders
 from model.files import printable
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
 
+if TYPE_CHECKING:
+    from data.split import Split
+
 MIN_KEPT = 10
 """Kept pictures a class needs: with fewer its validation accuracy is a coin's."""
-
-PART_SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
-"""Laid along [0, 1) in this order; where a part is given, the others share the line in the same proportions."""
 
 REPORT_COLUMNS: tuple[str, ...] = (
     "path",
@@ -192,19 +192,6 @@ class Catalog:
         write_whole(path, table.getvalue().encode())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Positions into `Catalog.kept`, each int64, sorted; every kept picture is in exactly one part."""
-
-    train: npt.NDArray[np.int64]
-    validation: npt.NDArray[np.int64]
-    test: npt.NDArray[np.int64]
-
-    def named(self) -> tuple[tuple[str, npt.NDArray[np.int64]], ...]:
-        """The parts by name."""
-        return ("train", self.train), ("validation", self.validation), ("test", self.test)
-
-
 def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog:
     """Opens every file of `source` once - a second scan opens only what changed - and judges it.
 
@@ -229,39 +216,6 @@ def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog
     catalog = _with_classes(source, pictures)
     _check(catalog)
     return catalog
-
-
-def split(catalog: Catalog) -> Split:
-    """Train, validation and test: 70 / 15 / 15 percent, or the official parts, with what they lack carved from train.
-
-    A near-duplicate group goes where the hash of its name (its smallest content hash) falls on [0, 1): proportions are
-    approximate, the order of files is without effect, and a new picture moves no old one - except that its
-    near-duplicates may move with it, and except for this guarantee: a part without a picture of some class gets the
-    group of that class that lies nearest to the part's stretch of the line and whose move robs no other.
-    Raises DataError when a class has too few distinct pictures for that.
-    """
-    kept = catalog.kept
-    given = {"train" if name == "all" else name for name in catalog.source.parts}
-    carved = ["train", *(name for name in PART_SHARES if name not in given)]
-    total = sum(PART_SHARES[name] for name in carved)
-    stretches: dict[str, tuple[float, float]] = {}
-    start = 0.0
-    for name in carved:
-        stretches[name] = (start, start + PART_SHARES[name] / total)
-        start = stretches[name][1]
-
-    classes_of: defaultdict[str, set[str]] = defaultdict(set)
-    for picture in kept:
-        if picture.part in ("all", "train"):
-            classes_of[picture.group].add(picture.label)
-    places = {group: _place(group) for group in classes_of}
-    part_of = {group: _part_at(place, stretches) for group, place in places.items()}
-    _guarantee(catalog, part_of, places, classes_of, stretches)
-
-    chosen: dict[str, list[int]] = {name: [] for name in PART_SHARES}
-    for position, picture in enumerate(kept):
-        chosen[part_of[picture.group] if picture.part in ("all", "train") else picture.part].append(position)
-    return Split(**{name: np.array(positions, dtype=np.int64) for name, positions in chosen.items()})
 
 
 def _identity(picture: Picture) -> tuple[str, str, str, str]:
@@ -385,49 +339,3 @@ def _check(catalog: Catalog) -> None:
             f"a class needs at least {MIN_KEPT} kept pictures, but '{name}' has {counts[poor[0]][Verdict.KEPT]} in "
             f"{root} (its files: {out}; kept in all: {others}); add pictures or remove the folder"
         )
-
-
-def _place(group: str) -> float:
-    """[0, 1), evenly. Hashed again: the smallest hash of a large group is small, and `limited` takes the small ones."""
-    digest = hashlib.blake2b(group.encode(), digest_size=8, person=b"split").digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
-
-
-def _part_at(place: float, stretches: dict[str, tuple[float, float]]) -> str:
-    return next((name for name, (_, end) in stretches.items() if place < end), list(stretches)[-1])
-
-
-def _guarantee(
-    catalog: Catalog,
-    part_of: dict[str, str],
-    places: dict[str, float],
-    classes_of: dict[str, set[str]],
-    stretches: dict[str, tuple[float, float]],
-) -> None:
-    """Changes `part_of` until each class has a group in each carved part. Every move mends one lack and makes none."""
-    groups_of: defaultdict[str, list[str]] = defaultdict(list)
-    filled: Counter[tuple[str, str]] = Counter()
-    for group in sorted(classes_of):
-        for label in classes_of[group]:
-            groups_of[label].append(group)
-            filled[label, part_of[group]] += 1
-    for label in catalog.classes:
-        for part, (start, end) in stretches.items():
-            if filled[label, part]:
-                continue
-            movable = [
-                group
-                for group in groups_of[label]
-                if all(filled[name, part_of[group]] > 1 for name in classes_of[group])
-            ]
-            if not movable:
-                raise DataError(
-                    f"a class needs a picture in each of {', '.join(stretches)}, near-duplicates on one side, but "
-                    f"'{printable(label)}' has only {len(groups_of[label])} distinct pictures in "
-                    f"{printable(catalog.source.root)}; add pictures or remove the folder"
-                )
-            nearest = min(movable, key=lambda group: (max(start - places[group], places[group] - end), group))
-            for name in classes_of[nearest]:
-                filled[name, part_of[nearest]] -= 1
-                filled[name, part] += 1
-            part_of[nearest] = part

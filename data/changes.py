@@ -3,7 +3,8 @@
 import csv
 from pathlib import Path
 
-from data.catalog import Catalog, Split
+from data.catalog import Catalog
+from data.split import Split
 
 NAMED = 3
 """Examples of each kind."""

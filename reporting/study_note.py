@@ -16,7 +16,8 @@ import plotly.graph_objects as go
 from optuna_dashboard import save_note, save_plotly_graph_object
 
 from commands.console import percent
-from data.catalog import Catalog, Split
+from data.catalog import Catalog
+from data.split import Split
 from reporting import analysis, plots
 from reporting.drawing import BLUE, RED
 from reporting.importance import importances

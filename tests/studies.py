@@ -38,6 +38,7 @@ import study as command_line
 from data import catalog, sources
 from data.augment import AugmentConfig
 from data.cache import CacheHandle, build
+from data.split import split
 from model.network import ModelConfig
 from model.training import TrainingConfig
 from search_space import PROFILES, Config, suggest
@@ -296,7 +297,7 @@ def prepare(folder: Path) -> Tiny:
     found = catalog.scan(sources.resolve(str(pictures), cache_dir=cache, pictures=None), cache_dir=cache)
     return Tiny(
         folder=pictures,
-        data=build(found, catalog.split(found), TINY.sizes, cache_dir=cache),
+        data=build(found, split(found), TINY.sizes, cache_dir=cache),
         results=folder / "results",
     )
 

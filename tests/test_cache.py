@@ -12,8 +12,9 @@ from pictures import class_folders
 
 from data import DataError
 from data.cache import build, open_part
-from data.catalog import Catalog, Split, scan, split
+from data.catalog import Catalog, scan
 from data.sources import resolve
+from data.split import Split, split
 from model.preprocessing import load_square
 
 

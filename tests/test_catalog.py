@@ -16,8 +16,9 @@ from PIL import Image, ImageEnhance
 
 from data import DataError, near_duplicates
 from data import file_checks as verdicts
-from data.catalog import MIN_KEPT, PART_SHARES, Catalog, Picture, Verdict, scan, split
+from data.catalog import MIN_KEPT, Catalog, Picture, Verdict, scan
 from data.sources import Source, resolve
+from data.split import PART_SHARES, split
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
 
@@ -150,7 +151,9 @@ def test_a_class_of_copies_cannot_be_split_and_says_so(tmp_path: Path):
     root = class_folders(tmp_path / "set")
     for seed in range(12):
         ImageEnhance.Brightness(picture(0, label=1)).enhance(1 + seed / 50).save(root / "Amanita" / f"{seed:04d}.jpg")
-    with pytest.raises(DataError, match=r"near-duplicates on one side, but 'Amanita' has only 1 distinct pictures"):
+    with pytest.raises(
+        DataError, match=r"'Amanita' of .*set: it has only 1 distinct picture .*train, validation, test"
+    ):
         split(scanned(root, tmp_path / "cache"))
 
 

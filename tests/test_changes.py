@@ -7,8 +7,9 @@ import pytest
 from pictures import class_folders, picture
 
 from data import catalog, sources
-from data.catalog import Catalog, Split
+from data.catalog import Catalog
 from data.changes import describe
+from data.split import Split, split
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path) -> tuple[Catalog, Split]:
     source = sources.resolve(str(folder), cache_dir=folder.parent / "cache", pictures=None)
     scanned = catalog.scan(source, cache_dir=folder.parent / "cache")
-    return scanned, catalog.split(scanned)
+    return scanned, split(scanned)
 
 
 @pytest.fixture

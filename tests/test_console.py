@@ -13,6 +13,7 @@ from rich.console import Console
 
 from commands import console as screen
 from data import catalog, sources
+from data.split import split
 from model.training import EpochMetrics
 from search_space import PROFILES, Config, known_good, suggest
 from tuning.coordinator import Ending, Plan, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
@@ -280,7 +281,7 @@ def odd_folder(tmp_path: Path) -> Path:
 def test_names_are_shown_as_text_whatever_they_hold(odd_folder: Path, tmp_path: Path) -> None:
     found = catalog.scan(sources.resolve(str(odd_folder), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
     console = terminal(120)
-    screen.print_catalog(console, found, catalog.split(found))
+    screen.print_catalog(console, found, split(found))
     screen.print_left_out(console, found, None)
     text = "\n".join(lines(console))
     for name in ("[red]x ", "[bold ", "a\\nb ", "Pilze äöü 蘑菇 ", "\\x1b[31mred ", "[link=x]y "):
@@ -293,14 +294,14 @@ def test_names_are_shown_as_text_whatever_they_hold(odd_folder: Path, tmp_path: 
 def test_the_table_of_classes_counts_each_part_and_what_is_left_out(tmp_path: Path) -> None:
     folder = flawed_folder(tmp_path / "flawed")
     found = catalog.scan(sources.resolve(str(folder), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
-    split = catalog.split(found)
+    parts = split(found)
     console = terminal()
-    screen.print_catalog(console, found, split)
+    screen.print_catalog(console, found, parts)
     rows = {line.split()[0]: line.split()[1:] for line in lines(console)}
     assert rows["class"] == ["train", "validation", "test", "left", "out"]
     assert sum(int(cell) for name in ("Agaricus", "Amanita", "Boletus") for cell in rows[name][:3]) == len(found.kept)
     assert rows["all"] == [
-        *(str(len(places)) for _, places in split.named()),
+        *(str(len(places)) for _, places in parts.named()),
         str(len(found.pictures) - len(found.kept)),
     ]
     assert rows["Empty"] == ["0"]

@@ -30,6 +30,7 @@ from studies import Begun, Tiny, prepare, recorded, run_here, steady_threads, un
 from test_trial_note import HOSTILE, record
 
 from data import catalog, sources
+from data.split import split
 from reporting.dashboard import PORT
 from reporting.study_note import StudyCard
 from reporting.trial_note import TrialCards
@@ -143,7 +144,7 @@ def described(tiny: Tiny, study: optuna.Study, folder: Path, classes: Sequence[s
         study,
         folder,
         catalog=named,
-        split=catalog.split(found),
+        split=split(found),
         profile=PROFILES["quick"],
         trials=len(study.get_trials(deepcopy=False)),
     )

@@ -25,6 +25,7 @@ from studies import HERE, TINY, Finished, Tiny, advanced, prepare, run_here, ste
 
 from data import catalog, sources
 from data.cache import CacheHandle, build
+from data.split import split
 from model.training import EpochMetrics
 from tests.stress.sameness import essence
 from tuning import StudyError
@@ -123,7 +124,7 @@ def test_a_study_whose_last_checkpoint_was_damaged_equals_the_undisturbed_one(
 def rebuilt(tiny: Tiny, cache: Path) -> CacheHandle:
     """The cache as the command makes it ready, in a folder of its own."""
     found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=cache, pictures=None), cache_dir=cache)
-    return build(found, catalog.split(found), TINY.sizes, cache_dir=cache)
+    return build(found, split(found), TINY.sizes, cache_dir=cache)
 
 
 @pytest.mark.parametrize("damage", [torn, emptied, removed])

@@ -31,8 +31,9 @@ from studies import HERE, Tiny, config, prepare, run_here, steady_threads
 from data import DataError
 from data import file_checks as verdicts
 from data.cache import CacheHandle, open_part
-from data.catalog import Catalog, scan, split
+from data.catalog import Catalog, scan
 from data.sources import LONGEST, cell, resolve
+from data.split import split
 from model import checkpoint, preprocessing
 from model.predict import pictures_in
 from model.preprocessing import MAX_BYTES, PictureError, load_square, open_picture

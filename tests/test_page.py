@@ -14,6 +14,7 @@ import studies
 from optuna.trial import FrozenTrial, TrialState
 
 from data import catalog, sources
+from data.split import split
 from reporting import page
 from reporting.sections import background, outcome
 from reporting.sections.parts import Facts
@@ -173,7 +174,7 @@ def test_of_a_study_that_was_really_trained(tmp_path: Path) -> None:
     for _ in tiny.coordinator(4, study=study).run():
         pass
     found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
-    found.write_report(tiny.study_folder / "data_report.csv", catalog.split(found))
+    found.write_report(tiny.study_folder / "data_report.csv", split(found))
     page.write(study, tiny.study_folder)
     text = (tiny.study_folder / "report.html").read_text(encoding="utf-8")
     best = study.best_trial

@@ -16,6 +16,7 @@ from pictures import FLAWED, NAMES, class_folders, flawed_folder
 
 from data import cache, catalog, sources
 from data.batches import EvaluationBatches
+from data.split import split
 from model.export.bundle import Bundle, load, save
 from model.network import ModelConfig, MushroomCNN
 from model.predict import Classifier, PredictError, Prediction, pictures_in
@@ -65,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_predict_sees_what_validation_saw(classifier: Classifier, best: Path, folder: Path, tmp_path: Path) -> None:
     """Bit for bit: the file as `predict` loads it, the cache's row, and what evaluation batches hand the network."""
     found = catalog.scan(sources.resolve(str(folder), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
-    handle = cache.build(found, catalog.split(found), [24], cache_dir=tmp_path)
+    handle = cache.build(found, split(found), [24], cache_dir=tmp_path)
     part = cache.open_part(handle, 24, "validation")
     paths = [found.file(found.kept[index]) for index in part.indices]
     assert len(paths) >= 3

@@ -22,6 +22,7 @@ from studies import recorded
 
 from data import catalog, sources
 from data.catalog import Catalog
+from data.split import split
 from model.files import printable
 from reporting.study_note import EVERY, SHARE, SHOWN_CLASSES, StudyCard, show_finalists
 from search_space import PROFILES
@@ -51,7 +52,7 @@ def scanned(folder: Path, cache: Path) -> Catalog:
 
 
 def card(study: optuna.Study, folder: Path, found: Catalog, *, trials: int = 40) -> StudyCard:
-    return StudyCard(study, folder, catalog=found, split=catalog.split(found), profile=PROFILES["quick"], trials=trials)
+    return StudyCard(study, folder, catalog=found, split=split(found), profile=PROFILES["quick"], trials=trials)
 
 
 def updated(study: optuna.Study, folder: Path, found: Catalog) -> str:
@@ -89,9 +90,9 @@ def test_the_note_explains_data_space_how_far_it_is_and_the_best(found: Catalog,
     trials = made_up_trials(40)
     study = made_up_study(trials)
     text = text_of(updated(study, tmp_path, found))
-    split = catalog.split(found)
+    parts = split(found)
     assert f"{len(found.kept)} pictures of 3 classes" in text
-    assert f"({len(split.train)} train, {len(split.validation)} validation, {len(split.test)} test)" in text
+    assert f"({len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test)" in text
     assert all(name in text for name in NAMES[:3])
     counted = [t for t in trials if t.user_attrs["outcome"] in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED)]
     assert f"{len(counted)} of 40 trials" in text
@@ -106,9 +107,9 @@ def test_the_note_explains_data_space_how_far_it_is_and_the_best(found: Catalog,
 def test_each_class_has_a_row_with_its_pictures_by_part(found: Catalog, tmp_path: Path) -> None:
     page = rendered(updated(made_up_study([]), tmp_path, found))
     rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)[1:]]
-    split = catalog.split(found)
+    parts = split(found)
     assert rows == [
-        [name, *(str(int((found.labels[part] == label).sum())) for _, part in split.named())]
+        [name, *(str(int((found.labels[part] == label).sum())) for _, part in parts.named())]
         for label, name in enumerate(found.classes)
     ]
 
@@ -120,7 +121,7 @@ def test_more_classes_than_a_person_reads_have_no_table(tmp_path: Path) -> None:
     assert len(pictures) > SHOWN_CLASSES
     many = replace(plain, classes=tuple(sorted(one.path for one in pictures)), pictures=pictures)
     study = made_up_study([])
-    settings = {"split": catalog.split(plain), "profile": PROFILES["quick"], "trials": 1}
+    settings = {"split": split(plain), "profile": PROFILES["quick"], "trials": 1}
     StudyCard(study, tmp_path, catalog=many, **settings).update()
     assert "60 pictures of 60 classes" in get_note(study)
     assert "<table>" not in rendered(get_note(study))

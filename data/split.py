@@ -1,0 +1,112 @@
+"""The split of a catalog's pictures into train, validation and test.
+
+catalog -> `split` -> a `Split`: positions in `Catalog.kept`, part by part. Like everything after the scan, the split
+depends only on the pictures' bytes and classes, never on file names or their order.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from data import DataError
+from data.catalog import Catalog
+from model.files import printable
+
+PART_SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
+"""Share of the pictures in each part. Where a data set brings a part of its own, the others keep their proportions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Positions in `Catalog.kept` of each part's pictures: sorted int64 arrays; each kept picture is in one part."""
+
+    train: npt.NDArray[np.int64]
+    validation: npt.NDArray[np.int64]
+    test: npt.NDArray[np.int64]
+
+    def named(self) -> tuple[tuple[str, npt.NDArray[np.int64]], ...]:
+        """Return (name, positions) of each part."""
+        return ("train", self.train), ("validation", self.validation), ("test", self.test)
+
+
+def split(catalog: Catalog) -> Split:
+    """Split the kept pictures 70 / 15 / 15, or use the data set's official parts and take the missing ones from train.
+
+    Each part owns an interval of [0, 1), and a group of near-duplicates goes where the hash of its smallest content
+    hash falls. Proportions are therefore approximate, and a new picture moves no old one, with two exceptions: it may
+    take its near-duplicates with it, and a part that has no picture of some class is given the group of that class
+    closest to the part's interval, provided that the move leaves no other part without one.
+    Raises DataError when a class has too few distinct pictures to be in every part.
+    """
+    carved = [name for name in PART_SHARES if name == "train" or name not in catalog.source.parts]
+    total = sum(PART_SHARES[name] for name in carved)
+    ends = accumulate(PART_SHARES[name] / total for name in carved)
+    intervals = dict(zip(carved, pairwise((0.0, *ends)), strict=True))
+
+    classes_of: defaultdict[str, set[str]] = defaultdict(set)
+    for picture in catalog.kept:
+        if picture.part in ("all", "train"):
+            classes_of[picture.group].add(picture.label)
+    points = {group: _point(group) for group in classes_of}
+    part_of = {
+        group: next((name for name, (_, end) in intervals.items() if point < end), carved[-1])
+        for group, point in points.items()
+    }
+    _fill_empty_parts(catalog, part_of, points, classes_of, intervals)
+
+    positions: dict[str, list[int]] = {name: [] for name in PART_SHARES}
+    for position, picture in enumerate(catalog.kept):
+        part = part_of[picture.group] if picture.part in ("all", "train") else picture.part
+        positions[part].append(position)
+    return Split(**{name: np.array(found, dtype=np.int64) for name, found in positions.items()})
+
+
+def _point(group: str) -> float:
+    """Map a group to [0, 1), uniformly.
+
+    The group's name is hashed again because it is the smallest of several hashes: large groups have small names, and
+    `Catalog.limited` prefers small names.
+    """
+    digest = hashlib.blake2b(group.encode(), digest_size=8, person=b"split").digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def _fill_empty_parts(
+    catalog: Catalog,
+    part_of: dict[str, str],
+    points: dict[str, float],
+    classes_of: dict[str, set[str]],
+    intervals: dict[str, tuple[float, float]],
+) -> None:
+    """Change `part_of` until each class has a group in each carved part; no move empties another part of a class."""
+    groups_of: defaultdict[str, list[str]] = defaultdict(list)
+    filled: Counter[tuple[str, str]] = Counter()
+    for group in sorted(classes_of):
+        for label in classes_of[group]:
+            groups_of[label].append(group)
+            filled[label, part_of[group]] += 1
+    for label in catalog.classes:
+        for part, (start, end) in intervals.items():
+            if filled[label, part]:
+                continue
+            movable = [
+                group
+                for group in groups_of[label]
+                if all(filled[name, part_of[group]] > 1 for name in classes_of[group])
+            ]
+            if not movable:
+                found = len(groups_of[label])
+                raise DataError(
+                    f"cannot split class '{printable(label)}' of {printable(catalog.source.root)}: it has only {found} "
+                    f"distinct picture{'s' * (found != 1)} (near-duplicates count as one) and each of "
+                    f"{', '.join(intervals)} needs one; add pictures or remove the folder"
+                )
+            nearest = min(movable, key=lambda group: (max(start - points[group], points[group] - end), group))
+            for name in classes_of[nearest]:
+                filled[name, part_of[nearest]] -= 1
+                filled[name, part] += 1
+            part_of[nearest] = part
