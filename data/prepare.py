@@ -1,0 +1,78 @@
+"""Preparation of a data set for a study: source -> catalog -> split -> cache.
+
+`find_pictures("photos")` reads and checks every file but decodes none into the cache; what it returns does that with
+`decode([64, 96], cache_dir=default_cache())`, size by size.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from data import Track, cache, catalog, no_track, sources
+from data.cache import CacheHandle
+from data.catalog import Catalog
+from data.split import Split, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A data set that has been read and split, but not decoded yet."""
+
+    name: str
+    """Name of the source, which is also a study's default name."""
+    citation: str
+    """Where the pictures come from, one line."""
+    source: str
+    """The `data` argument as given: a path or a name."""
+    available: int
+    """Number of pictures that the source offers, at least as many as are in use."""
+    catalog: Catalog
+    """Every file with its verdict; `catalog.kept` are the pictures in use."""
+    split: Split
+
+    def decode(self, sizes: Iterable[int], *, cache_dir: Path, track: Track = no_track) -> CacheHandle:
+        """Decode the pictures in use at each size (pixels) into the cache, unless they are there already.
+
+        Raises DataError: the cache cannot be written, or a picture has changed since it was read.
+        """
+        return cache.build(self.catalog, self.split, sizes, cache_dir=cache_dir, track=track)
+
+
+def find_pictures(
+    data: str = "field-guide",
+    *,
+    test_data: Path | None = None,
+    limit: int | None = None,
+    cache_dir: Path | None = None,
+    track: Track = no_track,
+) -> Pictures:
+    """Read a data set, check each of its files and split it.
+
+    `data` and `test_data` are those of `sources.resolve`. `limit` is the largest number of pictures to use, None for
+    all. The results of the checks are remembered under `cache_dir`, `default_cache()` if None.
+    Raises DataError for a data set that cannot be used; its text says why and what to do.
+    """
+    cache_dir = cache_dir or default_cache()
+    source = sources.resolve(data, cache_dir=cache_dir, pictures=limit, test_data=test_data, track=track)
+    scanned = catalog.scan(source, cache_dir=cache_dir, track=track)
+    used = scanned.limited(limit)
+    return Pictures(
+        name=source.name,
+        citation=source.citation,
+        source=data,
+        available=max(source.available or 0, len(scanned.kept)),
+        catalog=used,
+        split=split(used),
+    )
+
+
+def default_cache() -> Path:
+    """Return the user's cache folder for this program."""
+    return user_cache_path("mushroom-study", appauthor=False)
+
+
+def identity(pictures: Pictures, handle: CacheHandle) -> str:
+    """Return the text that identifies the pictures in use and their split. Stored studies are compared by it."""
+    return f"{len(pictures.catalog.kept)} pictures, fingerprint {handle.fingerprint}, split {handle.split}"
