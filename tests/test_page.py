@@ -269,7 +269,7 @@ class TestUnusualStudies:
         assert "an older one" not in text
         assert not (tmp_path / "plots" / "parallel.html").exists()
         assert "What mattered cannot be told from 1 trained trial" in text
-        assert "The first trial reached 51.0 %; there is no other yet." in text
+        assert f"{100 * (trials[0].value or 0.0):.1f} %; there is no other yet" in text
 
     def test_with_one_epoch_and_nothing_beside_the_database(self, tmp_path: Path) -> None:
         """A trial that somebody told by hand has no configuration, no slot and no confusion matrix."""

@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import optuna
 import sqlalchemy.event
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.measuring import Point
 from data.file_checks import Verdict
 from search_space import PROFILES, Config, known_good, suggest
 from selection.retraining import best_so_far
 from tuning.folder import sqlite_url
-from tuning.identity import describe_space
+from tuning.space import describe_space
 from tuning.storage import IDENTITY, METRIC, Outcome
 
 CLASSES = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus")
@@ -32,6 +32,15 @@ PICTURES = 210
 """In the validation part of a made-up study."""
 PROFILE = PROFILES["quick"]
 WORKERS = 2
+
+
+def random_trial(rng: np.random.Generator, forced: dict[str, Any] | None = None) -> optuna.Trial:
+    """Return a trial, of a study of its own in memory, whose parameters are `forced` or else drawn at random."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=RandomSampler(int(rng.integers(2**31))))
+    if forced:
+        study.enqueue_trial(forced)
+    return study.ask()
 
 
 def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) -> list[FrozenTrial]:
@@ -45,8 +54,8 @@ def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) ->
     best: list[tuple[float, dict[str, Any]]] = []
     for number in range(count):
         name, forced = recipes[number] if number < len(recipes) else (None, _inherited(best, rng))
-        point = Point(rng, forced)
-        config = suggest(cast("optuna.Trial", point), PROFILE, classes)
+        point = random_trial(rng, forced)
+        config = suggest(point, PROFILE, classes)
         slot = min(range(WORKERS), key=lambda slot: free[slot])
         price = config.cost
         attributes: dict[str, Any] = {

@@ -1,0 +1,42 @@
+"""What every script under `benchmarks/` and `tests/stress/` shares: its options, the machine's line, Markdown tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from cyclopts import App, Parameter
+
+from tuning.environment import processor
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = [sys.executable, str(ROOT / "study.py")]
+"""The program's own command line; arguments are appended."""
+
+
+def run(main: Callable[..., object]) -> None:
+    """Call a script's `main` with the options typed on the command line, one per parameter; `--help` prints the docstrings."""
+    options = Parameter(negative="", consume_multiple=True)
+    text = sys.modules[main.__module__].__doc__
+    App(default_command=main, help=text, help_format="plaintext", version_flags=[], default_parameter=options)()
+
+
+def machine() -> str:
+    """Return processor, cores, versions and the load average, on one line."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "optuna", "numpy", "pillow"))
+    busy = f"; load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}{busy}"
+
+
+def header(*columns: str) -> None:
+    """Print the head of a Markdown table."""
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+
+
+def row(*cells: object) -> None:
+    """Print one row of a Markdown table at once, even into a pipe."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
