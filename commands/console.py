@@ -28,6 +28,7 @@ from data.file_checks import Verdict
 from data.split import Split
 from model.files import printable
 from model.training import EpochMetrics
+from reporting.words import duration, percent
 from tuning.cleaning import Item
 from tuning.coordinator import (
     Coordinator,
@@ -50,20 +51,6 @@ SHOWN_FILES = 20
 SHOWN_CLASSES = 30
 WIDE = 100
 """Columns from which the table of the best trials shows all of theirs; in 80 the most telling fit."""
-
-
-def percent(share: float | None) -> str:
-    """0.6385 -> 63.85 %."""
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it."""
-    if seconds < 90:
-        return f"{max(1, seconds):.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def make_console() -> Console:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from commands.console import percent
 from model.export.formats import Published
+from reporting.words import percent
 from selection.finalists import Standing
 from selection.pruner_audit import Verdict
 from selection.retraining import Winner, same_curve

@@ -84,28 +84,6 @@ def ended(number: int, outcome: Outcome | None, reason: str, value: float | None
     return TrialEnded(number=number, outcome=outcome, reason=reason, value=value, slot=slot)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "1 s"),
-        (0.4, "1 s"),
-        (59.6, "60 s"),
-        (89.4, "89 s"),
-        (90, "2 min"),
-        (3600, "60 min"),
-        (5400, "1.5 h"),
-        (1e5, "27.8 h"),
-    ],
-)
-def test_a_time_is_said_as_a_person_says_it(seconds: float, text: str) -> None:
-    assert screen.duration(seconds) == text
-
-
-@pytest.mark.parametrize(("share", "text"), [(0.6385, "63.85 %"), (1.0, "100.00 %"), (0.0, "0.00 %"), (None, "-")])
-def test_a_share_is_a_percentage_with_two_digits(share: float | None, text: str) -> None:
-    assert screen.percent(share) == text
-
-
 def test_a_log_gets_one_line_per_ended_trial_with_the_counts() -> None:
     console = log()
     with screen.Screen(console, study([]), trials=12, slots=2, expected=60.0) as shown:

@@ -1,0 +1,86 @@
+"""Text that the report, the dashboard's notes and the terminal share: shares, times, numbers, names and configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """Return a share from 0 to 1 as a percentage: 0.6385 -> 63.85 %; "-" for None."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def points(difference: float) -> str:
+    """Return the size of a difference between two shares: 0.133 -> 13.3 points."""
+    return f"{100 * abs(difference):.1f} points"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that a person would use: 59.6 -> 60 s, 5400 -> 1.5 h."""
+    if seconds < 90:
+        return f"{max(1, seconds):.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """Return a count with its noun: 2, "trial" -> 2 trials; `many` is an irregular plural."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return an enumeration: a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def number(value: float) -> str:
+    """Return a number with three digits, in powers of ten only where it has many zeros."""
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 1e12 else f"{value:.3g}"
+    if abs(value) >= 1e-5:
+        return np.format_float_positional(float(f"{value:.3g}"), trim="-")
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def value_text(value: Any) -> str:
+    """Return the value of a setting or parameter as text: a number, yes, no, none, or the text itself."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def configuration(config: Any) -> dict[str, dict[str, str]]:
+    """Return every setting of a configuration, read off its dataclass's fields: group -> name -> value.
+
+    A field that is a dataclass is a group of its own; all others are the group "input".
+    """
+    groups: dict[str, dict[str, str]] = {"input": {}}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), field.name.replace("_", " ")
+        if dataclasses.is_dataclass(value):
+            groups[name] = configuration(value)["input"]
+        else:
+            groups["input"][name] = value_text(value)
+    return groups
+
+
+def short(text: str, length: int) -> str:
+    """Return a name on one line and without control characters, cut with an ellipsis to `length` columns."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if columns(line) <= length:
+        return line
+    while line and columns(line) > length - 1:
+        line = line[:-1]
+    return line.rstrip() + "…"
+
+
+def columns(text: str) -> int:
+    """Return how many letters wide a text is: those of East Asia count as two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,65 @@
+"""Numbers, times, names and configurations as text."""
+
+import pytest
+
+from reporting import words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "1 s"),
+        (0.4, "1 s"),
+        (59.6, "60 s"),
+        (89.4, "89 s"),
+        (90, "2 min"),
+        (3600, "60 min"),
+        (5400, "1.5 h"),
+        (1e5, "27.8 h"),
+        (1e6, "11.6 days"),
+    ],
+)
+def test_a_time_has_the_unit_that_a_person_would_use(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.6385, "63.85 %"), (1.0, "100.00 %"), (0.0, "0.00 %"), (None, "-")])
+def test_a_share_is_a_percentage_with_two_digits(share: float | None, text: str) -> None:
+    assert words.percent(share) == text
+
+
+def test_a_share_may_have_fewer_digits() -> None:
+    assert [words.percent(0.644, digits) for digits in (0, 1)] == ["64 %", "64.4 %"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.000106, "0.000106"),
+        (1e-6, "1e-6"),
+        (3.2e-7, "3.2e-7"),
+        (0.25, "0.25"),
+        (64, "64"),
+        (1234.5, "1,234"),
+        (1e8, "100,000,000"),
+        (-0.05, "-0.05"),
+        (2.5e13, "2.5e+13"),
+    ],
+)
+def test_numbers_are_written_as_people_do(value: float, text: str) -> None:
+    assert words.number(value) == text
+
+
+def test_long_names_are_cut_by_their_width() -> None:
+    assert words.short("Suillus", 7) == "Suillus"
+    assert words.short("Cortinarius", 7) == "Cortin…"
+    assert words.short("きのこきのこ", 7) == "きのこ…"
+    assert words.short("two\nlines\x00", 20) == "two lines"
+
+
+def test_counts_and_lists_read_as_english() -> None:
+    assert [words.plural(count, "class", "classes") for count in (1, 2)] == ["1 class", "2 classes"]
+    assert [words.listed(list("abc")[:count]) for count in range(4)] == ["", "a", "a and b", "a, b and c"]
+    assert words.points(-0.133) == "13.3 points"
+    assert [words.value_text(value) for value in (True, None, 1e-6, "late")] == ["yes", "none", "1e-6", "late"]
