@@ -237,8 +237,8 @@ def run(
     from commands import console as screen
     from commands import results as finals
     from data.sources import NAMES
-    from reporting.study_note import StudyCard
-    from reporting.trial_note import TrialCards
+    from reporting.study_note import StudyNote
+    from reporting.trial_note import TrialNotes
     from search_space import known_good, suggest
     from selection import pruner_audit as audit
     from tuning import devices, forecast, identity, sampling, scheduling
@@ -309,7 +309,7 @@ def run(
                 plan=plan,
                 data=handle,
                 folder=folder,
-                describe=TrialCards(folder, handle),
+                describe=TrialNotes(folder, handle),
             )
             expected = 0.0
             if coordinator.wanted:
@@ -325,14 +325,14 @@ def run(
                 screen.print_plan(
                     console, name, plan, limits.epochs, first, slots, wanted=coordinator.wanted, expected=expected
                 )
-            card = StudyCard(opened, folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials)
+            note = StudyNote(opened, folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials)
             if coordinator.wanted:
-                card.write_note()
+                note.write_note()
             shown = screen.Screen(console, opened, trials=trials, slots=len(slots), expected=expected)
             try:
-                received = screen.follow(coordinator, shown, card.hear)
+                received = screen.follow(coordinator, shown, note.receive)
             finally:
-                card.update()
+                note.update()
                 stored.write_trials_csv(opened, folder / "trials.csv")
             screen.print_end(console, opened, folder, coordinator.ending, _words(), _places(name, results))
             if audit_pruner is not None and coordinator.ending in (Ending.TRIALS, Ending.TARGET, Ending.PATIENCE):
@@ -594,8 +594,8 @@ def report(
         written = page.write(
             searched.study,
             searched.folder,
-            places=_places(searched.name, results),
-            words=searched.settings.words or None,
+            study_options=_places(searched.name, results),
+            argv=searched.settings.words or None,
         )
         console.print(str(written), markup=False, soft_wrap=True)
 
@@ -787,7 +787,7 @@ class _Trainer:
     def __call__(self, kind: str, metric: str, runs: list[FixedRun]) -> Trained:
         """In the study's sibling of this kind; returns the trial of each run. Leaves the program when interrupted."""
         from commands import console as screen
-        from reporting.trial_note import TrialCards
+        from reporting.trial_note import TrialNotes
         from selection import fixed_runs
         from tuning.coordinator import Coordinator, Plan
         from tuning.folder import study_folder
@@ -808,7 +808,7 @@ class _Trainer:
             data=self.data,
             folder=folder,
             keep=len(pool.trials),
-            describe=TrialCards(self.searched.folder, self.data),
+            describe=TrialNotes(self.searched.folder, self.data),
         )
         if wanted := coordinator.wanted:
             expected = fixed_runs.seconds(pool) / wanted

@@ -5,7 +5,7 @@
     python benchmarks/overhead.py --profile 40               # and the 40 functions that the coordinator spends most in
 
 A made-up study of so many finished trials (`made_up.py`) lies in SQLite. The real coordinator goes on with it, with its
-sampler, pruner, database, cards, plots and screen, but with workers that train nothing: each epoch's metrics come at
+sampler, pruner, database, notes, plots and screen, but with workers that train nothing: each epoch's metrics come at
 once. So all the time that passes is the coordinator's, and is divided by the trials that ended. The start is timed in
 processes of its own, from the opening of the study to its first job, in turns with Optuna's own load of all trials;
 what `study.py` does before, reading the pictures and forecasting the study's time, does not depend on its length.
@@ -38,8 +38,8 @@ from data.cache import CacheHandle
 from data.catalog import Catalog
 from data.split import Split
 from model.training import EpochMetrics, Mistake
-from reporting.study_note import StudyCard
-from reporting.trial_note import TrialCards
+from reporting.study_note import StudyNote
+from reporting.trial_note import TrialNotes
 from search_space import PROFILES, known_good, suggest
 from tuning import sampling, scheduling, storage
 from tuning.coordinator import Coordinator, Plan, TrialEnded, TrialStarted, search
@@ -51,8 +51,8 @@ PROFILE = PROFILES["quick"]
 CLASSES = 9
 NAME = "made-up"
 SECTIONS = {
-    "card": "the trial's card: curves, confusion matrix, mistakes, note",
-    "study card": "the study's card and plots, every ten trials",
+    "trial note": "the trial's note: curves, confusion matrix, mistakes",
+    "study note": "the study's note and plots, every ten trials",
     "ask": "ask: the trial's row, and values that were enqueued",
     "sample": "sampling",
     "assign": "the rest of making the configuration",
@@ -132,7 +132,7 @@ def open_made_up(folder: Path) -> optuna.Study:
 Pictures = tuple[Catalog, Split, CacheHandle]
 
 
-def make(study: optuna.Study, folder: Path, pictures: Pictures, more: int) -> tuple[Coordinator, StudyCard, Screen]:
+def make(study: optuna.Study, folder: Path, pictures: Pictures, more: int) -> tuple[Coordinator, StudyNote, Screen]:
     """What `study.py` makes of an open study, for so many trials more."""
     catalog, split, data = pictures
     wanted = more + sum(map(storage.counts, study.get_trials(deepcopy=False)))
@@ -144,20 +144,20 @@ def make(study: optuna.Study, folder: Path, pictures: Pictures, more: int) -> tu
         plan=Plan(trials=wanted, max_flops=PROFILE.max_flops),
         data=data,
         folder=folder,
-        describe=TrialCards(folder, data),
+        describe=TrialNotes(folder, data),
     )
-    card = StudyCard(study, folder, catalog=catalog, split=split, profile=PROFILE, trials=wanted)
+    note = StudyNote(study, folder, catalog=catalog, split=split, profile=PROFILE, trials=wanted)
     console = make_console()
     console.quiet = True
-    return made, card, Screen(console, study, trials=wanted, slots=2, expected=10.0)
+    return made, note, Screen(console, study, trials=wanted, slots=2, expected=10.0)
 
 
 def put_clock() -> Clock:
     """A clock around what the coordinator calls."""
-    clock = Clock("rest", whole=("card", "study card", "checkpoints", "sample"))
+    clock = Clock("rest", whole=("trial note", "study note", "checkpoints", "sample"))
     for owner, name, section in (
-        (TrialCards, "__call__", "card"),
-        (StudyCard, "update", "study card"),
+        (TrialNotes, "__call__", "trial note"),
+        (StudyNote, "update", "study note"),
         (optuna.Study, "ask", "ask"),
         (optuna.Study, "tell", "tell"),
         (optuna.Trial, "report", "report"),
@@ -181,7 +181,7 @@ def per_trial(source: Path, trials: int, slowest: int) -> tuple[list[float], lis
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "study"
         shutil.copytree(source, folder)
-        made, card, screen = make(open_made_up(folder), folder, pictures, trials)
+        made, note, screen = make(open_made_up(folder), folder, pictures, trials)
         clock: Clock | None = None
         profile = cProfile.Profile()
         assign = made._assign  # pyright: ignore[reportPrivateUsage]
@@ -201,7 +201,7 @@ def per_trial(source: Path, trials: int, slowest: int) -> tuple[list[float], lis
         since = (time.perf_counter(), time.process_time())
         for happening in made.run():
             screen.show(happening)
-            card.hear(happening)
+            note.receive(happening)
             if isinstance(happening, TrialEnded):
                 now = (time.perf_counter(), time.process_time())
                 if clock is None:  # the first trial has loaded everything
@@ -226,9 +226,9 @@ def start(folder: Path, which: str) -> None:
     if which == "optuna":
         optuna.load_study(study_name=NAME, storage=sqlite_url(folder)).get_trials(deepcopy=False)
     else:
-        made, card, _ = make(open_made_up(folder), folder, pictures, 10)
+        made, note, _ = make(open_made_up(folder), folder, pictures, 10)
         assert made.wanted
-        card.write_note()
+        note.write_note()
         next(happening for happening in made.run() if isinstance(happening, TrialStarted))
     print(json.dumps([time.perf_counter() - begun, time.process_time() - busy]))
 

@@ -6,7 +6,7 @@
 
 A study as `study.py` runs it, with its pruner, chooses the configurations. The same ones are then trained by this
 project without pruning, and by the script without pruning and with Optuna's MedianPruner. Ours is the real coordinator
-with its workers, database, cards and plots, its workers' start included; the script is `peers.py`, in a process that is
+with its workers, database, notes and plots, its workers' start included; the script is `peers.py`, in a process that is
 there already. They take turns, `--block` trials each: meanwhile our workers are suspended and our clock stands still,
 so that a busy machine slows all of them.
 """
@@ -40,8 +40,8 @@ class Ours:
     def __init__(self, folder: Path, profile: Profile, trials: int, *, pruner: str, searches: bool) -> None:
         """`searches`: whether it chooses its configurations; else they are enqueued, in time."""
         from commands.console import Screen, make_console
-        from reporting.study_note import StudyCard
-        from reporting.trial_note import TrialCards
+        from reporting.study_note import StudyNote
+        from reporting.trial_note import TrialNotes
         from tuning import sampling, scheduling, storage
         from tuning.coordinator import Coordinator, Plan, search
         from tuning.devices import slots
@@ -69,9 +69,9 @@ class Ours:
             plan=Plan(trials=trials, max_flops=profile.max_flops),
             data=data,
             folder=folder,
-            describe=TrialCards(folder, data),
+            describe=TrialNotes(folder, data),
         )
-        self._card = StudyCard(self.study, folder, catalog=catalog, split=split, profile=profile, trials=trials)
+        self._note = StudyNote(self.study, folder, catalog=catalog, split=split, profile=profile, trials=trials)
         console = make_console()
         console.quiet = True
         self._screen = Screen(console, self.study, trials=trials, slots=len(places), expected=10.0)
@@ -90,7 +90,7 @@ class Ours:
         begun, ended = time.perf_counter(), list[int]()
         for happening in self._run:
             self._screen.show(happening)
-            self._card.hear(happening)
+            self._note.receive(happening)
             if isinstance(happening, TrialAdvanced) and isinstance(happening.progress, EpochMetrics):
                 self.epochs += 1
             if isinstance(happening, TrialEnded):
@@ -117,7 +117,7 @@ class Ours:
             process.resume()
         for happening in self._run:
             self._screen.show(happening)
-        self._card.update()
+        self._note.update()
         self.seconds += time.perf_counter() - begun
 
 

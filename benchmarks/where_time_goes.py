@@ -3,7 +3,7 @@
     python benchmarks/where_time_goes.py                       # a few minutes: 6 trials of the quick profile, whole
     python benchmarks/where_time_goes.py --trials 2 --epochs 2 --workers 1
 
-A real study runs with its real coordinator, cards, database and workers; the workers alone carry a clock around the
+A real study runs with its real coordinator, notes, database and workers; the workers alone carry a clock around the
 functions that they call. Shares are of the workers' wall clock from each one's first trial to its last; CPU seconds
 stand beside them, because they say the same on a busy machine. Copied into the checkout of another commit, this script
 and measuring.py measure that one.
@@ -113,7 +113,7 @@ def measure(trials: int, epochs: int | None, count: int | None) -> None:
     from measuring import config_of, drawn_pictures, machine, points
 
     from model.training import EpochMetrics
-    from reporting.trial_note import TrialCards
+    from reporting.trial_note import TrialNotes
     from search_space import PROFILES, suggest
     from tuning import sampling, scheduling, storage
     from tuning.coordinator import Coordinator, Plan, TrialAdvanced, TrialEnded, search
@@ -147,7 +147,7 @@ def measure(trials: int, epochs: int | None, count: int | None) -> None:
             plan=Plan(trials=trials, max_flops=profile.max_flops),
             data=data,
             folder=folder,
-            describe=TrialCards(folder, data),
+            describe=TrialNotes(folder, data),
         )
         begun, busy, shown = time.perf_counter(), time.process_time(), 0
         training = 0.0

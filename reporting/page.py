@@ -34,7 +34,7 @@ from tuning.storage import IDENTITY, counts, top
 HERE = Path(__file__).resolve().parent
 
 
-def write(study: optuna.Study, folder: Path, *, places: str | None = None, words: Sequence[str] | None = None) -> Path:
+def write(study: optuna.Study, folder: Path, *, study_options: str | None = None, argv: Sequence[str] | None = None) -> Path:
     """Writes folder/report.html and folder/plots/, each file whole or not at all; returns the report's path.
 
     `places`: the options by which commands find the study, by default its name; `words`: what was typed after
@@ -42,7 +42,7 @@ def write(study: optuna.Study, folder: Path, *, places: str | None = None, words
     Whatever `folder` lacks - histories, the data report, finalists, a test result - is left out of the page.
     Raises StudyError where the folder cannot be written, or has a retrained.json that is none.
     """
-    facts = read(study, folder, places=places, words=words)
+    facts = read(study, folder, study_options=study_options, argv=argv)
     plots.write(facts.trials, folder / "plots", name=facts.name, important=facts.importances)
     report = folder / "report.html"
     text = render(facts, now=datetime.now())
@@ -50,7 +50,7 @@ def write(study: optuna.Study, folder: Path, *, places: str | None = None, words
     return report
 
 
-def read(study: optuna.Study, folder: Path, *, places: str | None = None, words: Sequence[str] | None = None) -> Facts:
+def read(study: optuna.Study, folder: Path, *, study_options: str | None = None, argv: Sequence[str] | None = None) -> Facts:
     """Everything that the report needs, from the study and the files beside it; the rest as `write` has it."""
     trials = study.get_trials(deepcopy=False)
     data = _lines(folder / "data_report.csv")
@@ -73,8 +73,8 @@ def read(study: optuna.Study, folder: Path, *, places: str | None = None, words:
         importances=importances(trials),
         gallery=_gallery(study, best, folder / "artifacts") if best is not None else None,
         audit=audit.read(study, study._storage),  # pyright: ignore[reportPrivateUsage]
-        places=places,
-        words=words,
+        study_options=study_options,
+        argv=argv,
     )
 
 

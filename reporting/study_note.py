@@ -32,7 +32,7 @@ importances of 1,000 take seconds."""
 SHOWN_CLASSES = 50
 
 
-class StudyCard:
+class StudyNote:
     """Keeps the note and the plots of a study up to date."""
 
     def __init__(
@@ -48,9 +48,9 @@ class StudyCard:
         self._ended = 0
         """Since the last update."""
 
-    def hear(self, happening: Happening) -> None:
+    def receive(self, event: StudyEvent) -> None:
         """Takes one thing that has happened in the run."""
-        if isinstance(happening, TrialEnded):
+        if isinstance(event, TrialEnded):
             self._ended += 1
             if self._ended >= max(EVERY, len(self._study.get_trials(deepcopy=False)) // SHARE):
                 self.update()

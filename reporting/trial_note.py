@@ -31,7 +31,7 @@ COLUMNS, SIDE, CAPTION, GAP = 4, 180, 36, 10
 """Of the gallery, in pixels but for the first. Pillow draws it in a tenth of matplotlib's time."""
 
 
-class TrialCards:
+class TrialNotes:
     """Describes trials; what `Coordinator` calls before it tells one."""
 
     def __init__(self, folder: Path, data: CacheHandle) -> None:

@@ -32,8 +32,8 @@ from test_trial_note import HOSTILE, record
 from data import catalog, sources
 from data.split import split
 from reporting.dashboard import PORT
-from reporting.study_note import StudyCard
-from reporting.trial_note import TrialCards
+from reporting.study_note import StudyNote
+from reporting.trial_note import TrialNotes
 from search_space import PROFILES
 from tests.stress.made_up_studies import careless_storage, made_up_study, made_up_trials
 
@@ -119,7 +119,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     insulted = optuna.create_study(study_name=INSULT, storage=storage, direction="maximize")
     insulted.add_trials(made_up_trials(4))
     trial = insulted.ask({INSULT: optuna.distributions.CategoricalDistribution([INSULT, "plain"])})
-    cards = TrialCards(study.study_folder, replace(study.data, classes=HOSTILE))
+    cards = TrialNotes(study.study_folder, replace(study.data, classes=HOSTILE))
     cards(trial, record(classes=len(HOSTILE), reason=INSULT))
     insulted.tell(trial, 0.99)
     (study.study_folder / "insulted").mkdir()
@@ -140,7 +140,7 @@ def described(tiny: Tiny, study: optuna.Study, folder: Path, classes: Sequence[s
         classes=tuple(names.values()),
         pictures=tuple(replace(one, label=names[one.label]) for one in found.pictures),
     )
-    card = StudyCard(
+    card = StudyNote(
         study,
         folder,
         catalog=named,

@@ -224,7 +224,7 @@ class TestGoingOn:
         self, tmp_path: Path, trials: list[FrozenTrial]
     ) -> None:
         found, words = "--study birds --results /far", ["--data", "my birds", "--study", "birds", "--trials", "40"]
-        written = page.write(made_up_study(trials), tmp_path, places=found, words=words)
+        written = page.write(made_up_study(trials), tmp_path, study_options=found, argv=words)
         text = sentences(written.read_text(encoding="utf-8"))
         more = 2 * sum(map(counts, trials))
         assert f"python study.py --data 'my birds' --study birds --trials {more}" in text

@@ -24,7 +24,7 @@ from data import catalog, sources
 from data.catalog import Catalog
 from data.split import split
 from model.files import printable
-from reporting.study_note import EVERY, SHARE, SHOWN_CLASSES, StudyCard, show_finalists
+from reporting.study_note import EVERY, SHARE, SHOWN_CLASSES, StudyNote, show_finalists
 from search_space import PROFILES
 from tests.stress.made_up_studies import made_up_study, made_up_trials, write_finals
 from tuning.coordinator import TrialEnded
@@ -51,8 +51,8 @@ def scanned(folder: Path, cache: Path) -> Catalog:
     return catalog.scan(sources.resolve(str(folder), cache_dir=cache, pictures=None), cache_dir=cache)
 
 
-def card(study: optuna.Study, folder: Path, found: Catalog, *, trials: int = 40) -> StudyCard:
-    return StudyCard(study, folder, catalog=found, split=split(found), profile=PROFILES["quick"], trials=trials)
+def card(study: optuna.Study, folder: Path, found: Catalog, *, trials: int = 40) -> StudyNote:
+    return StudyNote(study, folder, catalog=found, split=split(found), profile=PROFILES["quick"], trials=trials)
 
 
 def updated(study: optuna.Study, folder: Path, found: Catalog) -> str:
@@ -122,7 +122,7 @@ def test_more_classes_than_a_person_reads_have_no_table(tmp_path: Path) -> None:
     many = replace(plain, classes=tuple(sorted(one.path for one in pictures)), pictures=pictures)
     study = made_up_study([])
     settings = {"split": split(plain), "profile": PROFILES["quick"], "trials": 1}
-    StudyCard(study, tmp_path, catalog=many, **settings).update()
+    StudyNote(study, tmp_path, catalog=many, **settings).update()
     assert "60 pictures of 60 classes" in get_note(study)
     assert "<table>" not in rendered(get_note(study))
 
@@ -231,10 +231,10 @@ def test_it_is_written_after_every_tenth_trial_or_every_twentieth_part(
     for _ in range(2):
         save_note(study, "")
         for number in range(every - 1):
-            kept.hear(ended(number))
-            kept.hear(None)
+            kept.receive(ended(number))
+            kept.receive(None)
         assert get_note(study) == ""
-        kept.hear(ended(every))
+        kept.receive(ended(every))
         assert get_note(study).startswith("# made")
 
 

@@ -33,7 +33,7 @@ from model.network import MushroomCNN
 from model.preprocessing import normalise
 from model.training import MISTAKES, EpochMetrics, Mistake, evaluate
 from reporting import svg as sketches
-from reporting.trial_note import COLUMNS, GAP, SIDE, TrialCards, as_text, note
+from reporting.trial_note import COLUMNS, GAP, SIDE, TrialNotes, as_text, note
 from search_space import Config
 from tuning.coordinator import Coordinator, Plan, TrialRecord, search
 from tuning.jobs import Assignment
@@ -102,9 +102,9 @@ def coordinator(
     )
 
 
-def cards(tiny: Tiny, data: CacheHandle | None = None) -> TrialCards:
+def cards(tiny: Tiny, data: CacheHandle | None = None) -> TrialNotes:
     tiny.study_folder.mkdir(parents=True, exist_ok=True)
-    return TrialCards(tiny.study_folder, data or tiny.data)
+    return TrialNotes(tiny.study_folder, data or tiny.data)
 
 
 @pytest.fixture(scope="module", autouse=True)
