@@ -1,4 +1,4 @@
-"""What every script under `benchmarks/` and `tests/stress/` shares: its options, the machine's line, Markdown tables."""
+"""Options, the machine's line and Markdown tables for the scripts under `benchmarks/` and `tests/stress/`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STUDY = [sys.executable, str(ROOT / "study.py")]
 
 
 def run(main: Callable[..., object]) -> None:
-    """Call a script's `main` with the options typed on the command line, one per parameter; `--help` prints the docstrings."""
+    """Run a script: call `main` with the options on the command line, one per parameter; `--help` prints docstrings."""
     options = Parameter(negative="", consume_multiple=True)
     text = sys.modules[main.__module__].__doc__
     App(default_command=main, help=text, help_format="plaintext", version_flags=[], default_parameter=options)()
