@@ -1,4 +1,4 @@
-"""Predictions as a person or a program reads them: a table, JSON, or CSV, each line written as soon as it is known."""
+"""Output of predictions as a table, JSON or CSV; each line is written as soon as it is known."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TextIO
 
-from data.sources import cell
-from model.files import printable
+from model.files import csv_cell, printable
 from model.predict import Prediction
 
 WIDEST = 28
-"""Characters of a class name in the table; longer ones are cut there, and nowhere else."""
+"""Characters of a class name in the table; longer names are cut there only."""
 
 
 def write_table(predictions: Iterable[Prediction], classes: Iterable[str], top: int, out: TextIO) -> None:
-    """A line per picture: the most probable classes, the picture's path. Names come last, as they have any length."""
+    """Write one line per picture: the most probable classes, then the path, as it can be of any length."""
     width = min(WIDEST, max(len(printable(name)) for name in classes))
     headings = [f"{f'top-{place + 1}':<{width + 9}}" for place in range(top)]
     out.write("  ".join([*headings, "picture"]) + "\n")
@@ -30,7 +29,7 @@ def write_table(predictions: Iterable[Prediction], classes: Iterable[str], top: 
 
 
 def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
-    """One array; an object per picture: path, classes (each with its probability), error (null where there is none)."""
+    """Write one array with an object per picture: path, classes (each with its probability), error (or null)."""
     before = chain(["[\n"], _forever(",\n"))
     for one in predictions:
         classes = [{"class": name, "probability": share} for name, share in one.classes]
@@ -39,16 +38,16 @@ def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
 
 
 def write_csv(predictions: Iterable[Prediction], top: int, out: TextIO) -> None:
-    """path, error, then class_1, probability_1 and so on, best first.
+    """Write a header and one row per picture: path, error, then class_1, probability_1 and so on, best first.
 
-    Names as `data.sources.cell` shows them, for terminals and spreadsheets; `write_json` has every byte of them.
+    Names are made safe for terminals and spreadsheets by `model.files.csv_cell`; `write_json` keeps every byte of them.
     """
     table = csv.writer(out, lineterminator="\n")
     numbers = range(1, top + 1)
     table.writerow(["path", "error", *(f"{name}_{n}" for n in numbers for name in ("class", "probability"))])
     for one in predictions:
-        best = ((cell(name), share) for name, share in one.classes)
-        table.writerow([cell(one.path), one.error or "", *chain.from_iterable(best)])
+        best = ((csv_cell(name), share) for name, share in one.classes)
+        table.writerow([csv_cell(one.path), one.error or "", *chain.from_iterable(best)])
 
 
 def _cut(text: str, width: int) -> str:

@@ -1,10 +1,10 @@
-"""Decode once: every kept picture as uint8, one memory map per image size, which all workers read and none copies.
+"""The picture cache: every kept picture decoded once, as uint8, in one memory map per image size shared by all workers.
 
 catalog, split -> `build` -> a `CacheHandle`, small enough to send to a worker -> `open_part` -> a `Part`.
-Under `cache_dir/pictures/<fingerprint>/` lie `<size>.npy`, uint8 (kept pictures, size, size, 3) in the order of
-`Catalog.kept`, `<size>.blake2b`, the digest of its pixels, and `split-<digest>.npz`, the labels and the three parts. A
-file gets its name when it is whole; of two processes that build at once the later one replaces the earlier one's files
-by equal ones.
+The folder cache_dir/pictures/<fingerprint> holds `<size>.npy`, uint8 (kept pictures, size, size, 3) in the order of
+`Catalog.kept`; `<size>.blake2b`, the digest of its pixels; and `split-<digest>.npz`, the labels and the three parts.
+Files appear under their names only when complete. Of two processes that build at once, the later one replaces the
+earlier one's files with equal ones.
 """
 
 import errno
@@ -19,31 +19,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
-from uuid import uuid4
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from data import DataError, Track, no_track
+from data import CACHE_FIX, DataError, Track, explained, no_track
 from data.catalog import Catalog, Picture
-from data.file_checks import write_whole
-from data.split import Split
-from model.files import printable
+from data.split import PARTS, PartName, Split
+from model.files import UNFINISHED, printable, replacing, replacing_on_disk
 from model.preprocessing import PictureError, load_square
 
-PartName = Literal["train", "validation", "test"]
-PARTS = get_args(PartName)
-"""The names of `Split`'s parts."""
-
 AHEAD = 64
-"""Pictures decoded before they are written: enough for every thread, little memory however slow the disk is."""
+"""Most pictures decoded but not yet written: enough for every thread, and little memory however slow the disk is."""
 
 DIGEST_SIZE = 16
-"""Bytes of a digest of pixels."""
+"""Bytes in a digest of pixels."""
 
 ABANDONED = 3600
-"""Seconds after which a temporary file that nobody writes to is what a killed process left."""
+"""Seconds without a write after which an unfinished file must have been left behind by a killed process."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,38 +45,38 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class CacheHandle:
-    """Where a study's pictures lie: what a worker gets."""
+    """Location of a study's pictures in the cache: what a worker is sent."""
 
     directory: Path
     """cache_dir/pictures/<fingerprint>."""
     fingerprint: str
-    """The catalog's."""
+    """The catalog's fingerprint."""
     split: str
-    """Digest of labels and parts: names the split's file."""
+    """Digest of the labels and parts, and part of the split file's name."""
     classes: tuple[str, ...]
-    """Names; a label is a place in this tuple."""
+    """Names; a label is a position in this tuple."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One part of the pictures at one size."""
+    """Pictures of one or more parts of the split, at one size."""
 
     images: npt.NDArray[np.uint8]
-    """All kept pictures, (n of all, size, size, 3): a read-only memory map."""
+    """All kept pictures, those of other parts included: a read-only memory map (kept pictures, size, size, 3)."""
     indices: npt.NDArray[np.int64]
-    """(n,), this part's places in `images`, which are also those in `Catalog.kept`."""
+    """Positions of this part's n pictures in `images`, which are also those in `Catalog.kept`; (n,)."""
     labels: npt.NDArray[np.int64]
-    """(n,), this part's classes."""
+    """Class numbers of this part's pictures, (n,)."""
     classes: int
-    """How many there are."""
+    """Number of classes."""
 
 
 def build(
     catalog: Catalog, split: Split, image_sizes: Iterable[int], *, cache_dir: Path, track: Track = no_track
 ) -> CacheHandle:
-    """Makes what is missing or damaged for these sizes (pixels); a file of the right bytes is used as it is.
+    """Decode the kept pictures at each size (pixels), except at sizes whose files are there and intact.
 
-    Raises DataError: the folder cannot be written or has too little room, or a picture is not what it was in the scan.
+    Raises DataError: the folder cannot be written or has too little room, or a picture has changed since the scan.
     """
     directory = cache_dir / "pictures" / catalog.fingerprint
     handle = CacheHandle(
@@ -92,43 +86,40 @@ def build(
         classes=catalog.classes,
     )
     stored = io.BytesIO()
-    np.savez(stored, labels=catalog.labels, **{part: getattr(split, part) for part in PARTS})
-    write_whole(_split_path(handle), stored.getvalue())
-    sizes = [size for size in sorted(set(image_sizes)) if not _whole(handle, size, len(catalog.kept))]
-    if sizes:
-        try:
+    np.savez(stored, labels=catalog.labels, train=split.train, validation=split.validation, test=split.test)
+    missing = [size for size in sorted(set(image_sizes)) if not _intact(handle, size, len(catalog.kept))]
+    with explained(f"cannot write {printable(directory)}", CACHE_FIX):
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(_split_path(handle)) as unfinished:
+            unfinished.write_bytes(stored.getbuffer())
+        if missing:
             _remove_abandoned(directory)
-            _check_room(directory, sum(len(catalog.kept) * size * size * 3 for size in sizes))
-            _write_squares(catalog, sizes, directory, track)
-        except OSError as error:
-            raise DataError(
-                f"the picture cache must be written to {printable(directory)}, but it cannot ({error.strerror}); "
-                "make room, mend its rights, or name another folder with --cache DIR"
-            ) from error
+            _check_room(directory, sum(len(catalog.kept) * size * size * 3 for size in missing))
+            _write_squares(catalog, missing, directory, track)
     return handle
 
 
 def open_part(handle: CacheHandle, image_size: int, *parts: PartName) -> Part:
-    """One part, or several as one, at a size that was built. Raises DataError when the cache has gone or is damaged."""
+    """Open one part, or several as one, at a size that was built. Raises DataError if the cache is gone or damaged."""
     path = _split_path(handle)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             labels: npt.NDArray[np.int64] = stored["labels"]
-            places: dict[str, npt.NDArray[np.int64]] = {part: stored[part] for part in PARTS}
-        if _digest(labels, places) != handle.split:
-            raise ValueError("not the split that its name says")
-    except Exception as error:  # a damaged zip or header raises a dozen kinds of error, with one cure
-        raise _gone(path) from error
-    indices = np.concatenate([places[part] for part in parts])
+            positions: dict[str, npt.NDArray[np.int64]] = {part: stored[part] for part in PARTS}
+        if _digest(labels, positions) != handle.split:
+            raise ValueError("the file holds another split than its name says")
+    except Exception as error:  # a damaged zip or header raises a dozen kinds of error, all with the same cure
+        raise _damaged(path) from error
+    indices = np.concatenate([positions[part] for part in parts])
     images = _images(handle, image_size, len(labels))
     if images is None:
-        raise _gone(_images_path(handle.directory, image_size))
+        raise _damaged(_images_path(handle.directory, image_size))
     return Part(images=images, indices=indices, labels=labels[indices], classes=len(handle.classes))
 
 
-def _digest(labels: npt.NDArray[np.int64], places: Mapping[str, npt.NDArray[np.int64]]) -> str:
+def _digest(labels: npt.NDArray[np.int64], positions: Mapping[str, npt.NDArray[np.int64]]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for numbers in (labels, *(places[part] for part in PARTS)):
+    for numbers in (labels, *(positions[part] for part in PARTS)):
         digest.update(len(numbers).to_bytes(8, "little") + np.ascontiguousarray(numbers, dtype="<i8").tobytes())
     return digest.hexdigest()
 
@@ -137,8 +128,16 @@ def _split_path(handle: CacheHandle) -> Path:
     return handle.directory / f"split-{handle.split}.npz"
 
 
-def _whole(handle: CacheHandle, size: int, pictures: int) -> bool:
-    """Whether each pixel is the one that was written. A second for a GB that has been read before."""
+def _images_path(directory: Path, size: int) -> Path:
+    return directory / f"{size}.npy"
+
+
+def _digest_path(directory: Path, size: int) -> Path:
+    return directory / f"{size}.blake2b"
+
+
+def _intact(handle: CacheHandle, size: int, pictures: int) -> bool:
+    """Whether the pixels are those that were written. Takes a second per GB once the file has been read before."""
     images = _images(handle, size, pictures)
     try:
         written = _digest_path(handle.directory, size).read_bytes()
@@ -147,35 +146,30 @@ def _whole(handle: CacheHandle, size: int, pictures: int) -> bool:
     return images is not None and hashlib.blake2b(images.data, digest_size=DIGEST_SIZE).hexdigest().encode() == written
 
 
-def _digest_path(directory: Path, size: int) -> Path:
-    return directory / f"{size}.blake2b"
-
-
-def _images_path(directory: Path, size: int) -> Path:
-    return directory / f"{size}.npy"
-
-
 def _images(handle: CacheHandle, size: int, pictures: int) -> npt.NDArray[np.uint8] | None:
-    """The memory map, or None if it is missing, torn or of another shape; numpy refuses a map longer than its file."""
+    """Return the memory map; None if it is missing, truncated (numpy maps no file that is too short) or misshapen."""
     try:
         images = np.lib.format.open_memmap(_images_path(handle.directory, size), mode="r")
-    except Exception as error:  # of a damaged header also what Python's own tokenizer and parser raise
+    except Exception as error:  # on a damaged header, also whatever Python's own tokenizer and parser raise
         if getattr(error, "errno", None) == errno.ENOMEM:
-            raise  # no room for a map says nothing about the file
+            raise  # lack of address space says nothing about the file
         return None
     return images if images.dtype == np.uint8 and images.shape == (pictures, size, size, 3) else None
 
 
-def _gone(path: Path) -> DataError:
-    return DataError(f"the picture cache must stay while a study runs, but {printable(path)} is not whole; run again")
+def _damaged(path: Path) -> DataError:
+    return DataError(
+        f"cannot read {printable(path)} (missing from the picture cache, or damaged): run the same command again to "
+        "rebuild it"
+    )
 
 
 def _remove_abandoned(directory: Path) -> None:
-    for path in directory.glob("*.part"):
+    for path in directory.glob(f"*{UNFINISHED}"):
         try:
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink(missing_ok=True)
-        except OSError:  # another process was faster, or (on Windows) still has it open
+        except OSError:  # another process removed it first, or (on Windows) still has it open
             continue
 
 
@@ -183,15 +177,15 @@ def _check_room(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise DataError(
-            f"the picture cache needs {needed:,} bytes, but {printable(directory)} has {free:,} free; "
-            "make room or name another folder with --cache DIR"
+            f"not enough room for the picture cache in {printable(directory)} ({needed:,} bytes needed, {free:,} "
+            "free): free some space, or choose another folder with --cache DIR"
         )
 
 
 def _write_squares(catalog: Catalog, sizes: Sequence[int], directory: Path, track: Track) -> None:
     kept = catalog.kept
     with ExitStack() as stack:
-        # The pool enters last and so ends first: no thread outlives the files.
+        # The pool is entered last and so exits first: no thread outlives the files.
         files = [stack.enter_context(_npy(directory, size, len(kept))) for size in sizes]
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         squares = _in_order(pool, lambda picture: _squares(catalog.file(picture), picture, sizes), kept)
@@ -201,25 +195,26 @@ def _write_squares(catalog: Catalog, sizes: Sequence[int], directory: Path, trac
 
 
 def _squares(path: Path, picture: Picture, sizes: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
+    """Decode one picture at each size. Raises DataError when it is not the picture that was scanned."""
     try:
         content = path.read_bytes()
         if hashlib.blake2b(content, digest_size=16).hexdigest() != picture.content_hash:
-            raise PictureError("its bytes changed")
+            raise PictureError("its bytes differ")
         return [load_square(io.BytesIO(content), size) for size in sizes]
     except MemoryError as error:
         raise DataError(
-            f"each picture must fit into the memory that is free, but {printable(path)} with {picture.width} x "
-            f"{picture.height} pixels does not; free memory, or make it smaller"
+            f"not enough memory to decode {printable(path)} ({picture.width} x {picture.height} pixels): free some "
+            "memory, or make the picture smaller"
         ) from error
     except (PictureError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"pictures must not change while they are prepared, but {printable(path)} did ({reason}); run again"
+            f"{printable(path)} has changed since it was checked ({reason}): run the command again"
         ) from error
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`pool.map`, at most AHEAD results ahead of whoever takes them."""
+    """Do what `pool.map` does, but never run more than AHEAD results ahead of the consumer."""
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -235,15 +230,15 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable[[Item], Result], item
 
 @contextmanager
 def _npy(directory: Path, size: int, pictures: int) -> Generator[Callable[[npt.NDArray[np.uint8]], None]]:
-    """Takes so many squares, one by one; their file gets its name, and then its digest, when the block ends well.
+    """Yield a function that appends one square to `<size>.npy`; the file and its digest appear when the block ends.
 
-    Written, not mapped: a full disk is then an OSError and not a SIGBUS.
+    The file is written, not mapped, so that a full disk raises an OSError instead of a SIGBUS.
     """
     path = _images_path(directory, size)
-    temporary = path.with_name(f"{path.name}-{uuid4().hex}.part")
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    complete = False
     try:
-        with temporary.open("wb") as file:
+        with replacing_on_disk(path) as file:
             shape = (pictures, size, size, 3)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
@@ -253,14 +248,10 @@ def _npy(directory: Path, size: int, pictures: int) -> Generator[Callable[[npt.N
                 digest.update(pixels)
 
             yield write
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            temporary.replace(path)
-        except PermissionError:
-            # Windows does not replace a file that is mapped: then another process has built the same one.
-            if not path.exists():
-                raise
-        write_whole(_digest_path(directory, size), digest.hexdigest().encode())
-    finally:
-        temporary.unlink(missing_ok=True)
+            complete = True
+    except PermissionError:
+        # Windows does not replace a file that is mapped: another process is then using an equal one.
+        if not (complete and path.exists()):
+            raise
+    with replacing(_digest_path(directory, size)) as unfinished:
+        unfinished.write_bytes(digest.hexdigest().encode())

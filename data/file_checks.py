@@ -1,8 +1,8 @@
-"""What one file is worth: walk a class folder, open each file once, and remember what was seen.
+"""Checks of single files: find them, open each one once, and remember the results.
 
-`walk` lists the files; `examine` opens them in threads (Pillow's decoders let go of the interpreter's lock) and gives
-one `Look` per file; the looks lie in cache_dir/scans, so that a file whose size and time are unchanged is not opened
-again. What a file is worth beside other files - duplicates, conflicts - is the catalog's business.
+`walk` lists the files of the class folders. `check_files` opens them in threads (Pillow's decoders release the GIL) and
+returns a `FileCheck` for each. The results are stored in cache_dir/scans, so that a file whose size and modification
+time are unchanged is not opened again. What depends on other files, such as duplicates, is left to the catalog.
 """
 
 import hashlib
@@ -22,87 +22,84 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from data import DataError, Track, no_track
+from data import CACHE_FIX, Track, explained, no_track
 from model import preprocessing
-from model.files import is_hidden, open_regular, printable
+from model.files import is_hidden, open_regular, printable, replacing
 from model.preprocessing import FORMATS, MAX_BYTES, MAX_PIXELS, MIN_SIDE, PictureError, open_picture
 
 THUMBNAIL = (16, 18)
-"""Rows and columns of the grey thumbnail that near-duplicates are found by."""
+"""Rows and columns of the grey thumbnails in which near-duplicates are found."""
 
 SUFFIXES = preprocessing.SUFFIXES | {".tga", ".psd", ".svg", ".raw", ".dng", ".cr2", ".nef"}
-"""A broken file with such a name was meant to be a picture: unreadable; any other is no picture."""
+"""Suffixes of files meant to be pictures: those that cannot be decoded are "unreadable", others "not a picture"."""
 
-MEMORY_VERSION = 1
-"""Raised when looks change their meaning: older memories are then not believed."""
-
-NO_THUMBNAIL = b""
+SCAN_VERSION = 1
+"""Version of the stored results. Raise it when the same file would get another result; older ones are then ignored."""
 
 
 class Verdict(StrEnum):
-    """What becomes of a file; all but the first are left out."""
+    """Whether a file is used, or why it is left out."""
 
     KEPT = "kept"
     UNREADABLE = "unreadable"
-    """Named like a picture, but truncated, broken, empty, or of an unknown format."""
+    """Named like a picture, but truncated, broken, empty or of an unknown format."""
     TOO_SMALL = "too_small"
-    """Its shorter side has fewer than MIN_SIDE pixels."""
+    """Shorter side below MIN_SIDE pixels."""
     DUPLICATE = "duplicate"
-    """The same bytes as a kept picture of its class; or a (near-)copy of a picture of an official test part."""
+    """Same bytes as a kept picture of its class, or a (near-)copy of a picture of an official test part."""
     CONFLICT = "conflict"
-    """The same bytes in two classes: at least one label is wrong, and nobody knows which."""
+    """Same bytes in two classes: at least one label is wrong, and nothing says which."""
     REFUSED = "refused"
     """Not safe or not sensible to open: a link out of the data set, a decompression bomb, a pipe, a stray file."""
     NOT_A_PICTURE = "not_a_picture"
-    """A text, a spreadsheet, a video."""
+    """Text, spreadsheet, video and the like."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A name found by `walk`; `reason` says why it must not be opened, if so."""
+    """File found by `walk`, not opened yet."""
 
     path: str
-    """Relative to the part's folder, with forward slashes."""
+    """Path relative to the part's folder, with forward slashes."""
     label: str
-    """The class folder it lies in; "" for files beside the class folders."""
+    """Name of the class folder; "" for files beside the class folders."""
     size_bytes: int = 0
     mtime_ns: int = 0
     verdict: Verdict | None = None
-    """Decided from the name alone; None: to be opened."""
+    """Verdict where name, type or size decide it; None when the file has to be opened."""
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """What opening a file showed."""
+class FileCheck:
+    """Result of opening one file."""
 
     verdict: Verdict
     reason: str = ""
     width: int = 0
     height: int = 0
-    """As stored in the file, before EXIF turns it; 0 where the header cannot be read."""
+    """Pixels as stored, before EXIF rotation; 0 when the header cannot be read."""
     mode: str = ""
-    """Pillow's name of the pixel format in the file: RGB, L, CMYK, …"""
+    """Pillow's name for the file's pixel format: RGB, L, CMYK, ..."""
     content_hash: str = ""
     """BLAKE2b of the file's bytes, 32 hex digits; "" unless kept."""
-    thumbnail: bytes = NO_THUMBNAIL
+    thumbnail: bytes = b""
     """THUMBNAIL grey values, row by row; empty unless kept."""
-    lasting: bool = True
-    """Whether the next scan may believe it: a permission can change without the file's time changing."""
+    reusable: bool = True
+    """Whether the next scan may reuse it. Permissions and free memory can change without the file changing."""
 
 
 def walk(folder: Path, classes: dict[str, Path], *, within: Sequence[Path]) -> Iterator[Entry]:
-    """Every file under `folder` that is not hidden: first those beside the class folders, then class by class.
+    """Yield every file under `folder` that is not hidden: first those beside the class folders, then class by class.
 
-    A class's nested folders belong to it. Links are followed to files whose real place is under one of `within`; links
-    to folders are not (a loop would never end), nor is a folder whose name ends like a picture's.
+    Nested folders belong to their class. Links to files are followed when the file is under one of `within`; links to
+    folders are not followed (they could form a loop), and folders named like a picture are not entered.
     Raises DataError when a folder cannot be listed.
     """
     for entry in _scandir(folder):
         if not entry.is_dir() and not is_hidden(entry.name):
-            reason = "lies in no class folder"
             verdict = Verdict.REFUSED if _named_like_a_picture(entry.name) else Verdict.NOT_A_PICTURE
-            yield Entry(path=entry.name, label="", verdict=verdict, reason=reason)
+            yield Entry(path=entry.name, label="", verdict=verdict, reason="not in a class folder")
     for label, top in classes.items():
         folders = [(top, label)]
         while folders:
@@ -112,58 +109,53 @@ def walk(folder: Path, classes: dict[str, Path], *, within: Sequence[Path]) -> I
                     continue
                 path = f"{prefix}/{entry.name}"
                 if not entry.is_dir(follow_symlinks=False):
-                    yield _file(entry, path, label, within)
+                    yield _entry(entry, path, label, within)
                 elif _named_like_a_picture(entry.name):
                     yield Entry(path=path, label=label, verdict=Verdict.REFUSED, reason="a folder named like a picture")
                 else:
                     folders.append((Path(entry.path), path))
 
 
-def examine(folder: Path, entries: Sequence[Entry], *, cache_dir: Path, track: Track = no_track) -> list[Look]:
-    """One look per entry, in order. Files whose path, size and time are in the memory of `folder` are not opened.
+def check_files(folder: Path, entries: Sequence[Entry], *, cache_dir: Path, track: Track = no_track) -> list[FileCheck]:
+    """Return the check of each entry, in order; a file that was checked before and has not changed is not opened.
 
-    What was seen is remembered even when the scan is interrupted.
-    Raises DataError when the memory cannot be written.
+    Results are stored even when the scan is interrupted. Raises DataError when they cannot be.
     """
-    memory = _Memory.load(cache_dir, folder)
-    looks: list[Look | None] = [
-        Look(verdict=entry.verdict, reason=entry.reason) if entry.verdict else memory.recall(entry) for entry in entries
+    cache = ScanCache.load(cache_dir, folder)
+    checks: list[FileCheck | None] = [
+        FileCheck(verdict=entry.verdict, reason=entry.reason) if entry.verdict else cache.find(entry)
+        for entry in entries
     ]
-    unseen = [position for position, look in enumerate(looks) if look is None]
-    if unseen:
+    missing = [position for position, check in enumerate(checks) if check is None]
+    if missing:
         pool = ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1))
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; a verdict says what matters
-                seen = pool.map(_look, [folder / entries[position].path for position in unseen])
-                for position, look in zip(unseen, track(seen, "Looking at the pictures", len(unseen)), strict=True):
-                    looks[position] = look
+                warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, which do not matter here
+                found = pool.map(_check_file, [folder / entries[position].path for position in missing])
+                for position, check in zip(missing, track(found, "Checking pictures", len(missing)), strict=True):
+                    checks[position] = check
         finally:
             pool.shutdown(cancel_futures=True)
-            memory.save(entries, looks)
-    return [look for look in looks if look is not None]
+            cache.save(entries, checks)
+    return [check for check in checks if check is not None]
 
 
 def _scandir(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"every class folder must be readable, but {printable(folder)} is not ({error.strerror}); mend its rights"
-        ) from error
+    with explained(f"cannot read {printable(folder)}", "change its permissions"), os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
-def _file(entry: os.DirEntry[str], path: str, label: str, within: Sequence[Path]) -> Entry:
-    """The entry of one name that is no folder, refused when it is no regular file under one of `within`."""
+def _entry(entry: os.DirEntry[str], path: str, label: str, within: Sequence[Path]) -> Entry:
+    """Return the entry of anything but a folder, with a verdict unless it is a regular file under one of `within`."""
     try:
         status = entry.stat()  # follows links
-        real = Path(entry.path).resolve(strict=True) if entry.is_symlink() else None
+        target = Path(entry.path).resolve(strict=True) if entry.is_symlink() else None
     except (OSError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
         return Entry(path=path, label=label, verdict=Verdict.REFUSED, reason="a broken link")
     reason = ""
-    if real is not None and not any(real.is_relative_to(folder) for folder in within):
-        reason = f"a link out of the data set, to {printable(real)}"
+    if target is not None and not any(target.is_relative_to(folder) for folder in within):
+        reason = f"a link out of the data set, to {printable(target)}"
     elif stat.S_ISDIR(status.st_mode):
         reason = "a link to a folder"
     elif not stat.S_ISREG(status.st_mode):
@@ -179,30 +171,30 @@ def _file(entry: os.DirEntry[str], path: str, label: str, within: Sequence[Path]
 
 
 def _named_like_a_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - of a bare name, 20 times faster than Path
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - for a bare name 20 times faster than Path
 
 
-def _look(path: Path) -> Look:
+def _check_file(path: Path) -> FileCheck:
     try:
         with open_regular(path, MAX_BYTES) as file:
-            return _look_into(file, _named_like_a_picture(path.name))
+            return _check_open_file(file, _named_like_a_picture(path.name))
     except OSError as error:
-        return Look(verdict=Verdict.UNREADABLE, reason=f"cannot be opened ({error.strerror})", lasting=False)
+        return FileCheck(verdict=Verdict.UNREADABLE, reason=f"cannot be opened ({error.strerror})", reusable=False)
     except MemoryError:
-        return Look(verdict=Verdict.REFUSED, reason="too large for the memory that is free", lasting=False)
+        return FileCheck(verdict=Verdict.REFUSED, reason="too large for the free memory", reusable=False)
 
 
-def _look_into(file: io.BufferedReader, named_like_a_picture: bool) -> Look:
-    header = _header(file)
+def _check_open_file(file: io.BufferedReader, named_like_a_picture: bool) -> FileCheck:
+    header = _check_header(file)
     file.seek(0)
     try:
-        # Keeps 2 x 32 pixels of the short side: enough for the thumbnail, and a JPEG decodes up to 4 times faster.
+        # The short side keeps at least 2 x 32 pixels: enough for the thumbnail, and JPEGs decode up to 4 times faster.
         image = open_picture(file, at_least=32)
     except PictureError as error:
         if header.width * header.height > MAX_PIXELS or header.verdict is Verdict.REFUSED:
             return replace(header, verdict=Verdict.REFUSED, reason=str(error))
-        known = named_like_a_picture or header.width > 0
-        return replace(header, verdict=Verdict.UNREADABLE if known else Verdict.NOT_A_PICTURE, reason=str(error))
+        meant = named_like_a_picture or header.width > 0
+        return replace(header, verdict=Verdict.UNREADABLE if meant else Verdict.NOT_A_PICTURE, reason=str(error))
     if min(header.width, header.height) < MIN_SIDE:
         reason = f"{header.width} x {header.height} pixels, the shorter side needs {MIN_SIDE}"
         return replace(header, verdict=Verdict.TOO_SMALL, reason=reason)
@@ -213,64 +205,67 @@ def _look_into(file: io.BufferedReader, named_like_a_picture: bool) -> Look:
     return replace(header, content_hash=content_hash, thumbnail=thumbnail)
 
 
-def _header(file: io.BufferedReader) -> Look:
-    """Size and mode as the file has them, which the decoded picture no longer shows."""
+def _check_header(file: io.BufferedReader) -> FileCheck:
+    """Return the size and mode stored in the file, which a decoded picture no longer shows."""
     try:
         with Image.open(file, formats=FORMATS) as header:
-            return Look(verdict=Verdict.KEPT, width=header.width, height=header.height, mode=header.mode)
+            return FileCheck(verdict=Verdict.KEPT, width=header.width, height=header.height, mode=header.mode)
     except Image.DecompressionBombError:
-        return Look(verdict=Verdict.REFUSED)
-    except Exception:  # decoders raise nearly anything on broken bytes; `open_picture` then gives the reason
-        return Look(verdict=Verdict.UNREADABLE)
+        return FileCheck(verdict=Verdict.REFUSED)
+    except Exception:  # decoders raise almost anything on broken bytes; `open_picture` then gives the reason
+        return FileCheck(verdict=Verdict.UNREADABLE)
 
 
-class _Memory:
-    """The looks at the files of one folder: cache_dir/scans/<hash of its path>.npz, whole or not there.
+@dataclass(frozen=True, kw_only=True)
+class ScanCache:
+    """Stored checks of one folder's files: cache_dir/scans/<hash of the folder's path>.npz.
 
-    The file holds JSON (as bytes, so that nothing is pickled) and the thumbnails beside it. Other versions of Pillow or
-    of the preprocessing may judge otherwise: their memories are not believed.
+    The file holds a JSON document, as bytes so that nothing is pickled, and the thumbnails. It is ignored when another
+    version of Pillow or of the preprocessing wrote it, because that may have judged differently.
     """
 
-    def __init__(self, path: Path, looks: dict[tuple[str, int, int], Look]) -> None:
-        self.path = path
-        self.looks = looks
+    path: Path
+    checks: dict[tuple[str, int, int], FileCheck]
+    """Checks by path, size and modification time."""
 
     @classmethod
-    def load(cls, cache_dir: Path, folder: Path) -> "_Memory":
-        """Of a memory that is missing, of another version or corrupt nothing is remembered."""
+    def load(cls, cache_dir: Path, folder: Path) -> "ScanCache":
+        """Return the stored checks; none where the file is missing, corrupt or of another version."""
         name = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
         path = cache_dir / "scans" / f"{name}.npz"
+        checks: dict[tuple[str, int, int], FileCheck] = {}
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 document = json.loads(stored["document"].tobytes())
                 thumbnails: npt.NDArray[np.uint8] = stored["thumbnails"]
             if document["versions"] != _versions():
-                return cls(path, {})
-            looks: dict[tuple[str, int, int], Look] = {}
+                return cls(path=path, checks={})
             for (file, size, mtime, verdict, reason, width, height, mode, content_hash), thumbnail in zip(
                 document["looks"], thumbnails, strict=True
             ):
-                looks[file, size, mtime] = Look(
+                checks[file, size, mtime] = FileCheck(
                     verdict=Verdict(verdict),
                     reason=reason,
                     width=width,
                     height=height,
                     mode=mode,
                     content_hash=content_hash,
-                    thumbnail=thumbnail.tobytes() if verdict == Verdict.KEPT else NO_THUMBNAIL,
+                    thumbnail=thumbnail.tobytes() if verdict == Verdict.KEPT else b"",
                 )
-            return cls(path, looks)
-        except Exception:  # a torn zip raises a dozen kinds of error, and the cure of each is to look again
-            return cls(path, {})
+        except Exception:  # a torn zip raises a dozen kinds of error, and the cure for each is to check the files again
+            checks = {}
+        return cls(path=path, checks=checks)
 
-    def recall(self, entry: Entry) -> Look | None:
-        return self.looks.get((entry.path, entry.size_bytes, entry.mtime_ns))
+    def find(self, entry: Entry) -> FileCheck | None:
+        """Return the stored check of this file, if it has not changed since."""
+        return self.checks.get((entry.path, entry.size_bytes, entry.mtime_ns))
 
-    def save(self, entries: Sequence[Entry], looks: Sequence[Look | None]) -> None:
+    def save(self, entries: Sequence[Entry], checks: Sequence[FileCheck | None]) -> None:
+        """Store every check made so far. Raises DataError when the file cannot be written."""
         rows = [
-            (entry, look)
-            for entry, look in zip(entries, looks, strict=True)
-            if look is not None and look.lasting and entry.verdict is None
+            (entry, check)
+            for entry, check in zip(entries, checks, strict=True)
+            if check is not None and check.reusable and entry.verdict is None
         ]
         if not rows:
             return
@@ -281,44 +276,29 @@ class _Memory:
                     entry.path,
                     entry.size_bytes,
                     entry.mtime_ns,
-                    look.verdict,
-                    look.reason,
-                    look.width,
-                    look.height,
-                    look.mode,
-                    look.content_hash,
+                    check.verdict,
+                    check.reason,
+                    check.width,
+                    check.height,
+                    check.mode,
+                    check.content_hash,
                 )
-                for entry, look in rows
+                for entry, check in rows
             ],
         }
         blank = bytes(THUMBNAIL[0] * THUMBNAIL[1])
-        thumbnails = np.frombuffer(b"".join(look.thumbnail or blank for _, look in rows), dtype=np.uint8)
+        thumbnails = np.frombuffer(b"".join(check.thumbnail or blank for _, check in rows), dtype=np.uint8)
         packed = io.BytesIO()
         np.savez(
             packed,
             document=np.frombuffer(json.dumps(document).encode("ascii"), dtype=np.uint8),
             thumbnails=thumbnails.reshape(len(rows), -1),
         )
-        write_whole(self.path, packed.getvalue())
+        with explained(f"cannot write {printable(self.path.parent)}", CACHE_FIX):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as unfinished:
+                unfinished.write_bytes(packed.getbuffer())
 
 
 def _versions() -> list[str | int]:
-    return [MEMORY_VERSION, preprocessing.VERSION, PIL.__version__]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is whole as soon as it is there, and its folder. Raises DataError where it cannot."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise DataError(
-            f"{printable(path.parent)} must be a folder that can be written to, but it cannot ({error.strerror}); "
-            "make room, mend its rights, or name another"
-        ) from error
+    return [SCAN_VERSION, preprocessing.VERSION, PIL.__version__]

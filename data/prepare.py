@@ -26,6 +26,10 @@ class Pictures:
     """Where the pictures come from, one line."""
     source: str
     """The `data` argument as given: a path or a name."""
+    test_data: Path | None
+    """The `test_data` argument as given."""
+    limit: int | None
+    """The `limit` argument as given."""
     available: int
     """Number of pictures that the source offers, at least as many as are in use."""
     catalog: Catalog
@@ -62,6 +66,8 @@ def find_pictures(
         name=source.name,
         citation=source.citation,
         source=data,
+        test_data=test_data,
+        limit=limit,
         available=max(source.available or 0, len(scanned.kept)),
         catalog=used,
         split=split(used),

@@ -11,7 +11,6 @@ Other folders beside `train` are not read. Only names and folders are looked at 
 """
 
 import importlib
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -116,23 +115,6 @@ def class_folders(folder: Path) -> dict[str, Path]:
                 f"{printable(path.resolve())}; copy the folder there, or remove the link"
             )
     return found
-
-
-def cell(text: str | Path) -> str:
-    """A name or path as a cell of a CSV file: printable, and nothing that a spreadsheet takes for a formula.
-
-    A stranger's data set may have a folder called `=HYPERLINK(...)`. A path then starts with `./` and stays that path;
-    a name with an apostrophe, the spreadsheets' own sign for text (OWASP, "CSV Injection"). Numbers are left alone.
-    """
-    shown = printable(text.as_posix() if isinstance(text, Path) else text)
-    if not shown.startswith(("=", "+", "-", "@")):
-        return shown
-    if isinstance(text, Path):
-        return f"./{shown}"
-    try:
-        return f"'{shown}" if not math.isfinite(float(shown)) else shown
-    except ValueError:
-        return f"'{shown}"
 
 
 def _field_guide(cache_dir: Path, pictures: int | None, track: Track) -> Source:

@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,10 @@ from data import DataError
 from data.catalog import Catalog
 from model.files import printable
 
-PART_SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
+PartName = Literal["train", "validation", "test"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
+
+PART_SHARES: dict[str, float] = {"train": 0.70, "validation": 0.15, "test": 0.15}
 """Share of the pictures in each part. Where a data set brings a part of its own, the others keep their proportions."""
 
 
@@ -30,7 +34,7 @@ class Split:
 
     def named(self) -> tuple[tuple[str, npt.NDArray[np.int64]], ...]:
         """Return (name, positions) of each part."""
-        return ("train", self.train), ("validation", self.validation), ("test", self.test)
+        return tuple((name, getattr(self, name)) for name in PARTS)
 
 
 def split(catalog: Catalog) -> Split:
@@ -101,9 +105,9 @@ def _fill_empty_parts(
             if not movable:
                 found = len(groups_of[label])
                 raise DataError(
-                    f"cannot split class '{printable(label)}' of {printable(catalog.source.root)}: it has only {found} "
-                    f"distinct picture{'s' * (found != 1)} (near-duplicates count as one) and each of "
-                    f"{', '.join(intervals)} needs one; add pictures or remove the folder"
+                    f"cannot split class '{printable(label)}' of {printable(catalog.source.root)} ({found} distinct "
+                    f"picture{'s' * (found != 1)}, near-duplicates counted once, but {', '.join(intervals)} need one "
+                    "each): add pictures or remove the folder"
                 )
             nearest = min(movable, key=lambda group: (max(start - points[group], points[group] - end), group))
             for name in classes_of[nearest]:

@@ -1,25 +1,28 @@
-"""Files that a stranger may have made or named: opened only where they are ordinary, shown without effect."""
+"""Files: ones that a stranger may have made or named are opened only if ordinary and shown harmlessly; all are written
+under a temporary name and renamed, so that a file that is there is whole."""
 
 import errno
+import math
 import os
 import stat
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 UNFINISHED = ".part"
 """Suffix of a file that is still being written; one that stays behind was left by a killed process."""
 
 
-def open_regular(path: Path, limit: int) -> BufferedReader:
-    """A file of at most `limit` bytes, for reading. A pipe is not waited for, a device is not touched.
+def open_regular(path: Path, limit: int, *, follow_links: bool = True) -> BufferedReader:
+    """Open a file of up to `limit` bytes for reading, without waiting for a pipe or touching a device.
 
     Raises OSError, with the reason as its `strerror`.
     """
+    flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
     _check(path.stat(), limit)
-    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - it is handed on
+    file = open(path, "rb", opener=lambda name, given: os.open(name, given | flags))  # noqa: SIM115 - returned open
     try:
         _check(os.fstat(file.fileno()), limit)  # it may have been replaced in between
     except OSError:
@@ -30,9 +33,9 @@ def open_regular(path: Path, limit: int) -> BufferedReader:
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Yield a temporary path beside `path` and rename it to `path` at the end: a file that is there is whole.
+    """Yield a temporary path beside `path` and rename it to `path` at the end.
 
-    Nothing is left behind, and `path` is unchanged, when the body raises. Raises OSError.
+    If the body raises, `path` is unchanged and nothing is left behind. Raises OSError.
     """
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
@@ -42,19 +45,48 @@ def replacing(path: Path) -> Generator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_on_disk(path: Path) -> Generator[BufferedWriter]:
+    """Yield a binary file that is renamed to `path` once its bytes are on the disk, as `replacing` does.
+
+    Even a power failure leaves either the old file or the new one whole. Raises OSError.
+    """
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def printable(text: str | Path) -> str:
-    """A name as it can be shown: line ends, terminal escapes and bytes that are no UTF-8 as `\\n`, `\\x1b`, …."""
+    """Return text with line ends, terminal escapes and bytes that are not UTF-8 written as `\\n`, `\\x1b` and so on."""
     shown = str(text)
     return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
+def csv_cell(text: str | Path) -> str:
+    """Return a name or path as a CSV cell: printable, and never taken for a formula by a spreadsheet.
+
+    A downloaded data set may have a folder called `=HYPERLINK(...)`. A path gets `./` in front and remains that path; a
+    name gets an apostrophe, the spreadsheets' own mark for text (OWASP, "CSV Injection"). Numbers are left alone.
+    """
+    shown = printable(text.as_posix() if isinstance(text, Path) else text)
+    if not shown.startswith(("=", "+", "-", "@")):
+        return shown
+    if isinstance(text, Path):
+        return f"./{shown}"
+    try:
+        return shown if math.isfinite(float(shown)) else f"'{shown}"
+    except ValueError:
+        return f"'{shown}"
+
+
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is an operating system's own and is passed over in silence."""
+    """Return whether a file or folder belongs to the operating system and is skipped without a word."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def why(error: OSError | ValueError) -> str:
-    """What stood against reading a file, as part of a line."""
+    """Return why a file could not be read, in one line of up to 160 characters."""
     return printable(str(error.strerror if isinstance(error, OSError) else error))[:160]
 
 
@@ -64,8 +96,5 @@ def _check(status: os.stat_result, limit: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     if status.st_size > limit:
-        raise OSError(errno.EFBIG, f"{status.st_size / 1e9:,.1f} GB, more than the {limit / 1e9:.1f} allowed")
-
-
-def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        unit, name = (1e9, "GB") if limit >= 1e9 else (1e6, "MB")
+        raise OSError(errno.EFBIG, f"{status.st_size / unit:,.1f} {name}, more than the {limit / unit:.1f} allowed")

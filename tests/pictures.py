@@ -1,7 +1,7 @@
-"""Small real picture folders for every test: clean ones, and one with every flaw that downloaded sets have.
+"""Small picture folders for every test: clean ones, and one with every flaw found in downloaded data sets.
 
-Pictures are smooth random patterns under a tint of their class: different enough that none is another's near-duplicate,
-alike enough within a class that a small network can learn it. The same arguments write the same bytes.
+Pictures are smooth random patterns tinted by class: different enough that no two are near-duplicates, and similar
+enough within a class that a small network can learn it. The same arguments write the same bytes.
 """
 
 import contextlib
@@ -10,7 +10,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
+
+from data.catalog import Catalog, Picture, scan
+from data.file_checks import Verdict
+from data.sources import Source, resolve
 
 NAMES = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus")
 
@@ -42,11 +46,11 @@ FLAWED = {
     "Boletus/link-out.jpg": "refused",
     "Boletus/link-broken.jpg": "refused",
 }
-"""Every file that `flawed_folder` adds to twelve good ones a class, and the verdict it must get."""
+"""Files that `flawed_folder` adds to twelve good ones per class, and the verdict each must get."""
 
 
 def picture(seed: int, *, label: int = 0, width: int = 32, height: int = 32) -> Image.Image:
-    """One RGB picture of class number `label`; another seed gives another pattern."""
+    """Return an RGB picture of class number `label`; each seed gives another pattern."""
     rng = np.random.default_rng([seed, label])
     pattern = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -56,7 +60,7 @@ def picture(seed: int, *, label: int = 0, width: int = 32, height: int = 32) -> 
 
 
 def class_folders(folder: Path, classes: int = 3, each: int = 12, size: int = 32) -> Path:
-    """Writes `classes` folders of `each` JPEGs of size x size pixels under `folder` and returns it."""
+    """Write `classes` folders of `each` JPEGs of size x size pixels under `folder`, and return `folder`."""
     for label, name in enumerate(NAMES[:classes]):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for seed in range(each):
@@ -65,7 +69,7 @@ def class_folders(folder: Path, classes: int = 3, each: int = 12, size: int = 32
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises width x height pixels: a decompression bomb's outside."""
+    """Return a PNG of a few bytes whose header claims width x height pixels, as a decompression bomb's does."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -77,9 +81,9 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 def flawed_folder(folder: Path) -> Path:
-    """Three classes of twelve good 48 px pictures with every flaw of `FLAWED`, an empty class and hidden files.
+    """Write three classes of twelve good 48 px pictures, every flaw of `FLAWED`, an empty class and hidden files.
 
-    Returns `folder`. Where links cannot be made (Windows without the right), the two links are missing.
+    Returns `folder`. Where links cannot be made (Windows without the privilege), the two links are missing.
     """
     class_folders(folder, classes=3, each=12, size=48)
     agaricus, amanita, boletus = (folder / name for name in NAMES[:3])
@@ -113,7 +117,7 @@ def flawed_folder(folder: Path) -> Path:
     draw(12, 1).save(amanita / "no-suffix", format="PNG")
 
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: the camera was held upright, the file lies on its side
+    exif[0x0112] = 6  # orientation: the camera was held upright, the pixels are stored sideways
     draw(13, 2, 64, 48).save(boletus / "rotated.jpg", exif=exif)
     draw(14, 2).save(boletus / "stereo.mpo", format="MPO", save_all=True, append_images=[draw(15, 2)])
     draw(16, 2).save(boletus / "really-a-png.jpg", format="PNG")
@@ -134,3 +138,52 @@ def flawed_folder(folder: Path) -> Path:
     (folder / ".hidden").mkdir(exist_ok=True)
     (agaricus / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     return folder
+
+
+def altered(image: Image.Image) -> list[Image.Image]:
+    """Return three near-duplicates of a picture: smaller, grey and darker."""
+    return [
+        image.resize((image.width * 2 // 3, image.height * 2 // 3)),
+        image.convert("L"),
+        ImageEnhance.Brightness(image).enhance(0.9),
+    ]
+
+
+def scanned(root: Path, cache_dir: Path, test_data: Path | None = None) -> Catalog:
+    """Return the catalog of a folder, with the results of its checks stored under `cache_dir`."""
+    return scan(resolve(str(root), cache_dir=cache_dir, pictures=None, test_data=test_data), cache_dir=cache_dir)
+
+
+def by_path(catalog: Catalog) -> dict[str, Picture]:
+    """Return a catalog's files by path."""
+    return {file.path: file for file in catalog.pictures}
+
+
+def made_up_picture(content_hash: str, label: str, group: str) -> Picture:
+    """Return a kept picture without a file."""
+    return Picture(
+        path=f"{label}/{content_hash}.jpg",
+        part="all",
+        label=label,
+        verdict=Verdict.KEPT,
+        reason="",
+        size_bytes=1,
+        width=32,
+        height=32,
+        mode="RGB",
+        content_hash=content_hash,
+        group=group,
+    )
+
+
+def made_up_catalog(pictures: list[Picture]) -> Catalog:
+    """Return a catalog of pictures without files."""
+    source = Source(name="made-up", root=Path("made-up"), parts={"all": Path("made-up")}, available=None, citation="")
+    return Catalog(source=source, classes=tuple(sorted({p.label for p in pictures})), pictures=tuple(pictures))
+
+
+def large_catalog(count: int) -> Catalog:
+    """Return a catalog of `count` pictures without files, shared evenly among three classes; none are alike."""
+    rng = np.random.default_rng(0)
+    hashes = [rng.bytes(16).hex() for _ in range(count)]
+    return made_up_catalog([made_up_picture(one, NAMES[number % 3], one) for number, one in enumerate(hashes)])

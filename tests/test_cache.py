@@ -1,4 +1,4 @@
-"""The cache: what lies in it, when it is built anew, and what it says when it cannot be."""
+"""The picture cache: what it holds, when it is rebuilt, and the errors when it cannot be."""
 
 import multiprocessing
 import os
@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import class_folders
+from pictures import class_folders, scanned
 
 from data import DataError
 from data.cache import build, open_part
-from data.catalog import Catalog, scan
-from data.sources import resolve
+from data.catalog import Catalog
 from data.split import Split, split
+from model.files import replacing
 from model.preprocessing import load_square
 
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    return scan(resolve(str(class_folders(tmp_path / "in")), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
+    return scanned(class_folders(tmp_path / "in"), tmp_path)
 
 
 def test_each_row_is_what_load_square_gives(catalog: Catalog, tmp_path: Path):
@@ -63,7 +63,7 @@ def test_two_splits_share_the_pictures(catalog: Catalog, tmp_path: Path):
     assert np.array_equal(open_part(first, 16, "test").indices, open_part(second, 16, "validation").indices)
 
 
-def test_a_whole_file_is_used_as_it_is(catalog: Catalog, tmp_path: Path):
+def test_an_intact_file_is_not_rebuilt(catalog: Catalog, tmp_path: Path):
     handle = build(catalog, split(catalog), [16], cache_dir=tmp_path)
     file = handle.directory / "16.npy"
     before = file.stat()
@@ -72,7 +72,7 @@ def test_a_whole_file_is_used_as_it_is(catalog: Catalog, tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "another shape", "another type", "no array"])
-def test_a_damaged_file_is_built_anew(catalog: Catalog, tmp_path: Path, damage: str):
+def test_a_damaged_file_is_rebuilt(catalog: Catalog, tmp_path: Path, damage: str):
     handle = build(catalog, split(catalog), [16], cache_dir=tmp_path)
     file = handle.directory / "16.npy"
     good = file.read_bytes()
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_built_anew(catalog: Catalog, tmp_path: Path, damage: 
         np.save(file, np.zeros(shape, np.float32))
     else:
         file.write_bytes({"torn": good[:-1], "empty": b"", "no array": b"no array" * 100}[damage])
-    with pytest.raises(DataError, match=r"must stay while a study runs, but .*16\.npy is not whole; run again"):
+    with pytest.raises(DataError, match=r"16\.npy .*run the same command again"):
         open_part(handle, 16, "train")
     build(catalog, split(catalog), [16], cache_dir=tmp_path)
     assert file.read_bytes() == good
@@ -98,7 +98,7 @@ def test_pixels_that_are_not_those_that_were_written_are_decoded_again(catalog: 
         file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     elif damage == "another cache's pixels":
         np.save(file, np.zeros((len(catalog.kept), 16, 16, 3), np.uint8))
-    elif damage == "no digest":  # as a process leaves it that is killed between the two
+    elif damage == "no digest":  # a process was killed between the two
         digest.unlink()
     else:
         digest.write_text("0" * 32)
@@ -109,11 +109,11 @@ def test_pixels_that_are_not_those_that_were_written_are_decoded_again(catalog: 
     assert file.stat().st_mtime_ns == before
 
 
-def test_a_damaged_split_is_reported_and_written_anew(catalog: Catalog, tmp_path: Path):
+def test_a_damaged_split_is_reported_and_rebuilt(catalog: Catalog, tmp_path: Path):
     handle = build(catalog, split(catalog), [16], cache_dir=tmp_path)
     file = handle.directory / f"split-{handle.split}.npz"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="is not whole; run again"):
+    with pytest.raises(DataError, match=rf"{file.name} .*run the same command again"):
         open_part(handle, 16, "train")
     build(catalog, split(catalog), [16], cache_dir=tmp_path)
     assert len(open_part(handle, 16, "train").indices)
@@ -142,18 +142,18 @@ def test_processes_that_build_at_once_all_succeed(catalog: Catalog, tmp_path: Pa
 def test_a_changed_picture_is_named_and_nothing_is_left(catalog: Catalog, tmp_path: Path):
     victim = catalog.file(catalog.kept[7])
     victim.write_bytes(victim.read_bytes()[:-20])
-    with pytest.raises(DataError, match=rf"but .*{victim.name} did \(its bytes changed\); run again"):
+    with pytest.raises(DataError, match=rf"{victim.name} has changed .*\(its bytes differ\)"):
         build(catalog, split(catalog), [16], cache_dir=tmp_path)
     victim.unlink()
-    with pytest.raises(DataError, match=rf"but .*{victim.name} did \(No such file or directory\); run again"):
+    with pytest.raises(DataError, match=rf"{victim.name} .*\(No such file or directory\)"):
         build(catalog, split(catalog), [16], cache_dir=tmp_path)
     assert [path.suffix for path in (tmp_path / "pictures" / catalog.fingerprint).iterdir()] == [".npz"]
 
 
-def test_too_little_room_is_said_before_anything_is_decoded(catalog: Catalog, tmp_path: Path):
+def test_too_little_room_is_an_error_before_anything_is_decoded(catalog: Catalog, tmp_path: Path):
     size = 50_000_000  # 36 pictures of 7.5 petabytes
     needed = f"{len(catalog.kept) * size * size * 3:,}"
-    with pytest.raises(DataError, match=rf"needs {needed} bytes, but .* has [\d,]+ free; .*--cache DIR"):
+    with pytest.raises(DataError, match=rf"{needed} bytes needed, [\d,]+ free.*--cache"):
         build(catalog, split(catalog), [size], cache_dir=tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_a_signal(catalog: Ca
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, old[1]))
-        with pytest.raises(DataError, match=r"must be written to .*File too large.*--cache DIR"):
+        with pytest.raises(DataError, match=r"cannot write .*\(File too large\): .*--cache"):
             build(catalog, split(catalog), [64], cache_dir=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -174,18 +174,47 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_a_signal(catalog: Ca
 
 def test_a_cache_folder_that_cannot_be_made_is_named(catalog: Catalog, tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"file.* must be a folder that can be written to"):
+    with pytest.raises(DataError, match=r"cannot write .*file/pictures.*--cache"):
         build(catalog, split(catalog), [16], cache_dir=tmp_path / "file")
 
 
-def test_what_killed_processes_left_is_removed_after_an_hour(catalog: Catalog, tmp_path: Path):
+def test_unfinished_files_of_killed_processes_are_removed_after_an_hour(catalog: Catalog, tmp_path: Path):
     handle = build(catalog, split(catalog), [16], cache_dir=tmp_path)
-    old, young = handle.directory / "24.npy-old.part", handle.directory / "24.npy-young.part"
-    for path in (old, young):
+    with replacing(handle.directory / "24.npy") as left_behind:
+        left_behind.write_bytes(b"half")
+    young, older = handle.directory / ".24.npy.young.part", handle.directory / "24.npy-old.part"
+    for path in (left_behind, young, older):  # as a killed process leaves them
         path.write_bytes(b"half")
-    os.utime(old, (0, 0))
+    for path in (left_behind, older):
+        os.utime(path, (0, 0))
     build(catalog, split(catalog), [24], cache_dir=tmp_path)
-    assert (old.exists(), young.exists()) == (False, True)
+    assert (left_behind.exists(), older.exists(), young.exists()) == (False, False, True)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_mapped_file_that_windows_does_not_replace_is_kept(
+    there: bool, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    handle = build(catalog, split(catalog), [16], cache_dir=tmp_path)
+    file, digest = handle.directory / "16.npy", handle.directory / "16.blake2b"
+    digest.unlink()
+    if not there:
+        file.unlink()
+    replace_file = Path.replace
+
+    def refusing(path: Path, target: Path) -> Path:
+        if target == file:
+            raise PermissionError(13, "Access is denied")
+        return replace_file(path, target)
+
+    monkeypatch.setattr(Path, "replace", refusing)
+    if there:
+        build(catalog, split(catalog), [16], cache_dir=tmp_path)
+        assert digest.exists()
+    else:
+        with pytest.raises(DataError, match="Access is denied"):
+            build(catalog, split(catalog), [16], cache_dir=tmp_path)
+    assert not list(handle.directory.glob("*.part"))
 
 
 def test_progress_counts_pictures(catalog: Catalog, tmp_path: Path):

@@ -28,17 +28,17 @@ from pictures import class_folders, picture, png_claiming
 from PIL import Image
 from studies import HERE, Tiny, config, prepare, run_here, steady_threads
 
-from data import DataError
-from data import file_checks as verdicts
+from data import DataError, cache, file_checks
 from data.cache import CacheHandle, open_part
 from data.catalog import Catalog, scan
-from data.sources import LONGEST, cell, resolve
+from data.sources import LONGEST, resolve
 from data.split import split
 from model import checkpoint, preprocessing
+from model.files import csv_cell
 from model.predict import pictures_in
 from model.preprocessing import MAX_BYTES, PictureError, load_square, open_picture
 from search_space import Config
-from selection.retraining import Winner
+from selection.retraining import FORMAT, Winner
 from tuning import StudyError
 from tuning.settings import FILE, recall
 
@@ -161,7 +161,7 @@ HOSTILE: dict[str, tuple[bytes, str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, verdicts.Look]:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, file_checks.FileCheck]:
     """What the scan says, where a Ghostscript stands ready to be called."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "bin").mkdir()
@@ -173,14 +173,14 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, verdicts.Look]
     inside = folder / "set"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-        entries = list(verdicts.walk(inside, {"a": inside / "a"}, within=(inside,)))
-        looks = verdicts.examine(inside, entries, cache_dir=folder / "cache")
+        entries = list(file_checks.walk(inside, {"a": inside / "a"}, within=(inside,)))
+        checks = file_checks.check_files(inside, entries, cache_dir=folder / "cache")
     assert not (folder / "called").exists()
-    return {entry.path.removeprefix("a/"): look for entry, look in zip(entries, looks, strict=True)}
+    return {entry.path.removeprefix("a/"): check for entry, check in zip(entries, checks, strict=True)}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_picture_made_to_harm_gets_its_verdict(name: str, judged: dict[str, verdicts.Look]) -> None:
+def test_a_picture_made_to_harm_gets_its_verdict(name: str, judged: dict[str, file_checks.FileCheck]) -> None:
     _, verdict, reason = HOSTILE[name]
     assert (judged[name].verdict, reason in judged[name].reason) == (verdict, True), judged[name]
 
@@ -213,7 +213,7 @@ def test_a_file_with_a_hole_of_a_terabyte_is_refused_unread(tmp_path: Path) -> N
             file.truncate(10**12)
         except OSError:
             pytest.skip("this file system has no such files")
-    (entry,) = verdicts.walk(tmp_path, {"a": tmp_path / "a"}, within=(tmp_path,))
+    (entry,) = file_checks.walk(tmp_path, {"a": tmp_path / "a"}, within=(tmp_path,))
     assert (entry.verdict, entry.reason) == ("refused", f"1,000.0 GB, more than the {MAX_BYTES / 1e9:.1f} allowed")
     with pytest.raises(PictureError, match=r"1,000.0 GB, more than"):
         open_picture(tmp_path / "a" / "hole.jpg")
@@ -244,18 +244,18 @@ def test_a_picture_that_memory_does_not_hold_is_refused_and_looked_at_again(tmp_
 import resource, sys
 from pathlib import Path
 import psutil
-from data import file_checks as verdicts
+from data import file_checks
 here = Path(sys.argv[1])
-entries = list(verdicts.walk(here, {"a": here / "a"}, within=(here,)))
+entries = list(file_checks.walk(here, {"a": here / "a"}, within=(here,)))
 room = psutil.Process().memory_info().vms + 200_000_000
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
-look = verdicts._look(here / entries[0].path)
-print(look.verdict, look.reason, look.lasting)
+check = file_checks._check_file(here / entries[0].path)
+print(check.verdict, check.reason, check.reusable)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=HERE, capture_output=True, text=True, timeout=120
     )
-    assert done.stdout == "refused too large for the memory that is free False\n", done.stderr
+    assert done.stdout == "refused too large for the free memory False\n", done.stderr
 
 
 # --- names and folders
@@ -314,7 +314,8 @@ def test_a_table_of_files_holds_no_formula_and_nothing_that_a_terminal_obeys(tmp
     assert {row["class"] for row in rows} == {"Agaricus", "Amanita", "'=1+1", "'@SUM(1)", "'+cmd", "-2"}
     assert {row["path"].partition("/")[0] for row in rows} == {"Agaricus", "Amanita", "."}
     assert all(value[:1] not in "=+-@" for row in rows for value in (row["path"], row["reason"]) if value)
-    assert (cell("-1.5"), cell("-inf"), cell("a=b"), cell(Path("-x/y"))) == ("-1.5", "'-inf", "a=b", "./-x/y")
+    cells = [csv_cell(text) for text in ("-1.5", "-inf", "a=b", Path("-x/y"))]
+    assert cells == ["-1.5", "'-inf", "a=b", "./-x/y"]
 
 
 @posix_only
@@ -327,10 +328,10 @@ def test_a_tree_deeper_than_python_calls_is_walked(tmp_path: Path) -> None:
     picture(0).save(folders[-1] / "p.png")
     try:
         assert [path.name for path in pictures_in([tmp_path / "set"])] == ["p.png"]
-        found = list(verdicts.walk(tmp_path, {"set": tmp_path / "set"}, within=(tmp_path,)))
+        found = list(file_checks.walk(tmp_path, {"set": tmp_path / "set"}, within=(tmp_path,)))
         assert [entry.verdict for entry in found] == [None]
-        (look,) = verdicts.examine(tmp_path, found, cache_dir=tmp_path / "cache")
-        assert look.verdict == "kept"
+        (check,) = file_checks.check_files(tmp_path, found, cache_dir=tmp_path / "cache")
+        assert check.verdict == "kept"
     finally:  # what removes temporary folders calls itself for each level
         (folders[-1] / "p.png").unlink()
         for folder in reversed(folders):
@@ -373,7 +374,7 @@ def test_a_studys_files_may_hold_anything_and_are_refused_in_one_line(bomb: str,
     for name in (FILE, "retrained.json"):
         (tmp_path / "study" / name).write_bytes(BOMBS[bomb])
     for read in (lambda: recall(tmp_path, "study"), lambda: Winner.load(tmp_path / "study")):
-        with pytest.raises(StudyError, match=r"has written, but .* is not") as caught:
+        with pytest.raises(StudyError, match=r"cannot read .*\.json") as caught:
             read()
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 500
@@ -387,13 +388,13 @@ def test_settings_of_another_type_are_refused(values: dict[str, Any], tmp_path: 
     (tmp_path / "study").mkdir()
     whole = {"data": "x", "test_data": None, "pictures": None, "storage": None} | values
     (tmp_path / "study" / FILE).write_text(json.dumps(whole))
-    with pytest.raises(StudyError, match=r"Settings has .* as '"):
+    with pytest.raises(StudyError, match=r"settings\.json \('\w+' is "):
         recall(tmp_path, "study")
 
 
 def winner(**changes: Any) -> dict[str, Any]:
     return {
-        "format": 2,
+        "format": FORMAT,
         "name": "trial 0",
         "trial": 0,
         "config": config().to_dict(),
@@ -428,7 +429,7 @@ def test_a_winner_that_cannot_be_is_refused(changes: dict[str, Any], tmp_path: P
     (tmp_path / "retrained.json").write_text(json.dumps(winner()))
     assert Winner.load(tmp_path) is not None
     (tmp_path / "retrained.json").write_text(json.dumps(winner(**changes)))
-    with pytest.raises(StudyError, match=r"retrained.json is what `retrain` has written"):
+    with pytest.raises(StudyError, match=r"cannot read .*retrained\.json \("):
         Winner.load(tmp_path)
 
 
@@ -481,13 +482,13 @@ def test_a_history_of_other_types_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"\x93NUMPY\x01\x00\x02\x00{(", b"\x93NUMPY\x01\x00\x05\x00'''\n\n", b""])
 def test_a_cache_with_a_damaged_header_is_not_whole(damage: bytes, tmp_path: Path) -> None:
-    """Of an open bracket in it, Python's tokenizer said so instead, with a traceback."""
-    handle = CacheHandle(directory=tmp_path, fingerprint="f", split="s", classes=("a", "b"))
-    np.savez(tmp_path / "split-s.npz", labels=[0, 1], train=[0], validation=[1], test=[1])
+    """On an open bracket in it, Python's tokenizer raised its own error, with a traceback."""
+    parts = {part: np.array([0, 1]) for part in ("train", "validation", "test")}
+    digest = cache._digest(np.array([0, 1]), parts)
+    handle = CacheHandle(directory=tmp_path, fingerprint="f", split=digest, classes=("a", "b"))
+    np.savez(tmp_path / f"split-{digest}.npz", labels=np.array([0, 1]), **parts)
     (tmp_path / "8.npy").write_bytes(damage)
-    with pytest.raises(
-        DataError, match=r"the picture cache must stay while a study runs, but .* is not whole; run again"
-    ):
+    with pytest.raises(DataError, match=r"8\.npy .*run the same command again"):
         open_part(handle, 8, "train")
 
 
@@ -495,7 +496,7 @@ def test_another_splits_file_in_a_splits_place_is_not_believed(tmp_path: Path) -
     handle = CacheHandle(directory=tmp_path, fingerprint="f", split="0011223344556677", classes=("a", "b"))
     np.savez(tmp_path / "split-0011223344556677.npz", labels=[0, 1], train=[9], validation=[1], test=[1])
     np.save(tmp_path / "8.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(DataError, match=r"split-0011223344556677.npz is not whole"):
+    with pytest.raises(DataError, match=r"split-0011223344556677\.npz .*run the same command again"):
         open_part(handle, 8, "train")
 
 

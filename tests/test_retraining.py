@@ -19,7 +19,8 @@ from studies import ThreadWorkers, Tiny, config, one_core, prepare, recorded
 from commands.console import make_console
 from commands.results import print_replay
 from data.batches import EvaluationBatches, TrainingBatches
-from data.cache import Part, PartName, open_part
+from data.cache import Part, open_part
+from data.split import PartName
 from model import checkpoint, metrics
 from model.network import MushroomCNN
 from model.preprocessing import normalise
@@ -31,8 +32,9 @@ from selection.fixed_runs import FixedRun, weights
 from selection.retraining import Bench, Finals, Winner
 from tuning import StudyError
 from tuning.coordinator import Coordinator, Plan
+from tuning.database import IDENTITY
 from tuning.scheduling import PrunerScheduler
-from tuning.storage import IDENTITY, Outcome
+from tuning.trials import Outcome
 
 POINT = config(epochs=5, warmup_epochs=1)
 SEEDS = [11, 12]

@@ -1,0 +1,157 @@
+"""Checks of single files: the verdict on each, and which results a later scan reuses."""
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from pictures import FLAWED, NAMES, by_path, class_folders, flawed_folder, picture, scanned
+
+from data import DataError, file_checks
+from data.catalog import Catalog, scan
+from data.file_checks import Verdict
+from data.sources import resolve
+from data.split import split
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+
+
+@pytest.fixture(scope="module")
+def flawed(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    folder = tmp_path_factory.mktemp("flawed")
+    return scanned(flawed_folder(folder / "set"), folder / "cache")
+
+
+@pytest.mark.parametrize("path", FLAWED)
+def test_each_flaw_gets_its_verdict_and_a_reason(flawed: Catalog, path: str):
+    if "link" in path and path not in by_path(flawed):
+        pytest.skip("links cannot be made here")
+    judged = by_path(flawed)[path]
+    assert judged.verdict == FLAWED[path]
+    assert bool(judged.reason) == (judged.verdict is not Verdict.KEPT)
+
+
+def test_every_file_is_listed_once_and_hidden_ones_never(flawed: Catalog):
+    good = {f"{name}/{seed:04d}.jpg" for name in NAMES[:3] for seed in range(12)}
+    listed = [picture.path for picture in flawed.pictures]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == good | {path for path in FLAWED if path in listed}
+
+
+def test_a_kept_picture_shows_the_files_own_size_and_mode(flawed: Catalog):
+    files = by_path(flawed)
+    rotated = files["Boletus/rotated.jpg"]
+    assert (rotated.width, rotated.height, rotated.mode) == (64, 48, "RGB")
+    assert files["Agaricus/cmyk.jpg"].mode == "CMYK" and files["Amanita/sixteen-bit.png"].mode.startswith("I")
+    assert flawed.median_short_side == 48
+    assert flawed.file(rotated).is_file()
+
+
+def test_stray_files_beside_the_classes_are_reported(tmp_path: Path):
+    root = class_folders(tmp_path / "set")
+    picture(99).save(root / "stray.jpg")
+    (root / "README.md").write_text("hello", encoding="utf-8")
+    counts = scanned(root, tmp_path / "cache").counts()
+    assert (counts[""][Verdict.REFUSED], counts[""][Verdict.NOT_A_PICTURE]) == (1, 1)
+
+
+@posix_only
+def test_a_pipe_is_refused_without_waiting_on_it(tmp_path: Path):
+    root = class_folders(tmp_path / "set")
+    os.mkfifo(root / "Amanita" / "pipe.jpg")
+    judged = by_path(scanned(root, tmp_path / "cache"))["Amanita/pipe.jpg"]
+    assert (judged.verdict, judged.reason) == (Verdict.REFUSED, "not a regular file")
+
+
+@posix_only
+def test_links_inside_are_read_and_links_to_folders_never_followed(tmp_path: Path):
+    root = class_folders(tmp_path / "set")
+    (root / "Amanita" / "link.jpg").symlink_to(root / "Amanita" / "0003.jpg")
+    (root / "Amanita" / "loop").symlink_to(root / "Amanita")
+    (root / "Amanita" / "itself.jpg").symlink_to(root / "Amanita" / "itself.jpg")
+    files = by_path(scanned(root, tmp_path / "cache"))
+    assert files["Amanita/link.jpg"].verdict is Verdict.DUPLICATE
+    assert files["Amanita/loop"].reason == "a link to a folder"
+    assert files["Amanita/itself.jpg"].reason == "a broken link"
+
+
+# --- the scan cache ---
+
+
+def count_opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Collect the files that are opened from now on; the real code still opens them."""
+    opened: list[Path] = []
+    check = file_checks._check_file
+
+    def counted(path: Path) -> file_checks.FileCheck:
+        opened.append(path)
+        return check(path)
+
+    monkeypatch.setattr(file_checks, "_check_file", counted)
+    return opened
+
+
+def test_a_second_scan_opens_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = flawed_folder(tmp_path / "set")
+    first = scanned(root, tmp_path / "cache")
+    opened = count_opened(monkeypatch)
+    assert scanned(root, tmp_path / "cache") == first
+    assert opened == []
+    picture(500, label=1).save(root / "Amanita" / "0003.jpg")
+    changed = scanned(root, tmp_path / "cache")
+    assert opened == [root / "Amanita" / "0003.jpg"]
+    assert changed.fingerprint != first.fingerprint
+
+
+def test_a_corrupt_scan_cache_is_rebuilt(tmp_path: Path):
+    root = class_folders(tmp_path / "set")
+    first = scanned(root, tmp_path / "cache")
+    (stored,) = (tmp_path / "cache" / "scans").iterdir()
+    whole = stored.read_bytes()
+    for torn in (b"", b"PK\3\4 rubbish", whole[: len(whole) // 2], whole[:200] + b"\0" * 50 + whole[250:]):
+        stored.write_bytes(torn)
+        assert scanned(root, tmp_path / "cache") == first
+    assert stored.read_bytes() == whole
+
+
+def test_an_interrupted_scan_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = class_folders(tmp_path / "set")
+    source = resolve(str(root), cache_dir=tmp_path, pictures=None)
+
+    def interrupted(iterable, description, total):
+        for number, item in enumerate(iterable):
+            if number == 20:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(source, cache_dir=tmp_path, track=interrupted)
+    opened = count_opened(monkeypatch)
+    scan(source, cache_dir=tmp_path)
+    assert len(opened) == 16
+
+
+def test_a_cache_folder_that_cannot_be_written_is_an_error(tmp_path: Path):
+    root = class_folders(tmp_path / "set")
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
+    with pytest.raises(DataError, match=r"cannot write .*cache/scans \(.+\): .*--cache"):
+        scanned(root, tmp_path / "cache")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows any byte in a name")
+def test_names_with_line_ends_escapes_and_broken_bytes_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = class_folders(tmp_path / "set")
+    odd = [b"line\nend.jpg", b"\x1b[31mred.jpg", b"broken\xff.jpg", b'quote",comma.jpg']
+    for number, name in enumerate(odd):
+        picture(900 + number).save(root / "tmp.png")
+        os.rename(root / "tmp.png", os.path.join(os.fsencode(root / "Amanita"), name))  # noqa: PTH104, PTH118
+    first = scanned(root, tmp_path / "cache")
+    assert len(first.kept) == 40
+    opened = count_opened(monkeypatch)
+    assert scanned(root, tmp_path / "cache") == first and opened == []
+    first.write_report(tmp_path / "report.csv", split(first))
+    text = (tmp_path / "report.csv").read_bytes().decode("utf-8")
+    assert "\x1b" not in text and text.count("\n") == 41
+    shown = {row["path"] for row in csv.DictReader(text.splitlines())}
+    assert {"Amanita/line\\nend.jpg", "Amanita/\\x1b[31mred.jpg", "Amanita/broken\\udcff.jpg"} <= shown
