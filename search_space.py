@@ -1,9 +1,10 @@
 """The search space: what a study may choose, in plain Python. This is the file to edit.
 
-`Config` is one point, `suggest` draws one (a line per knob, with the reason for its bounds), `known_good` those that
-every study tries first, `PROFILES` say how large pictures and networks may be and how long a trial trains. A changed
-space is another study: start it with `--study NAME`. "The forager's" are the choices of the mushroom classifier that
-all this grew from; see README.md.
+`Config` is one point of the space, `suggest` samples one (one line per knob, with the reason for its bounds),
+`baselines` are tried first in every study, and `PROFILES` limit the size of pictures and networks and the length of a
+trial. A changed space is another study: start it with `--study NAME`.
+
+The baselines are the two recipes of the mushroom classifier that this project grew out of; README.md tells its story.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One point of the space: all that a worker needs to know to build and train a network."""
+    """One point of the space: all that a worker needs to build and train a network."""
 
     image_size: int
-    """Side of the square pictures, in pixels."""
-    views: int
+    """Side of the square pictures in pixels."""
+    views: int = 1
     """How often each training picture is shown per epoch."""
     model: ModelConfig
     augment: AugmentConfig
@@ -39,54 +40,56 @@ class Config:
             raise ValueError(f"`image_size, views >= 1` must hold, but got {self.image_size}, {self.views}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, nested as the fields are."""
+        """Return plain JSON types, nested like the fields."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`. Raises ValueError for anything else."""
+        """Return the inverse of `to_dict`; a missing field has its default. Raises ValueError for anything else."""
         parts = {"model": ModelConfig, "augment": AugmentConfig, "training": TrainingConfig}
         return fill(cls, values | {name: fill(kind, values[name]) for name, kind in parts.items() if name in values})
 
     @property
     def cost(self) -> Cost:
-        """Of the network, at this image size."""
+        """Cost of the network at this image size."""
         return cost(self.model, self.image_size)
 
     @property
     def digest(self) -> str:
-        """Equal for equal points: knobs that a choice leaves unused stand at one fixed value."""
+        """Hash that is equal for equal points; knobs that a choice leaves unused have one fixed value."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How much a trial may cost: the part of the space that depends on the machine."""
+    """What a trial may cost: the part of the space that depends on the machine."""
 
+    name: str
+    """The value of `--profile`."""
     pictures: int | None
-    """How many pictures of the data set are used; None: all of them."""
+    """Largest number of pictures in use; None for all."""
     image_sizes: tuple[int, int, int]
-    """Smallest, largest and step of the side in pixels; the forager's was 256."""
+    """Smallest, largest and step of the side in pixels; the baselines used 150 and 256."""
     widths: tuple[float, float, float]
-    """Smallest, largest and step of the width, 1 being the forager's 32 to 256 channels."""
+    """Smallest, largest and step of the width; 1 is the baselines' 32 to 256 channels."""
     epochs: int
-    """How long a trial trains when it is not pruned, and the horizon of its lr schedule."""
+    """Epochs of a trial that is not pruned, and the horizon of its lr schedule."""
     views: int
-    """How often each training picture is shown per epoch; the forager's recipe: 3."""
+    """How often each training picture is shown per epoch; the baselines used 3."""
     batch_size: int
     max_flops: float | None
-    """Forward FLOPs of one picture above which a point is infeasible; None: no limit. `--max-flops` overrides it."""
+    """Forward FLOPs of one picture above which a point is infeasible, unless `--max-flops` says otherwise."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """All image sizes of the space, in pixels."""
+        """All image sizes of the space in pixels."""
         low, high, step = self.image_sizes
         return tuple(range(low, high + 1, step))
 
     def within(self, short_side: int) -> Profile:
-        """The same profile without the image sizes above `short_side` pixels: enlarged pictures hold nothing new.
+        """Return the profile without image sizes above `short_side` pixels, as enlarging a picture adds nothing.
 
-        Where even the smallest is larger, the one that is left is `short_side` rounded down to a multiple of 8.
+        If even the smallest one is larger, the only size is `short_side` rounded down to a multiple of 8.
         """
         low, _, step = self.image_sizes
         fitting = [size for size in self.sizes if size <= short_side]
@@ -97,41 +100,50 @@ class Profile:
 
 
 PROFILES = {
-    # 40 trials in at most ten minutes on two CPU cores.
-    "quick": Profile(
-        pictures=1500,
-        image_sizes=(32, 64, 16),
-        widths=(0.25, 0.5, 0.125),
-        epochs=10,
-        views=1,
-        batch_size=32,
-        max_flops=100e6,
-    ),
-    # 40 trials in a few hours on a laptop: the forager's own constraint.
-    "laptop": Profile(
-        pictures=None,
-        image_sizes=(64, 128, 32),
-        widths=(0.25, 0.75, 0.125),
-        epochs=15,
-        views=1,
-        batch_size=32,
-        max_flops=600e6,
-    ),
-    # The forager's full resolution, width and three views of each picture.
-    "gpu": Profile(
-        pictures=None,
-        image_sizes=(128, 256, 64),
-        widths=(0.5, 1.5, 0.25),
-        epochs=15,
-        views=3,
-        batch_size=32,
-        max_flops=None,
-    ),
+    profile.name: profile
+    for profile in (
+        # 40 trials in at most ten minutes on two CPU cores.
+        Profile(
+            name="quick",
+            pictures=1500,
+            image_sizes=(32, 64, 16),
+            widths=(0.25, 0.5, 0.125),
+            epochs=10,
+            views=1,
+            batch_size=32,
+            max_flops=100e6,
+        ),
+        # 40 trials in a few hours on a laptop, the machine of the original project.
+        Profile(
+            name="laptop",
+            pictures=None,
+            image_sizes=(64, 128, 32),
+            widths=(0.25, 0.75, 0.125),
+            epochs=15,
+            views=1,
+            batch_size=32,
+            max_flops=600e6,
+        ),
+        # The baselines' full resolution, width and three views of each picture.
+        Profile(
+            name="gpu",
+            pictures=None,
+            image_sizes=(128, 256, 64),
+            widths=(0.5, 1.5, 0.25),
+            epochs=15,
+            views=3,
+            batch_size=32,
+            max_flops=None,
+        ),
+    )
 }
+
+ORIGINAL, HAND_TUNED = "original recipe", "hand-tuned recipe"
+"""Names of the baselines."""
 
 
 def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
-    """Draws one point. Conditional knobs have their own names, so that the sampler learns each in its own range."""
+    """Sample one point. Conditional knobs have their own names, so that the sampler learns each in its own range."""
 
     def choose(name: str, choices: list[str]) -> Any:
         return trial.suggest_categorical(name, choices)
@@ -139,36 +151,36 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
     image_size = trial.suggest_int("image_size", *profile.image_sizes[:2], step=profile.image_sizes[2])
     model = ModelConfig(
         classes=classes,
-        # Cost grows with the square of the width; see `max_flops` for what a profile can pay.
+        # The cost grows with the square of the width; `max_flops` limits it.
         width=trial.suggest_float("width", *profile.widths[:2], step=profile.widths[2]),
-        # Where the resolution is halved: late keeps fine detail, and costs up to four times what early does.
+        # Where the resolution is halved: late keeps fine detail and costs up to four times as much as early.
         stride_pattern=choose("stride_pattern", ["late", "middle", "early", "every"]),
-        # How far a kernel sees; "consecutive" is the gridding that the forager began with.
+        # How far a kernel reaches; "consecutive", the original recipe's, samples a grid with gaps.
         dilation_pattern=choose("dilation_pattern", ["none", "consecutive", "alternating", "late", "progressive"]),
-        # The average forgets small marks, the maximum forgets how much of them there is.
+        # The average loses small marks, the maximum loses how many of them there are.
         pooling=choose("pooling", ["avg", "max", "avg+max"]),
-        # 0.2 was the forager's; above 0.5 small networks stop learning.
+        # The hand-tuned recipe has 0.2; above 0.5 small networks stop learning.
         dropout=trial.suggest_float("dropout", 0.0, 0.5, step=0.05),
     )
-    # 1 is the forager's range of every augmentation; short trainings often want less.
+    # 1 is the baselines' range of every augmentation; short trainings often need less.
     strength = trial.suggest_float("augmentation_strength", 0.0, 1.0, step=0.1)
     views = choose("augmentation", ["fresh", "originals+fresh", "originals+fixed"])
     augment = AugmentConfig(
         strength=strength,
-        # Whether a third of the views are the plain pictures, as in the forager's epochs; at strength 0 all are.
+        # Whether a third of the views are the plain pictures, as in the baselines; at strength 0 all of them are.
         reuse_originals=strength > 0 and views != "fresh",
-        # Fixed: the same augmented copies in every epoch, which the forager left behind when it overfitted.
+        # Fixed: the same augmented copies in every epoch, with which the original recipe overfitted.
         fresh=strength == 0 or views != "originals+fixed",
     )
     optimizer = choose("optimizer", ["sgd", "adam", "adamw"])
     lr = {
-        # The forager's 0.1 diverges or collapses on many points without warm-up; 0.003 is slow even for one-cycle.
+        # The hand-tuned recipe's 0.1 diverges on many points without warm-up; 0.003 is slow even for one-cycle.
         "sgd": lambda: trial.suggest_float("sgd_lr", 3e-3, 3e-1, log=True),
-        # Around the 0.001 that both are known for.
+        # Around the usual 0.001.
         "adam": lambda: trial.suggest_float("adam_lr", 1e-4, 1e-2, log=True),
         "adamw": lambda: trial.suggest_float("adamw_lr", 3e-4, 2e-2, log=True),
     }[optimizer]()
-    # AdamW's decay is decoupled from the gradient and so of another magnitude (Loshchilov & Hutter 2019).
+    # AdamW's decay is decoupled from the gradient, hence of another magnitude (Loshchilov & Hutter 2019).
     weight_decay = (
         trial.suggest_float("adamw_weight_decay", 1e-3, 3e-1, log=True)
         if optimizer == "adamw"
@@ -178,7 +190,7 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
     step_factor, step_period = 1.0, profile.epochs
     if lr_decay == "step":
         step_factor = trial.suggest_float("step_factor", 0.1, 0.5, step=0.1)
-        # From every fifth of the training to once in its middle; the forager's was a third.
+        # From every fifth of the training to once halfway; the baselines' is a third.
         step_period = trial.suggest_int("step_period", max(1, profile.epochs // 5), max(1, profile.epochs // 2))
     training = TrainingConfig(
         optimizer=optimizer,
@@ -187,13 +199,13 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
         schedule=lr_decay,
         step_factor=step_factor,
         step_period=step_period,
-        # One-cycle brings its own warm-up, 30 % of the training.
+        # One-cycle has its own warm-up, 30 % of the training.
         warmup_epochs=0
         if lr_decay == "one-cycle"
         else trial.suggest_int("warmup_epochs", 0, min(2, profile.epochs - 1)),
         epochs=profile.epochs,
         batch_size=profile.batch_size,
-        # Softens the target; above 0.2 probabilities mean little.
+        # Softens the targets; above 0.2 the probabilities mean little.
         label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2, step=0.02),
         # The Kaggle set's largest genus has five times the pictures of its smallest.
         class_balance=choose("class_balance", ["none", "weighted loss", "oversampling"]),
@@ -201,10 +213,10 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
     return Config(image_size=image_size, views=profile.views, model=model, augment=augment, training=training)
 
 
-def known_good(profile: Profile) -> dict[str, dict[str, Any]]:
-    """The first trials of every study, by name: the forager's two recipes at the profile's size, width and epochs.
+def baselines(profile: Profile) -> dict[str, dict[str, Any]]:
+    """Return the parameters of the baselines by name, at the profile's size, width and epochs.
 
-    The seed trained without weight decay; on this space's log scale its smallest value stands for none.
+    The original project trained without weight decay; on this space's log scale its smallest value stands for none.
     """
     sizes = profile.sizes
     shared = {
@@ -219,7 +231,7 @@ def known_good(profile: Profile) -> dict[str, dict[str, Any]]:
         "augmentation_strength": 1.0,
     }
     original = {
-        # 150 of the later 256 pixels.
+        # It used 150 of the hand-tuned recipe's 256 pixels.
         "image_size": min(sizes, key=lambda size: abs(size - sizes[-1] * 150 / 256)),
         "stride_pattern": "early",
         "dilation_pattern": "consecutive",
@@ -229,7 +241,7 @@ def known_good(profile: Profile) -> dict[str, dict[str, Any]]:
         "optimizer": "adam",
         "adam_lr": 1e-3,
     }
-    improved = {
+    hand_tuned = {
         "image_size": sizes[-1],
         "stride_pattern": "late",
         "dilation_pattern": "late",
@@ -239,4 +251,4 @@ def known_good(profile: Profile) -> dict[str, dict[str, Any]]:
         "optimizer": "sgd",
         "sgd_lr": 0.1,
     }
-    return {"original recipe": shared | original, "improved by hand": shared | improved}
+    return {ORIGINAL: shared | original, HAND_TUNED: shared | hand_tuned}

@@ -1,20 +1,17 @@
-"""What a person sees in the terminal: the data, the study as it runs, its end. Plain lines where it is no terminal."""
+"""What the terminal shows: the data, the study as it runs, and its end; plain lines in a log."""
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import track as rich_track
@@ -25,42 +22,36 @@ from rich.text import Text
 from data import Track
 from data.catalog import Catalog
 from data.file_checks import Verdict
+from data.prepare import Pictures
 from data.split import Split
 from model.files import printable
 from model.training import EpochMetrics
-from reporting.words import duration, percent
+from reporting.words import duration, percent, plural
 from tuning.cleaning import Item
-from tuning.coordinator import (
-    Coordinator,
-    Ending,
-    Happening,
-    Plan,
-    TrialAdvanced,
-    TrialEnded,
-    TrialPaused,
-    TrialStarted,
-)
+from tuning.database import network_file_system
 from tuning.devices import Slot
-from tuning.settings import typed
-from tuning.storage import Outcome, counts, top
+from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
+from tuning.session import SearchSession
+from tuning.settings import command_line
+from tuning.trials import Outcome, Trial, count_trials, read_trials, top
 
 SHOWN_TRIALS = 5
 """Rows of the table of the best trials."""
 SHOWN_FILES = 20
-"""Left-out files that are listed on the screen."""
+"""Files left out that are listed on the screen."""
 SHOWN_CLASSES = 30
 WIDE = 100
-"""Columns from which the table of the best trials shows all of theirs; in 80 the most telling fit."""
+"""Terminal width from which the table of the best trials has all its columns; 80 fit only the most telling ones."""
 
 
 def make_console() -> Console:
-    """The terminal; lines as wide as they are where there is none, so that a log is not broken at 80 columns."""
+    """Return the terminal; a log, which is none, is not wrapped at 80 columns."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def track(console: Console) -> Track:
-    """A progress bar for one long pass over something; a plain line where there is no terminal."""
+    """Return what shows the progress of one pass over something: a bar in a terminal, a plain line in a log."""
 
     def tracked(iterable: Iterable[Any], description: str, total: int) -> Iterable[Any]:
         if not console.is_terminal:
@@ -71,8 +62,18 @@ def track(console: Console) -> Track:
     return tracked
 
 
-def print_catalog(console: Console, catalog: Catalog, split: Split) -> None:
-    """A line per class: the pictures of each part, and how many files are left out; then why they are."""
+def print_pictures(console: Console, pictures: Pictures, *, classes: bool = True) -> None:
+    """Print how many pictures are in use, and the table of the classes."""
+    used, catalog = len(pictures.catalog.kept), pictures.catalog
+    some = f"{used:,} of {pictures.available:,}" if used < pictures.available else f"{used:,}"
+    line = f"{pictures.name}: {some} pictures of {len(catalog.classes)} classes"
+    console.print(line, style="bold", highlight=False, markup=False)
+    if classes:
+        _print_classes(console, catalog, pictures.split)
+
+
+def _print_classes(console: Console, catalog: Catalog, split: Split) -> None:
+    """Print one line per class with the pictures of each part, then how many files are left out and why."""
     parts = dict(split.named())
     rows = catalog.counts()
     per_part = {part: np.bincount(catalog.labels[places], minlength=len(rows)) for part, places in parts.items()}
@@ -106,42 +107,50 @@ def print_catalog(console: Console, catalog: Catalog, split: Split) -> None:
 
 
 def print_left_out(console: Console, catalog: Catalog, report: Path | None) -> None:
-    """The first files that a study would not use, each with its reason, and how to see all of them."""
+    """Print the first files that a study would leave out, each with its reason, and how to see all of them."""
     left_out = [picture for picture in catalog.pictures if picture.verdict is not Verdict.KEPT]
     for picture in left_out[:SHOWN_FILES]:
         console.print(Text(f"{picture.verdict.replace('_', ' ')}: {printable(picture.path)} ({picture.reason})"))
     if report is not None:
         console.print(Text(f"The verdict on every file is in {printable(report)}."), soft_wrap=True)
     elif len(left_out) > SHOWN_FILES:
-        console.print(f"... and {len(left_out) - SHOWN_FILES:,} more; --report FILE writes the verdict on every file.")
+        console.print(f"... and {len(left_out) - SHOWN_FILES:,} more: --report FILE writes the verdict on every file.")
+
+
+def warn_of_network_file_system(console: Console, results: Path) -> None:
+    """Print a warning where the results are on a network file system, on which SQLite's locks are unsafe."""
+    kind = network_file_system(results)
+    if kind:
+        console.print(
+            f"Warning: {results} is on a network file system ({kind}), where SQLite can lose a study: use --results "
+            "DIR on a local disk, or --storage with PostgreSQL.",
+            style="yellow",
+            markup=False,
+        )
 
 
 def print_plan(
-    console: Console,
-    study: str,
-    plan: Plan,
-    epochs: int,
-    first_pruning: int | None,
-    slots: Sequence[Slot],
-    *,
-    wanted: int,
-    expected: float,
+    console: Console, session: SearchSession, *, wanted: int, first_pruning: int | None, expected: float
 ) -> None:
-    """What is about to happen and how long it should take. `expected`: seconds of one trial in one slot."""
+    """Print what is about to be trained and how long that should take.
+
+    `first_pruning`: the first epoch, from 1, after which a trial can be pruned; `expected`: seconds of a trial.
+    """
     pruned = f"pruned after epoch {first_pruning} at the earliest" if first_pruning else "never pruned"
+    slots = session.slots
     console.print(
         Text(
-            f"Study '{study}': {wanted} of {plan.trials} trials to go, each of {epochs} epochs, {pruned}; "
-            f"{_at_once(slots)}: about {duration(wanted * expected / len(slots))}."
+            f"Study '{session.name}': {wanted} of {session.plan.trials} trials to do, each of "
+            f"{session.profile.epochs} epochs, {pruned}; {_at_once(slots)}: about "
+            f"{duration(wanted * expected / len(slots))}."
         )
     )
 
 
 def print_runs(console: Console, kind: str, wanted: int, slots: Sequence[Slot], expected: float) -> None:
-    """What is about to be trained again. `expected`: seconds of one run in one slot."""
-    runs = f"{wanted} run{'s' * (wanted != 1)}"
+    """Print which fixed runs are about to be trained; `expected`: seconds of one run in one slot."""
     took = duration(wanted * expected / len(slots))
-    console.print(f"{kind}: {runs} to go, {_at_once(slots)}: about {took}.")
+    console.print(f"{kind}: {plural(wanted, 'run')} to do, {_at_once(slots)}: about {took}.")
 
 
 def _at_once(slots: Sequence[Slot]) -> str:
@@ -157,15 +166,15 @@ class _Running:
     name: str | None
     epoch: int = 0
     share: float | None = None
-    """Of the running epoch; None until the worker has been heard of."""
+    """Share of the running epoch that is done; None before the worker's first message."""
     top1: float | None = None
     final: bool = False
-    """Whether it trains on the validation pictures, so that its accuracy on them says nothing."""
+    """Whether it trains on the validation pictures, so that its accuracy on them means nothing."""
     epoch_seconds: float = 0.0
 
     @property
     def seconds_left(self) -> float:
-        """Of the running epoch."""
+        """Seconds until the running epoch ends."""
         return self.epoch_seconds * (1.0 - (self.share or 0.0))
 
     @property
@@ -174,7 +183,7 @@ class _Running:
 
 
 class Screen:
-    """Follows a running study: a headline and a line per worker, or a plain line per finished trial."""
+    """Shows a running study: a headline and a line per worker, or in a log a plain line per finished trial."""
 
     def __init__(
         self,
@@ -186,13 +195,12 @@ class Screen:
         expected: float,
         searches: bool = True,
     ) -> None:
-        """`expected`: seconds of one trial in one slot, until enough have ended to know better.
-
-        `searches`: whether the best of them is looked for; else they are runs that were decided beforehand.
+        """Args: `expected`: seconds of one trial in one slot, used until enough trials have ended; `searches`: whether
+        the best trial matters, or all of them are fixed runs.
         """
-        finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        self._outcomes = Counter(trial.user_attrs.get("outcome", Outcome.FAILED) for trial in finished)
-        self._counted = sum(map(counts, finished))
+        finished = [trial for trial in read_trials(study) if trial.is_finished]
+        self._outcomes = Counter(trial.outcome for trial in finished)
+        self._counted = count_trials(finished)
         best = top(finished, 1)
         self._best = (best[0].value or 0.0, best[0].number) if best and searches else None
         self._console, self._study_name = console, study.study_name
@@ -216,48 +224,48 @@ class Screen:
 
     @property
     def seconds_left(self) -> float:
-        """Until the last trial, from the trials that ended in this run, or from what was expected of them."""
+        """Seconds until the last trial ends, from the trials that ended in this run, or from the expected duration."""
         elapsed = time.monotonic() - self._began
         per_trial = elapsed * self._slots / self._ended_here if self._ended_here >= 2 * self._slots else self._expected
         left = self._trials - self._counted - sum(running.done for running in self._running.values())
         return max(0.0, left) * per_trial / self._slots
 
-    def stop(self) -> None:
-        """Says, once, that the run is about to leave and how long the running epochs still take."""
+    def print_stopping(self) -> None:
+        """Print, once, that the run is about to stop and how long its running epochs still take."""
         if not self._stopping:
             self._stopping = True
             left = max((running.seconds_left for running in self._running.values()), default=0.0)
             self._console.print(
-                Text(f"Stopping when the running epochs end, in about {duration(left)}; once more leaves without them.")
+                Text(f"Stopping when the running epochs end, in about {duration(left)}; press again to stop now.")
             )
 
-    def show(self, happening: Happening) -> None:
-        """Takes one thing that has happened."""
-        match happening:
+    def show(self, event: StudyEvent) -> None:
+        """Show an event."""
+        match event:
             case TrialStarted():
-                self._running[happening.slot] = _Running(
-                    number=happening.number,
-                    epochs=happening.assignment.epochs,
-                    name=happening.assignment.name,
-                    final=happening.assignment.final,
-                    epoch_seconds=self._expected / happening.assignment.epochs,
+                self._running[event.slot] = _Running(
+                    number=event.number,
+                    epochs=event.assignment.epochs,
+                    name=event.assignment.name,
+                    final=event.assignment.final,
+                    epoch_seconds=self._expected / event.assignment.epochs,
                 )
-                if happening.attempt > 1:
-                    fewer = happening.micro_batch
+                if event.attempt > 1:
+                    fewer = event.micro_batch
                     short = f", {fewer} pictures at a time, as memory was short" if fewer else ""
-                    self._line(happening.number, None, f"goes on from its last checkpoint{short}")
-            case TrialAdvanced() if isinstance(happening.progress, EpochMetrics):
-                running = self._running[happening.slot]
-                running.epoch, running.share = happening.progress.epoch + 1, 0.0
-                running.top1 = None if running.final else happening.progress.top1
-                running.epoch_seconds = happening.progress.seconds
+                    self._line(event.number, None, f"resumed from its last checkpoint{short}")
             case TrialAdvanced():
-                running = self._running[happening.slot]
-                running.share = max(running.share or 0.0, getattr(happening.progress, "share", 0.0))
+                running, progress = self._running[event.slot], event.progress
+                if isinstance(progress, EpochMetrics):
+                    running.epoch, running.share = progress.epoch + 1, 0.0
+                    running.top1 = None if running.final else progress.top1
+                    running.epoch_seconds = progress.seconds
+                else:
+                    running.share = max(running.share or 0.0, progress.share)
             case TrialPaused():
-                self._running.pop(happening.slot, None)
+                self._running.pop(event.slot, None)
             case TrialEnded():
-                self._end(happening)
+                self._end(event)
                 if self._live.is_started:
                     self._live.refresh()
             case None:
@@ -330,113 +338,92 @@ class Screen:
         )
 
 
-def follow(
-    coordinator: Coordinator, screen: Screen, hear: Callable[[Happening], None] = lambda happening: None
-) -> int | None:
-    """Runs to the end, shows it and lets `hear` know; returns the signal that ended it before, None where none did."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        coordinator.stop()
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        # Closed whatever ends the loop: workers ignore the SIGTERM with which Python would end them, and it would wait.
-        with screen, closing(coordinator.run()) as run:
-            for happening in run:
-                screen.show(happening)
-                hear(happening)
-                if received:
-                    screen.stop()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return received[0] if received else None
-
-
 def print_best(console: Console, study: optuna.Study) -> None:
-    """The best trials, what each was, and how the known-good configurations did."""
-    trials = study.get_trials(deepcopy=False)
+    """Print the best trials and the baselines, each with its main settings."""
+    trials = read_trials(study)
     best = top(trials, SHOWN_TRIALS)
     if not best:
         console.print("No trial has been trained to its end yet.")
         return
-    known = [trial for trial in top(trials, len(trials)) if trial.user_attrs.get("known_good")]
-    rows = {trial.number: _cells(trial) for trial in best + known}
+    baselines = [trial for trial in top(trials, len(trials)) if trial.baseline]
+    rows = {trial.number: _cells(trial) for trial in best + baselines}
     wide = console.width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in rows[best[0].number]:
-        if wide or heading not in ("top-3", "epoch", "decay"):
-            left = heading in ("stride", "dilation", "optimizer", "decay")
-            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    headings = [name for name in rows[best[0].number] if wide or name not in ("top-3", "epoch", "decay")]
+    for heading in headings:
+        left = heading in ("stride", "dilation", "optimizer", "decay")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for number, cells in rows.items():
         table.add_row(
-            *(cells[str(column.header)] for column in table.columns),
+            *(cells.get(heading, "-") for heading in headings),
             style="bold" if number == best[0].number else None,
         )
     console.print(table)
-    if known:
-        names = [f"{trial.number} ({trial.user_attrs['known_good']})" for trial in known]
-        console.print(f"Known-good starting points: trial {', '.join(names)}.")
+    if baselines:
+        names = [f"trial {trial.number} ({trial.baseline})" for trial in baselines]
+        console.print(f"Baselines: {', '.join(names)}.")
 
 
-def _cells(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
-    """A trial's row by heading."""
-    config = trial.user_attrs["config"]
-    model, training = config["model"], config["training"]
-    return {
+def _cells(trial: Trial) -> dict[str, str]:
+    """Return a trial's row by heading; settings are missing where its configuration cannot be read."""
+    result, config = trial.result, trial.config
+    cells = {
         "trial": str(trial.number),
         "top-1": percent(trial.value),
-        "top-3": percent(trial.user_attrs.get("best_top3")),
-        "epoch": str(trial.user_attrs.get("best_epoch", 0) + 1),
-        "size": str(config["image_size"]),
-        "width": f"{model['width']:g}",
-        "stride": model["stride_pattern"],
-        "dilation": model["dilation_pattern"],
-        "optimizer": f"{training['optimizer']} {training['lr']:.2g}",
-        "decay": training["schedule"],
-        "MFLOP": f"{trial.user_attrs['flops'] / 1e6:,.0f}",
+        "top-3": percent(result.top3 if result else None),
+        "epoch": str(result.epoch + 1) if result else "-",
     }
+    for heading in ("size", "width", "stride", "dilation", "optimizer", "decay"):
+        cells[heading] = "-"
+    if config:
+        model, training = config.model, config.training
+        cells |= {
+            "size": str(config.image_size),
+            "width": f"{model.width:g}",
+            "stride": model.stride_pattern,
+            "dilation": model.dilation_pattern,
+            "optimizer": f"{training.optimizer} {training.lr:.2g}",
+            "decay": training.schedule,
+        }
+    return cells | {"MFLOP": f"{trial.flops / 1e6:,.0f}" if trial.flops else "-"}
 
 
 def print_end(
-    console: Console, study: optuna.Study, folder: Path, ending: Ending | None, words: Sequence[str], places: str
+    console: Console, session: SearchSession, ending: Ending | None, argv: Sequence[str], study_options: str
 ) -> None:
-    """The best trials, why the run ended, and what can be done next.
+    """Print the best trials, why the run ended, and what can be done next.
 
-    `words`: what was typed after `study.py`; `places`: the options by which the next commands find the study.
+    `argv`: the arguments after `study.py`; `study_options`: the options with which other commands find the study.
     """
     console.print()
-    print_best(console, study)
+    print_best(console, session.study)
     console.print()
-    trials = study.get_trials(deepcopy=False)
-    counted = sum(map(counts, trials))
-    half_way = sum(trial.state is TrialState.RUNNING for trial in trials)
+    trials = read_trials(session.study)
+    counted, unfinished = count_trials(trials), sum(trial.is_running for trial in trials)
     lines = [
-        f"{counted} trial{'s' * (counted != 1)}: {ending}."
-        + f" {half_way} half-way, their finished epochs are kept." * bool(half_way)
+        f"{plural(counted, 'trial')}: {ending}."
+        + f" {unfinished} unfinished, their finished epochs are kept." * bool(unfinished)
     ]
     match ending:
         case Ending.PATIENCE | Ending.TARGET:
-            lines.append(f"Go on:    the same command with a larger --{ending.name.lower()}, or without it")
+            lines.append(f"Continue: the same command with a larger --{ending.name.lower()}, or without it")
         case Ending.TRIALS:
-            lines.append(f"Go on:    {typed(words, 2 * counted)}")
+            lines.append(f"Continue: {command_line(argv, 2 * counted)}")
         case _:
-            lines.append(f"Go on:    {typed(words)}")
+            lines.append(f"Resume:   {command_line(argv)}")
     lines += [
-        f"Look:     python study.py dashboard {places}",
-        f"Report:   python study.py report {places}",
-        f"Retrain:  python study.py retrain {places}",
-        f"Table:    {folder / 'trials.csv'}",
-        f"Pictures: {folder / 'data_report.csv'}",
+        f"Browse:   python study.py dashboard {study_options}",
+        f"Report:   python study.py report {study_options}",
+        f"Retrain:  python study.py retrain {study_options}",
+        f"Trials:   {session.folder / 'trials.csv'}",
+        f"Pictures: {session.folder / 'data_report.csv'}",
     ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)
 
 
-def print_weights(console: Console, items: list[Item]) -> None:
-    """What lies on the disk and how to remove it."""
+def print_sizes(console: Console, items: list[Item]) -> None:
+    """Print the size of each study and cache, and how to remove one."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("name")
     table.add_column("MB", justify="right")
@@ -445,9 +432,9 @@ def print_weights(console: Console, items: list[Item]) -> None:
         table.add_row(Text(item.name), f"{item.size / 2**20:,.1f}", Text(str(item.path)))
     console.print(table if items else "No studies and no caches.")
     if items:
-        console.print("python study.py clean NAME ... removes what is named.")
+        console.print("python study.py clean NAME ... removes the named ones.")
 
 
 def print_removed(console: Console, item: Item) -> None:
-    """What has been removed."""
+    """Print what was removed."""
     console.print(Text(f"removed {item.name} ({item.size / 2**20:,.1f} MB)"))

@@ -1,4 +1,4 @@
-"""What was mistyped on the command line, in one line: the rule, the value, the way out."""
+"""Explains in one line what was mistyped on the command line: the rule, the value, the fix."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cyclopts import (
 )
 
 
-def rule(error: CycloptsError, app: App) -> str:
-    """What was mistyped: the rule, the value and the way out, in one line."""
+def explain(error: CycloptsError, app: App) -> str:
+    """Return what was mistyped in one line: the rule, the value and the fix."""
     option, value = (error.argument.name, error.argument.value) if error.argument else ("an option", "something else")
     match error:
         case UnusedCliTokensError(unused_tokens=[word, *_]):

@@ -1,4 +1,4 @@
-"""What a person sees of `retrain`, `export` and `predict` in the terminal."""
+"""What the terminal shows of finalists, the tested winner, the pruner audit and the exported bundle."""
 
 from __future__ import annotations
 
@@ -6,50 +6,48 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from model.export.formats import Published
-from reporting.words import percent
+from reporting.words import percent, plural
 from selection.finalists import Standing
-from selection.pruner_audit import Verdict
+from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner, same_curve
-from selection.test_set_uses import Look
+from selection.test_set_uses import TestSetUse
 from tuning.environment import differences, sums_in_order
+from tuning.trials import Trial
 
 
-def print_replay(console: Console, trial: FrozenTrial, again: FrozenTrial) -> None:
-    """How far a replayed trial is from what was recorded, and why."""
+def print_replay(console: Console, trial: Trial, again: Trial) -> None:
+    """Print how far a replayed trial is from what was recorded, and why."""
     difference, epoch = same_curve(trial, again)
-    recorded, replayed = trial.user_attrs["best_top1"], again.user_attrs.get("best_top1")
-    now = "diverged" if replayed is None else percent(replayed)
-    line = f"Replay of trial {trial.number}: recorded {percent(recorded)}, now {now}, "
+    now = percent(again.result.top1) if again.result else "diverged"
+    line = f"Replay of trial {trial.number}: recorded {percent(trial.reached)}, now {now}, "
     if epoch is None:
-        line += f"the same in each of its {len(trial.intermediate_values)} epochs."
+        line += f"the same in each of its {trial.epochs} epochs."
     else:
-        then, here = (_set_up(one) for one in (trial, again))
+        then, here = _set_up(trial), _set_up(again)
         set_up = differences(then, here)
         if set_up:
             why = f"the set-up differs ({', '.join(set_up)})"
         elif sums_in_order(here):
             why = "nothing that was recorded differs"
         else:
-            why = "several threads, or a GPU, add in any order"
+            why = "several threads, or a GPU, add in varying order"
         line += "" if difference is None else f"{100 * difference:+.2f} points; "
         line += f"the curves part at epoch {epoch + 1}: {why}."
     console.print(Text(line), soft_wrap=True)
 
 
-def _set_up(trial: FrozenTrial) -> dict[str, str]:
-    """What decides a trial's numbers beside its configuration and seed."""
-    batch = trial.user_attrs.get("micro_batch", "whole")
-    return trial.user_attrs.get("environment", {}) | {"micro-batch": str(batch)}
+def _set_up(trial: Trial) -> dict[str, str]:
+    """Return what decides a trial's numbers beside its configuration and seed."""
+    return trial.environment | {"micro-batch": str(trial.micro_batch or "whole")}
 
 
 def print_standings(console: Console, standings: list[Standing]) -> None:
-    """Each candidate's runs on the validation part, the winner first and in bold."""
+    """Print each candidate's runs on the validation part, the winner first and in bold."""
     won = standings[0]
     table = Table(box=None, pad_edge=False, header_style="dim", title="Validation top-1 in %", title_justify="left")
     seeds = max(len(standing.runs) for standing in standings)
@@ -68,23 +66,23 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
         )
     console.print(table)
     console.print(f"{won.candidate.name} wins.")
-    searched = [one for one in standings if one.candidate.whole and one.top1 and not one.candidate.baseline]
+    searched = [one for one in standings if one.candidate.complete and one.top1 and not one.candidate.baseline]
     if searched:
         best = max(searched, key=lambda one: one.candidate.recorded)
-        flattered = 100 * (best.candidate.recorded - best.mean)
+        difference = 100 * (best.candidate.recorded - best.mean)
         console.print(
-            f"The best single run, {best.candidate.name}, had {'flattered' if flattered >= 0 else 'belittled'} itself "
-            f"by {abs(flattered):.2f} points against the mean of its {len(best.top1)}."
+            f"The best single run, {best.candidate.name}, was {abs(difference):.2f} points "
+            f"{'above' if difference >= 0 else 'below'} its mean over {plural(len(best.top1), 'seed')}."
         )
 
 
 def _points(share: float | None) -> str:
-    """0.6385 -> 63.85, where the table says that it is in %: five seeds then fit a terminal of 80 columns."""
+    """Return 63.85 for 0.6385: without the % sign the table of five seeds fits 80 columns."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
 def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> None:
-    """The test part's verdict."""
+    """Print what the winner and the baselines reach on the test part, and the accuracy of each class."""
     results = winner.results
     if results is None:
         return
@@ -112,10 +110,10 @@ def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> 
             style="dim",
         )
     console.print(table)
-    looked = "once" if results["looks"] == 1 else f"{results['looks']} times"
+    used = "once" if results["evaluations"] == 1 else f"{results['evaluations']} times"
     runs, diverged = len(results["seeds"]), results["diverged"]
     console.print(
-        f"{results['pictures']:,} pictures, looked at {looked}; mean and sd over {runs} seed{'s' * (runs != 1)}"
+        f"{results['pictures']:,} pictures, evaluated {used}; mean and sd over {plural(runs, 'seed')}"
         f"{f', {diverged} diverged' if diverged else ''}; ECE {percent(results['ece'])} at temperature "
         f"{winner.temperature:.2f}."
     )
@@ -125,17 +123,17 @@ def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> 
     console.print(_per_class(results, classes))
 
 
-def print_audit(console: Console, verdict: Verdict) -> None:
-    """How often the pruner was wrong."""
+def print_audit(console: Console, audit: PrunerAudit) -> None:
+    """Print how often the pruner was wrong."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("pruned trial", "when pruned", "at its end", "against the best"):
+    for heading in ("pruned trial", "when pruned", "at its end", "compared to the best"):
         table.add_column(heading, justify="right")
-    for number, then, value in verdict.pruned:
-        table.add_row(str(number), percent(then), percent(value), f"{100 * (value - verdict.best):+.2f} points")
+    for number, then, value in audit.pruned:
+        table.add_row(str(number), percent(then), percent(value), f"{100 * (value - audit.best):+.2f} points")
     console.print(table)
-    won = len(verdict.winners)
+    won = len(audit.winners)
     console.print(
-        f"{won} of {len(verdict.pruned)} pruned trials would have beaten the study's best ({percent(verdict.best)})."
+        f"{won} of {len(audit.pruned)} pruned trials would have beaten the study's best ({percent(audit.best)})."
     )
 
 
@@ -144,9 +142,9 @@ def _interval(bounds: list[float]) -> str:
 
 
 def _per_class(results: dict[str, Any], classes: tuple[str, ...]) -> Table:
-    """Each class: pictures, accuracy, what it is most often taken for."""
+    """Return a table of the classes: pictures, accuracy, and the class it is most often mistaken for."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("class", "pictures", "top-1", "most often taken for"):
+    for heading in ("class", "pictures", "top-1", "most often mistaken for"):
         table.add_column(heading, justify="right" if heading in ("pictures", "top-1") else "left", overflow="fold")
     for label, (name, row) in enumerate(zip(classes, results["confusion"], strict=True)):
         wrong = [(count, classes[other]) for other, count in enumerate(row) if other != label and count]
@@ -160,36 +158,36 @@ def _per_class(results: dict[str, Any], classes: tuple[str, ...]) -> Table:
     return table
 
 
-def print_not_tested(console: Console, earlier: list[Look]) -> None:
-    """Why the test part was not looked at."""
+def print_not_tested(console: Console, earlier: list[TestSetUse]) -> None:
+    """Print why the winner was not tested."""
     last = earlier[-1]
     times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
     console.print(
         Text(
-            f"Not tested: other networks have looked at the test part of these pictures {times} before, the last time "
-            f"in study '{last.study}' at {last.when}, and who looks often finds a lucky one. The same command with "
-            "--look-again looks all the same."
+            f"Not tested: other networks have been evaluated on the test part of these pictures {times}, the last time "
+            f"in study '{last.study}' at {last.when}. The more often it is used, the more likely the best result is "
+            "luck. To test anyway, add --retest to the same command."
         ),
         style="yellow",
         soft_wrap=True,
     )
 
 
-def print_next(console: Console, folder: Path, places: str) -> None:
-    """What has been written, and the command that goes on."""
+def print_next(console: Console, folder: Path, study_options: str) -> None:
+    """Print what was written, and the next command."""
     console.print()
     for line in (
         f"Finalists: {folder / 'finalists.csv'}",
         f"Result:    {folder / 'retrained.json'}",
-        f"Export:    python study.py export {places}",
+        f"Export:    python study.py export {study_options}",
     ):
         console.print(Text(line), soft_wrap=True)
 
 
 def print_published(console: Console, published: Published, winner: Winner, trials: int) -> None:
-    """The bundle's files, each with its size and how far it is from the network that was trained.
+    """Print the bundle's files, each with its size and how far it is from the trained network.
 
-    `trials`: counted ones that the study has by now.
+    `trials`: counted trials that the study has by now.
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("file", "kB", "max |difference|", "other top-1"):
@@ -209,14 +207,14 @@ def print_published(console: Console, published: Published, winner: Winner, tria
         "one thread."
     )
     tested = winner.results
-    untested = "not tested: the test part was not looked at again" if winner.networks else "not tested: retrain does"
+    untested = "not tested: the test part had been used" if winner.networks else "not tested: retrain tests it"
     said = f"test top-1 {percent(tested['top1'])}" if tested else untested
     console.print(Text(f"{winner.name} in {published.folder} ({said})."), soft_wrap=True)
     place = shlex.quote(str(published.folder))
     if trials > winner.trials:
         console.print(
-            f"It was retrained when the study had {winner.trials:,} trials, and it has {trials:,} now; python study.py "
-            "retrain looks whether a later one is better.",
+            f"It was retrained when the study had {winner.trials:,} trials, and now there are {trials:,}: python "
+            "study.py retrain checks whether a later one is better.",
             style="yellow",
         )
     console.print(Text(f"Use it:  python study.py predict PICTURE ... --model {place}"), soft_wrap=True)

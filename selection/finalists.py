@@ -1,9 +1,8 @@
-"""The best few again, over several seeds: a study's best trial is the luckiest of many noisy runs.
+"""Finalists: the best trials trained again with several seeds, as the best of many noisy runs is partly luck.
 
-study -> `candidates` -> `runs` of each, trained like trials -> `Standing` each -> `ranked`: the best mean validation
-top-1 wins.
-Every candidate meets the same seeds. On NAS-Bench-201 five finalists changed the winner of 9 to 16 of 40 studies, whose
-single best run flattered itself by 0.08 to 0.44 points.
+study -> `candidates` -> `train_finalists`: each with the same seeds -> `Standing` each -> `ranked`: the best mean
+validation top-1 wins. On NAS-Bench-201 five finalists changed the winner of 9 to 16 of 40 studies, whose best single
+run was 0.08 to 0.44 points above its mean.
 """
 
 from __future__ import annotations
@@ -13,130 +12,124 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from search_space import Config
-from selection.fixed_runs import FixedRun
+from search_space import HAND_TUNED, Config
+from selection.fixed_runs import FixedRun, Follow, run_silently, train
 from tuning import StudyError
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
 from tuning.sampling import one_seed
-from tuning.storage import IDENTITY, Outcome, top
+from tuning.session import OpenStudy, Session
+from tuning.trials import METRIC, Outcome, Trial, read_trials, top
 
-BASELINE = "improved by hand"
-"""The known-good configuration that a winner is compared with."""
-
+KIND = "finalists"
+"""Suffix of the sibling study's name, and its folder within the study's."""
 STREAM = 2**32 - 1
-"""Stands where a trial's number does in the seed of a trial; no number is as high."""
+"""Takes the place of a trial's number in the seeds of finalists; no trial has such a high number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A configuration to be trained with several seeds."""
+    """A configuration to train with several seeds."""
 
     name: str
     trial: int
-    """The trial of the study that it is, or comes from."""
+    """The trial of the study that it is, or is derived from."""
     config: Config
     recorded: float
-    """The trial's validation top-1 in the study."""
+    """The trial's validation top-1 in the study, 0 to 1."""
     epoch_seconds: float
-    """What an epoch of the trial took."""
-    whole: bool = True
-    """Whether the study trained it to its end, so that `recorded` compares with what it reaches now."""
+    """Training time of one epoch of the trial."""
+    complete: bool = True
+    """Whether the study trained it to its last epoch, so that `recorded` compares with the new runs."""
     baseline: bool = False
-    """Only compared with: it cannot win."""
+    """Whether it is only compared with and cannot win."""
 
     def runs(self, seeds: list[int]) -> list[FixedRun]:
-        """On the training part, each with one of the seeds."""
+        """Return one run on the training part per seed."""
+        epochs = self.config.training.epochs
         return [
             FixedRun(
                 key=f"{self.config.digest} seed {seed}",
                 trial=self.trial,
                 seed_index=index,
-                seconds=self.epoch_seconds * self.config.training.epochs,
+                seconds=self.epoch_seconds * epochs,
                 assignment=Assignment(
-                    config=self.config,
-                    seed=seed,
-                    epochs=self.config.training.epochs,
-                    name=f"{self.name}, seed {index + 1} of {len(seeds)}",
+                    config=self.config, seed=seed, epochs=epochs, name=f"{self.name}, seed {index + 1} of {len(seeds)}"
                 ),
             )
             for index, seed in enumerate(seeds)
         ]
 
 
-def seeds(study: optuna.Study, count: int) -> list[int]:
-    """The seeds of finalists and final runs, fixed by the study's own; fewer are the first of more."""
-    own = study.user_attrs[IDENTITY + "seed"]
-    return [one_seed(own, STREAM, index) for index in range(count)]
+def final_seeds(study: OpenStudy, count: int) -> list[int]:
+    """Return the seeds of finalists and final runs, fixed by the study's own; fewer are the first of more."""
+    return [one_seed(study.seed, STREAM, index) for index in range(count)]
 
 
 def candidates(study: optuna.Study, count: int) -> list[Candidate]:
-    """The study's best trials. Raises StudyError where none was trained to its end."""
-    # One that was told from outside has no configuration that could be trained again.
-    best = top([trial for trial in study.get_trials(deepcopy=False) if "best_top1" in trial.user_attrs], count)
+    """Return the study's best trials. Raises StudyError where none was trained to its last epoch."""
+    # A trial that another program finished has no configuration that could be trained again.
+    best = top([trial for trial in read_trials(study) if trial.result], count)
     if not best:
         raise StudyError(
-            f"retrain takes the best of a study's complete trials, but '{study.study_name}' has none; "
-            "go on with the study, or choose a trial with --trial N"
+            f"'{study.study_name}' has no complete trial to retrain: run the study further, or choose a trial with "
+            "--trial N"
         )
     return [_candidate(trial, f"trial {trial.number}") for trial in best]
 
 
 def candidate(study: optuna.Study, number: int) -> Candidate:
-    """One's own choice. Raises StudyError for a trial that is not there or was not trained."""
-    trials = study.get_trials(deepcopy=False)
+    """Return the trial that the user chose. Raises StudyError where it does not exist or was not trained."""
+    trials = read_trials(study)
     if number >= len(trials):
         raise StudyError(
-            f"--trial names a trial of the study, but '{study.study_name}' has 0 to {len(trials) - 1} and no {number}; "
-            "choose one of them"
+            f"--trial {number} does not exist in '{study.study_name}': choose one of 0 to {len(trials) - 1}"
         )
     trial = trials[number]
-    if not trial.state.is_finished() or "best_top1" not in trial.user_attrs:
-        state = trial.user_attrs.get("reason") or trial.state.name.lower()
-        raise StudyError(
-            f"--trial names a trial that has been trained, but trial {number} has not ({state}); choose another one"
-        )
+    if not trial.is_finished or trial.result is None:
+        state = trial.reason or trial.state.name.lower()
+        raise StudyError(f"--trial {number} has not been trained ({state}): choose another one")
     return _candidate(trial, f"trial {number}")
 
 
-def baselines(study: optuna.Study) -> list[Candidate]:
-    """The recipes that were known before, and the one improved by hand without its warm-up, too.
+def baseline_candidates(study: optuna.Study) -> list[Candidate]:
+    """Return the baselines of the study, and the hand-tuned recipe also without warm-up.
 
-    Raises StudyError where the study lacks that one.
+    Raises StudyError where the study has not trained the hand-tuned recipe.
     """
     known = {
-        trial.user_attrs["known_good"]: replace(_candidate(trial, trial.user_attrs["known_good"]), baseline=True)
-        for trial in study.get_trials(deepcopy=False)
-        if {"known_good", "best_top1"} <= trial.user_attrs.keys()
+        trial.baseline: replace(_candidate(trial, trial.baseline), baseline=True)
+        for trial in read_trials(study)
+        if trial.baseline and trial.result
     }
-    if BASELINE not in known:
+    if HAND_TUNED not in known:
         raise StudyError(
-            f"--baseline compares with the trial '{BASELINE}', but '{study.study_name}' has not trained it to its end; "
-            "go on with the study, or leave --baseline away"
+            f"'{study.study_name}' has not trained the baseline '{HAND_TUNED}' that --baseline compares with: run the "
+            "study further, or omit --baseline"
         )
-    recipe = known[BASELINE]
+    recipe = known[HAND_TUNED]
     training = replace(recipe.config.training, warmup_epochs=0)
-    cold = replace(recipe, name=f"{BASELINE}, no warm-up", config=replace(recipe.config, training=training))
+    cold = replace(recipe, name=f"{HAND_TUNED}, no warm-up", config=replace(recipe.config, training=training))
     return [*known.values(), cold]
 
 
-def replay(candidate: Candidate, trial: FrozenTrial) -> FixedRun:
-    """The trial once more: its own seed, as many epochs as it was trained."""
+def replay(candidate: Candidate, trial: Trial) -> FixedRun:
+    """Return a run that repeats a trial: its own seed, and as many epochs as it was trained for."""
+    if trial.seed is None or trial.result is None:
+        raise StudyError(f"trial {trial.number} was not trained by this program: choose another one with --trial N")
     return FixedRun(
-        key=f"replay of trial {trial.number}: {candidate.config.digest} seed {trial.user_attrs['seed']}",
+        key=f"replay of trial {trial.number}: {candidate.config.digest} seed {trial.seed}",
         trial=trial.number,
         seed_index=0,
-        seconds=trial.user_attrs["seconds"],
+        seconds=trial.result.seconds,
         assignment=Assignment(
-            config=candidate.config,
-            seed=trial.user_attrs["seed"],
-            epochs=len(trial.intermediate_values),
-            name=f"replay of trial {trial.number}",
+            config=candidate.config, seed=trial.seed, epochs=trial.epochs, name=f"replay of trial {trial.number}"
         ),
     )
 
@@ -146,47 +139,61 @@ class Standing:
     """A candidate and its runs."""
 
     candidate: Candidate
-    runs: tuple[FrozenTrial, ...]
-    """In the seeds' order."""
+    runs: tuple[Trial, ...]
+    """One run per seed, in the seeds' order."""
 
     @property
-    def complete(self) -> list[FrozenTrial]:
+    def complete(self) -> list[Trial]:
         """The runs that did not diverge."""
-        return [run for run in self.runs if run.user_attrs.get("outcome") == Outcome.COMPLETE]
+        return [run for run in self.runs if run.outcome is Outcome.COMPLETE]
 
     @property
     def top1(self) -> list[float]:
-        """Of the runs that did not diverge."""
-        return [run.user_attrs["best_top1"] for run in self.complete]
+        """Validation top-1, 0 to 1, of the runs that did not diverge."""
+        return [run.result.top1 for run in self.complete if run.result]
 
     @property
     def diverged(self) -> int:
-        """How many did."""
+        """Number of runs that diverged."""
         return len(self.runs) - len(self.complete)
 
     @property
     def mean(self) -> float:
-        """0 where all diverged."""
+        """Mean validation top-1, 0 to 1; 0 where all runs diverged."""
         return statistics.fmean(self.top1) if self.top1 else 0.0
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds; None of one."""
+        """Standard deviation over the seeds; None with fewer than two."""
         return statistics.stdev(self.top1) if len(self.top1) > 1 else None
 
     @property
     def epochs(self) -> int:
-        """How long a final run trains: the median of the best epochs. Raises StudyError where all runs diverged."""
-        if not self.complete:
-            raise StudyError(
-                f"a final run trains as long as its finalists needed, but {self.candidate.name} diverged with every "
-                "seed; choose another one with --trial N"
-            )
-        return math.floor(statistics.median(run.user_attrs["best_epoch"] + 1 for run in self.complete) + 0.5)
+        """Epochs of a final run: the median of the best epochs. Raises StudyError where all runs diverged."""
+        best = [run.result.epoch + 1 for run in self.complete if run.result]
+        if not best:
+            raise StudyError(f"{self.candidate.name} diverged with every seed: choose another one with --trial N")
+        return math.floor(statistics.median(best) + 0.5)
+
+
+def train_finalists(
+    session: Session, chosen: list[Candidate] | None = None, seeds: int = 3, follow: Follow = run_silently
+) -> list[Standing]:
+    """Train each candidate, by default the best three trials, with the same seeds and rank them, the winner first.
+
+    Writes finalists.csv. Raises StudyError naming a run that failed.
+    """
+    chosen = chosen or candidates(session.study, 3)
+    fixed = final_seeds(session, seeds)
+    runs = [run for one in chosen for run in one.runs(fixed)]
+    trained = iter(train(session, KIND, METRIC, runs, follow))
+    standings = ranked(Standing(candidate=one, runs=tuple(islice(trained, seeds))) for one in chosen)
+    write_csv(standings, session.folder / "finalists.csv")
+    return standings
 
 
 def ranked(standings: Iterable[Standing]) -> list[Standing]:
-    """The winner first: by the mean, after whether runs diverged; recipes that are only compared with come last."""
+    """Return the winner first: by fewest diverged runs, then by the mean; baselines come last."""
     return sorted(
         standings,
         key=lambda standing: (
@@ -199,7 +206,7 @@ def ranked(standings: Iterable[Standing]) -> list[Standing]:
 
 
 def write_csv(standings: list[Standing], path: Path) -> None:
-    """One line per run, in the standings' order; written whole or not at all."""
+    """Write one line per run, in the order of the standings. Raises StudyError."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -207,19 +214,23 @@ def write_csv(standings: list[Standing], path: Path) -> None:
             table.writerow(["name", "trial", "seed", "outcome", "top1", "best_epoch"])
             for standing in standings:
                 for run in standing.runs:
-                    facts = [run.user_attrs.get(name, "") for name in ("seed", "outcome", "best_top1", "best_epoch")]
-                    table.writerow([standing.candidate.name, standing.candidate.trial, *facts])
+                    result = (run.result.top1, run.result.epoch) if run.result else ("", "")
+                    table.writerow([standing.candidate.name, standing.candidate.trial, run.seed, run.outcome, *result])
 
     replace_file(path, write)
 
 
-def _candidate(trial: FrozenTrial, name: str) -> Candidate:
-    attributes = trial.user_attrs
+def _candidate(trial: Trial, name: str) -> Candidate:
+    if trial.config is None or trial.result is None:
+        raise StudyError(
+            f"cannot read the configuration of trial {trial.number}: it is of another version of search_space.py; "
+            "choose another one with --trial N"
+        )
     return Candidate(
         name=name,
         trial=trial.number,
-        config=Config.from_dict(attributes["config"]),
-        recorded=attributes["best_top1"],
-        whole=trial.state is TrialState.COMPLETE,
-        epoch_seconds=attributes["seconds"] / len(trial.intermediate_values),
+        config=trial.config,
+        recorded=trial.result.top1,
+        complete=trial.state is TrialState.COMPLETE,
+        epoch_seconds=trial.result.seconds / trial.epochs,
     )

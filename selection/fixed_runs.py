@@ -1,29 +1,31 @@
-"""Trials that are decided beforehand, in a study beside the one that was searched: finalists, replays, final runs.
+"""Runs that are fixed beforehand, in a sibling of the searched study: finalists, replays, final runs, audited trials.
 
-FixedRun ... -> `add`: a waiting trial each -> the coordinator, workers, checkpoints and resume of a search, with
-`assign` -> `finished`. A run is trained once, however often it is asked for.
+FixedRun ... -> `enqueue`: a waiting trial each -> trained by the same coordinator, workers and checkpoints as a search
+-> the finished `Trial` of each. A run is trained once, however often it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from search_space import Config
 from tuning import StudyError
-from tuning.folder import trial_directory
+from tuning.coordinator import Coordinator, Plan
+from tuning.database import open_study
+from tuning.folder import study_folder, trial_directory
 from tuning.jobs import Assignment
-from tuning.storage import counts, open_study
+from tuning.scheduling import PrunerScheduler
+from tuning.session import Session
+from tuning.trials import Trial, read_trial, read_trials
 
-Trained = list[FrozenTrial]
-"""The trials of runs, in the runs' order."""
+Follow = Callable[[str, optuna.Study, Coordinator], None]
+"""Runs a coordinator to its end, given the kind of runs and their study; a command shows progress meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,108 +33,123 @@ class FixedRun:
     """One training that is wanted."""
 
     key: str
-    """Tells it from all others of its study."""
+    """Identifies the run within its study."""
     assignment: Assignment
     trial: int
-    """The trial of the searched study whose configuration it has, or comes from."""
+    """The trial of the searched study whose configuration it has."""
     seed_index: int
-    """Which of the seeds it has, from 0."""
+    """Index of its seed among the seeds of the runs, from 0."""
     seconds: float
-    """That it should take."""
+    """Expected duration in seconds."""
 
 
-def open_pool(url: str, name: str, metric: str, runs: list[FixedRun], folder: Path, data: str) -> optuna.Study:
-    """The study of that name, made where it is missing, in which these runs wait or have ended; for `finished`.
+def run_silently(kind: str, study: optuna.Study, coordinator: Coordinator) -> None:
+    """Run a coordinator to its end without showing anything."""
+    for _ in coordinator.run():
+        pass
 
-    `data`: which pictures, split how; a pool of other ones is refused with a StudyError.
+
+def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow: Follow = run_silently) -> list[Trial]:
+    """Train what is missing of `runs` and return the trial of each, complete or diverged.
+
+    Args: `kind`: suffix of the sibling study's name, and its folder within the study's; `metric`: what the dashboard
+    calls a run's value. Raises StudyError naming a run that failed.
     """
-    pool = open_study(
-        url,
-        name,
+    folder = study_folder(session.folder, kind)
+    study = open_study(
+        session.url,
+        f"{session.name}-{kind}",
         sampler=RandomSampler(),
         pruner=NopPruner(),
-        identity={"runs": folder.name, "data": data},
+        identity={"runs": kind, "data": session.data_identity},
         first_trials={},
         metric=metric,
     )
-    add(pool, runs, folder)
-    return pool
+    enqueue(study, runs, folder)
+    coordinator = session.coordinator(
+        study,
+        assign=assign,
+        plan=Plan(trials=None),
+        scheduler=PrunerScheduler(study),
+        folder=folder,
+        keep=len(study.trials),
+    )
+    if coordinator.wanted:
+        follow(kind, study, coordinator)
+    return finished(study, runs)
 
 
-def add(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
-    """Lets each run wait in the study, but for those that are there.
+def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
+    """Enqueue each run that the study does not have yet.
 
-    One that failed or lost its weights waits anew. One that an interrupted command left and that is not wanted now is
-    failed, so that nobody trains it; but where all that is wanted has ended, nothing is touched.
+    A run that failed, or whose weights are gone, is enqueued again. A run that an interrupted command left unfinished
+    and that is not wanted now is failed, so that nobody trains it; but if all wanted runs have ended, nothing changes.
     """
     wanted = {run.key for run in runs}
-    trials = study.get_trials(deepcopy=False)
-    unfinished = [trial for trial in trials if not trial.state.is_finished()]
-    ended = {trial.user_attrs["run"] for trial in trials if counts(trial) and _has_weights(trial, folder)}
+    trials = read_trials(study)
+    unfinished = [trial for trial in trials if not trial.is_finished]
+    ended = {trial.run for trial in trials if trial.counts and _has_weights(trial, folder)}
     if wanted <= ended:
         return
     for trial in unfinished:
-        if trial.user_attrs["run"] not in wanted:
-            # `tell` takes no waiting trial
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # pyright: ignore[reportPrivateUsage]
-    there = ended | {trial.user_attrs["run"] for trial in unfinished}
-    for run in sorted(runs, key=lambda run: run.seconds, reverse=True):  # a long one that begins last is waited for
+        if trial.run not in wanted:
+            # `tell` rejects waiting trials
+            study._storage.set_trial_state_values(trial.frozen._trial_id, TrialState.FAIL)  # pyright: ignore[reportPrivateUsage]
+    there = ended | {trial.run for trial in unfinished}
+    for run in sorted(runs, key=lambda run: run.seconds, reverse=True):  # if a long one came last, slots would idle
         work = run.assignment
         if run.key not in there:
             there.add(run.key)
-            attributes: dict[str, Any] = {
-                "run": run.key,
-                "name": work.name,
-                "config": work.config.to_dict(),
-                "seed": work.seed,
-                "epochs": work.epochs,
-                "final": work.final,
-                "expected_seconds": run.seconds,
-            }
-            study.enqueue_trial({"trial": run.trial, "seed": run.seed_index}, user_attrs=attributes)
+            study.enqueue_trial(
+                {"trial": run.trial, "seed": run.seed_index},
+                user_attrs={
+                    "run": run.key,
+                    "name": work.name,
+                    "config": work.config.to_dict(),
+                    "seed": work.seed,
+                    "epochs": work.epochs,
+                    "final": work.final,
+                    "expected_seconds": run.seconds,
+                },
+            )
 
 
 def assign(trial: optuna.Trial) -> Assignment:
-    """What `add` let wait; shows the dashboard which trial and seed it is."""
+    """Return what an enqueued run trains, and show the dashboard which trial and seed it is."""
     for name in ("trial", "seed"):
         trial.suggest_int(name, 0, 2**31 - 1)
-    attributes = trial.user_attrs
-    return Assignment(
-        config=Config.from_dict(attributes["config"]),
-        seed=attributes["seed"],
-        epochs=attributes["epochs"],
-        final=attributes["final"],
-        name=attributes["name"],
-    )
+    run = read_trial(trial)
+    if run.config is None or run.seed is None:
+        raise StudyError(
+            f"cannot read the configuration of {run.name}: it is of another version of search_space.py; remove the "
+            "study's folder of such runs to train them again"
+        )
+    return Assignment(config=run.config, seed=run.seed, epochs=run.planned_epochs, final=run.is_final, name=run.name)
 
 
-def seconds(study: optuna.Study) -> float:
-    """What the runs that have not ended should take, one after the other."""
-    open_ones = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
-    return sum(trial.user_attrs["expected_seconds"] for trial in open_ones)
+def expected_seconds(study: optuna.Study) -> float:
+    """Return the expected duration of all unfinished runs, one after the other."""
+    return sum(trial.expected_seconds for trial in read_trials(study) if not trial.is_finished)
 
 
-def _has_weights(trial: FrozenTrial, folder: Path) -> bool:
-    """Whether a run that has ended still has all that it needs: one that diverged needs nothing."""
-    return trial.state is not TrialState.COMPLETE or weights(folder, trial).is_file()
+def _has_weights(trial: Trial, folder: Path) -> bool:
+    """Return whether a finished run still has its checkpoint; one that diverged needs none."""
+    return trial.value is None or weights(folder, trial).is_file()
 
 
-def weights(folder: Path, trial: FrozenTrial) -> Path:
-    """The checkpoint of a complete run's chosen epoch."""
+def weights(folder: Path, trial: Trial) -> Path:
+    """Return the path of the best checkpoint of a complete run whose study has this folder."""
     return trial_directory(folder, trial.number) / "best.pt"
 
 
-def finished(study: optuna.Study, runs: Iterable[FixedRun]) -> Trained:
-    """The trial of each run, in their order: complete, or diverged. Raises StudyError naming one that failed."""
-    trials = {trial.user_attrs["run"]: trial for trial in study.get_trials(deepcopy=False)}
-    found: Trained = []
+def finished(study: optuna.Study, runs: Iterable[FixedRun]) -> list[Trial]:
+    """Return the trial of each run, in their order, complete or diverged. Raises StudyError naming one that failed."""
+    trials = {trial.run: trial for trial in read_trials(study)}
     for run in runs:
         trial = trials[run.key]
-        if not counts(trial):
-            reason = trial.user_attrs.get("reason", "stopped from outside")
+        if not trial.counts:
             raise StudyError(
-                f"every run must come to its end, but {run.assignment.name} did not ({reason}); the same command "
-                "tries it again, with fewer --workers where memory is short"
+                f"{run.assignment.name} failed ({trial.reason or 'ended by another program'}): run the same command "
+                "again to retry it, with fewer --workers if memory is short"
             )
-        found.append(trial)
-    return found
+    return [trials[run.key] for run in runs]

@@ -1,89 +1,91 @@
-"""Was the pruner right? Some pruned trials are trained to their end, just as they would have been, and compared.
+"""The pruner audit: trains some pruned trials to their last epoch and compares them with the study's best.
 
-study -> `runs`: pruned trials drawn by lot, each with its own configuration and seed -> trained like any fixed runs, in
-a sibling study -> `Verdict`
+study -> `audit_runs`: a random sample of the pruned trials, each with its own configuration and seed -> trained like any
+fixed runs, in a sibling study -> `PrunerAudit`
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial
 
-from search_space import Config
-from selection.fixed_runs import FixedRun
+from selection.fixed_runs import FixedRun, Follow, run_silently, train
 from tuning import StudyError
 from tuning.jobs import Assignment
-from tuning.storage import IDENTITY, Outcome, counts, top
+from tuning.session import Session
+from tuning.trials import METRIC, Outcome, Trial, read_trials, top
 
 KIND = "audit"
-"""The sibling study's name and folder, after the study's."""
-
-
-def runs(study: optuna.Study, count: int) -> list[FixedRun]:
-    """That many of the pruned trials, or all; those of a smaller count are among those of a larger one.
-
-    Raises StudyError where nothing was pruned.
-    """
-    trials = study.get_trials(deepcopy=False)
-    pruned = [trial for trial in trials if trial.user_attrs.get("outcome") == Outcome.PRUNED]
-    if not pruned:
-        raise StudyError(
-            f"--audit-pruner trains pruned trials to their end, but '{study.study_name}' has none; leave it away"
-        )
-    lots = [np.random.default_rng([study.user_attrs[IDENTITY + "seed"], trial.number]).random() for trial in pruned]
-    drawn = [pruned[place] for place in np.argsort(lots)[:count]]
-    return [_run(trial) for trial in drawn]
-
-
-def _run(trial: FrozenTrial) -> FixedRun:
-    config = Config.from_dict(trial.user_attrs["config"])
-    epochs = config.training.epochs
-    return FixedRun(
-        key=f"audit of trial {trial.number}: {config.digest} seed {trial.user_attrs['seed']}",
-        trial=trial.number,
-        seed_index=0,
-        seconds=trial.user_attrs["seconds"] / len(trial.intermediate_values) * epochs,
-        assignment=Assignment(
-            config=config, seed=trial.user_attrs["seed"], epochs=epochs, name=f"pruned trial {trial.number}"
-        ),
-    )
+"""Suffix of the sibling study's name, and its folder within the study's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the pruned trials would have reached."""
+class PrunerAudit:
+    """What pruned trials would have reached."""
 
     best: float
-    """The study's own best validation top-1."""
+    """The study's best validation top-1, 0 to 1."""
     pruned: tuple[tuple[int, float, float], ...]
-    """Per audited trial: its number, its best top-1 when it was pruned, and at its end."""
+    """For each audited trial: its number, and its best top-1 when it was pruned and at its last epoch."""
 
     @property
     def winners(self) -> list[int]:
-        """Those that would have been the study's best."""
+        """Numbers of the trials that would have been the study's best."""
         return [number for number, _, value in self.pruned if value > self.best]
 
 
-def verdict(study: optuna.Study, audited: list[FrozenTrial]) -> Verdict:
-    """From the trials of `runs`; one that diverged has reached what it had until then, on a GPU perhaps nothing."""
-    trials = study.get_trials(deepcopy=False)
-    best = top(trials, 1)
-    rows = [
-        (number, trials[number].user_attrs["best_top1"], trial.user_attrs.get("best_top1", 0.0))
-        for trial in audited
-        for number in (trial.params["trial"],)
-    ]
-    return Verdict(best=(best[0].value or 0.0) if best else 0.0, pruned=tuple(sorted(rows)))
+def audit_pruner(session: Session, count: int, follow: Follow = run_silently) -> PrunerAudit:
+    """Train `count` of the pruned trials, or all, to their last epoch. Raises StudyError where none was pruned."""
+    return _compare(session.study, train(session, KIND, METRIC, audit_runs(session, count), follow))
 
 
-def read(study: optuna.Study, storage: optuna.storages.BaseStorage) -> Verdict | None:
-    """The verdict of an audit that has been made; None where none has."""
+def audit_runs(session: Session, count: int) -> list[FixedRun]:
+    """Return the runs of an audit; those of a smaller `count` are among those of a larger one.
+
+    Raises StudyError where no trial was pruned.
+    """
+    pruned = [trial for trial in read_trials(session.study) if trial.outcome is Outcome.PRUNED and trial.result]
+    if not pruned:
+        raise StudyError(f"'{session.name}' has no pruned trials for --audit-pruner to train: omit it")
+    draws = [np.random.default_rng([session.seed, trial.number]).random() for trial in pruned]
+    sample = [pruned[place] for place in np.argsort(draws)[:count]]
+    return [run for trial in sample if (run := _run(trial))]
+
+
+def _run(trial: Trial) -> FixedRun | None:
+    """Return a run that trains a pruned trial to its last epoch; None where its configuration cannot be read."""
+    if trial.config is None or trial.seed is None or trial.result is None:
+        return None
+    epochs = trial.config.training.epochs
+    return FixedRun(
+        key=f"audit of trial {trial.number}: {trial.config.digest} seed {trial.seed}",
+        trial=trial.number,
+        seed_index=0,
+        seconds=trial.result.seconds / trial.epochs * epochs,
+        assignment=Assignment(config=trial.config, seed=trial.seed, epochs=epochs, name=f"pruned trial {trial.number}"),
+    )
+
+
+def read_audit(study: optuna.Study, storage: optuna.storages.BaseStorage) -> PrunerAudit | None:
+    """Return the audit of a study that has been made; None where none has."""
     try:
-        pool = optuna.load_study(study_name=f"{study.study_name}-{KIND}", storage=storage)
+        runs = optuna.load_study(study_name=f"{study.study_name}-{KIND}", storage=storage)
     except KeyError:
         return None
-    ended = [trial for trial in pool.get_trials(deepcopy=False) if counts(trial)]
-    return verdict(study, ended) if ended else None
+    ended = [trial for trial in read_trials(runs) if trial.counts]
+    return _compare(study, ended) if ended else None
+
+
+def _compare(study: optuna.Study, audited: Sequence[Trial]) -> PrunerAudit:
+    """Compare audited trials with the study; one that diverged, on a GPU perhaps at once, counts with what it reached."""
+    trials = read_trials(study)
+    best = top(trials, 1)
+    rows = [
+        (number, trials[number].reached or 0.0, run.reached or 0.0)
+        for run in audited
+        for number in (run.params["trial"],)
+    ]
+    return PrunerAudit(best=(best[0].value or 0.0) if best else 0.0, pruned=tuple(sorted(rows)))

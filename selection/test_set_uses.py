@@ -1,8 +1,8 @@
-"""How often a test part has been looked at: every look but the first makes its figures a little less honest.
+"""The log of test-set evaluations: each one after the first makes the test accuracy a little less honest.
 
-A line per look in `results/test-looks.tsv`, beside the studies, because a second study of the same pictures looks at
-the same test part. The line is written before the look. The same networks may look again: they see what they saw.
-Recipes that a winner is only compared with are seen in its look and not counted, for nothing is chosen by them.
+One line per evaluation in `results/test-set-uses.tsv`, beside the studies, because a second study of the same pictures
+uses the same test set. The line is written before the evaluation. Evaluating the same networks again is not counted,
+nor are baselines that a winner is only compared with, as nothing is chosen by their accuracy.
 """
 
 from __future__ import annotations
@@ -19,75 +19,79 @@ import filelock
 
 from tuning import StudyError
 
-FILE = "test-looks.tsv"
+FILE = "test-set-uses.tsv"
+EARLIER_FILE = "test-looks.tsv"
+"""The log's name in earlier versions; its lines are the same."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look at the test part."""
+class TestSetUse:
+    """One evaluation on a test set."""
+
+    __test__ = False  # not a test class of pytest
 
     fingerprint: str
-    """Of the data."""
+    """Fingerprint of the pictures."""
     networks: str
-    """Which networks looked; equal for equal ones."""
+    """Identifies the evaluated networks."""
     study: str
     when: str
     """ISO date."""
 
 
 @contextlib.contextmanager
-def counting(results: Path) -> Generator[None]:
-    """Holds the list, so that no look is counted between reading it and writing to it. Raises StudyError."""
+def log_locked(results: Path) -> Generator[None]:
+    """Hold the log, so that nobody writes between reading and writing it. Raises StudyError."""
     try:
-        with filelock.FileLock(results / "test-looks.lock", timeout=60):
+        with filelock.FileLock(results / "test-set-uses.lock", timeout=60):
+            if (results / EARLIER_FILE).exists() and not (results / FILE).exists():
+                (results / EARLIER_FILE).rename(results / FILE)
             yield
     except (filelock.Timeout, OSError) as error:
         raise StudyError(
-            f"looks at test parts are counted one at a time, but {results / FILE} cannot be locked ({error}); wait for "
-            "the other study, or mend the folder's rights"
+            f"cannot lock {results / FILE}, the log of test-set evaluations ({error}): wait for the other study, or make "
+            "the folder writable"
         ) from error
 
 
-def looks(results: Path, fingerprint: str) -> list[Look]:
-    """All looks at the test part of these pictures, the first one first."""
+def all_uses(results: Path, fingerprint: str) -> list[TestSetUse]:
+    """Return all logged evaluations on the test set of these pictures, the first one first. Raises StudyError."""
     path = results / FILE
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(
-            f"looks at test parts are counted in {path}, but it cannot be read ({error}); mend it"
-        ) from error
+        raise StudyError(f"cannot read {path}, the log of test-set evaluations ({error}): repair it") from error
     rows = [line.split("\t") for line in lines]
-    return [Look(*row) for row in rows if len(row) == len(fields(Look)) and row[0] == fingerprint]
+    return [TestSetUse(*row) for row in rows if len(row) == len(fields(TestSetUse)) and row[0] == fingerprint]
 
 
-def by_others(results: Path, fingerprint: str, networks: str) -> list[Look]:
-    """The looks of other networks, up to the one of these where they have looked: what came later is not theirs."""
-    return list(takewhile(lambda one: one.networks != networks, looks(results, fingerprint)))
+def uses_by_others(results: Path, fingerprint: str, networks: str) -> list[TestSetUse]:
+    """Return the evaluations of other networks before the first one of `networks`, or all where it has none."""
+    return list(takewhile(lambda use: use.networks != networks, all_uses(results, fingerprint)))
 
 
-def have_looked(results: Path, fingerprint: str, networks: str) -> bool:
-    """Whether these networks have: then they may again, for they see what they saw."""
-    return any(one.networks == networks for one in looks(results, fingerprint))
+def already_tested(results: Path, fingerprint: str, networks: str) -> bool:
+    """Return whether these networks have been evaluated: again they give what they gave."""
+    return any(use.networks == networks for use in all_uses(results, fingerprint))
 
 
-def count(results: Path, fingerprint: str, networks: str, study: str) -> None:
-    """Writes a look down, safe on the disk before the look is taken; the same networks are counted once."""
-    if have_looked(results, fingerprint, networks):
+def log_use(results: Path, fingerprint: str, networks: str, study: str) -> None:
+    """Write an evaluation to the log, and to the disk, before it is made; the same networks are logged once."""
+    if already_tested(results, fingerprint, networks):
         return
-    look = Look(fingerprint, networks, study, datetime.now().isoformat(timespec="seconds"))
+    use = TestSetUse(fingerprint, networks, study, datetime.now().isoformat(timespec="seconds"))
     try:
         with (results / FILE).open("a+b") as file:
             file.seek(0)
-            # A line that was torn by a full disk or a lost one ends here, so that it does not swallow this one.
+            # End a line that a full disk has cut off, so that it does not swallow this one.
             torn = not (file.read() or b"\n").endswith(b"\n")
-            file.write(b"\n" * torn + "\t".join(astuple(look)).encode() + b"\n")
+            file.write(b"\n" * torn + "\t".join(astuple(use)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise StudyError(
-            f"a look at the test part is counted before it is taken, but {results / FILE} cannot be written "
-            f"({error.strerror}); mend its rights or free some disk, and the same command goes on"
+            f"cannot write {results / FILE}, the log of test-set evaluations ({error.strerror}): make it writable or "
+            "free some disk space, then run the same command again to resume"
         ) from error

@@ -1,7 +1,7 @@
 """Tiny real studies: pictures on disk, the command in its own process or in this one, and workers that are threads.
 
     prepare -> Tiny: a folder of pictures and its cache        Tiny.coordinator(...) -> the search, in this process
-    Tiny.begin(...) -> the command as a process to be killed   Tiny.command(...) -> the command, run here to its end
+    Tiny.begin(...) -> the command as a process to kill        Tiny.command(...) -> the command, run here to its end
     Tiny.after(...) -> the arguments of another command        run_here(...) -> any command, run here to its end
 
 Everything trains for real: three classes of 32 px pictures, so that an epoch takes a fraction of a second.
@@ -27,7 +27,6 @@ from typing import Any
 
 import optuna
 import psutil
-import pytest
 import torch
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
@@ -35,42 +34,45 @@ from optuna.trial import FrozenTrial, TrialState
 from pictures import class_folders
 
 import study as command_line
-from data import catalog, sources
 from data.augment import AugmentConfig
-from data.cache import CacheHandle, build
-from data.split import split
+from data.cache import CacheHandle
+from data.prepare import Pictures, find_pictures, identity
 from model.network import ModelConfig
 from model.training import TrainingConfig
 from search_space import PROFILES, Config, suggest
-from tuning import storage, trainer, workers
-from tuning.coordinator import Coordinator, Happening, Plan, TrialAdvanced, TrialEnded, search
+from tuning import trainer
+from tuning.coordinator import Coordinator, Plan, search
+from tuning.database import open_study
 from tuning.devices import Slot
+from tuning.events import StudyEvent, TrialAdvanced, TrialEnded
 from tuning.folder import sqlite_url, study_folder
-from tuning.jobs import Event, TrialJob, Workers
+from tuning.jobs import TrialJob, WorkerMessage, Workers
 from tuning.sampling import SeededTPESampler
 from tuning.scheduling import PrunerScheduler, Scheduler
-from tuning.storage import Outcome
+from tuning.session import MakeWorkers, Session
+from tuning.settings import Settings
 from tuning.trainer import Answer
+from tuning.trials import Outcome
 
 HERE = Path(__file__).resolve().parent.parent
 EPOCHS = 3
 TINY = replace(PROFILES["quick"].within(32), epochs=EPOCHS, batch_size=16)
 """The space of the in-process studies: the `quick` profile's at the one size that the pictures have."""
 PATIENCE = 120.0
-"""Seconds after which a condition that must come true is given up."""
+"""Seconds to wait for a condition that must come true."""
 
 
 class ThreadWorkers:
-    """The `Workers` protocol kept by threads of this process: the real training, and nothing to start."""
+    """Workers that are threads of this process: the real training, and no process to start."""
 
     def __init__(self, slots: Sequence[Slot] = (Slot(),)) -> None:
         self.slots = slots
-        self._heard: queue.Queue[tuple[_Line, Event]] = queue.Queue()
+        self._received: queue.Queue[tuple[_Line, WorkerMessage]] = queue.Queue()
         self._lines: dict[int, _Line] = {}
 
     def start(self, slot: int, job: TrialJob) -> None:
         self.stop(slot)
-        self._lines[slot] = _Line(slot, job, self._heard)
+        self._lines[slot] = _Line(slot, job, self._received)
 
     def proceed(self, slot: int) -> None:
         self._lines[slot].answers.put("proceed")
@@ -81,12 +83,12 @@ class ThreadWorkers:
             line.answers.put("stop")
             line.thread.join()
 
-    def wait(self, timeout: float) -> list[tuple[int, Event]]:
+    def wait(self, timeout: float) -> list[tuple[int, WorkerMessage]]:
         try:
-            line, event = self._heard.get(timeout=timeout)
+            line, message = self._received.get(timeout=timeout)
         except queue.Empty:
             return []
-        return [(line.slot, event)] if self._lines.get(line.slot) is line else []
+        return [(line.slot, message)] if self._lines.get(line.slot) is line else []
 
     def close(self) -> None:
         for slot in list(self._lines):
@@ -94,17 +96,17 @@ class ThreadWorkers:
 
 
 class _Line:
-    """One job's thread, and its end of the line to the coordinator."""
+    """One job's thread, and its connection to the coordinator."""
 
-    def __init__(self, slot: int, job: TrialJob, heard: queue.Queue[tuple[_Line, Event]]) -> None:
+    def __init__(self, slot: int, job: TrialJob, received: queue.Queue[tuple[_Line, WorkerMessage]]) -> None:
         self.slot = slot
         self.answers: queue.Queue[Answer] = queue.Queue()
-        self._heard = heard
+        self._received = received
         self.thread = threading.Thread(target=trainer.run, args=(job, self), daemon=True)
         self.thread.start()
 
-    def send(self, event: Event) -> None:
-        self._heard.put((self, event))
+    def send(self, message: WorkerMessage) -> None:
+        self._received.put((self, message))
 
     def answer(self) -> Answer:
         return self.answers.get()
@@ -118,15 +120,16 @@ class Tiny:
     """A folder of pictures, its cache, and studies of it under `results`."""
 
     folder: Path
+    pictures: Pictures
     data: CacheHandle
     results: Path
     options: tuple[str, ...] = ()
-    """Of the command, beside those that say where things lie."""
+    """Options of the command, beside those that say where things are."""
     draw: Callable[[Any], Config] = field(default=partial(suggest, profile=TINY, classes=3))
-    """The space of in-process studies."""
+    """The space of studies in this process."""
 
     def at(self, results: Path, *options: str) -> Tiny:
-        """The same pictures for studies that lie elsewhere."""
+        """Return the same pictures for studies in another folder."""
         results.mkdir(parents=True, exist_ok=True)
         return replace(self, results=results, options=options)
 
@@ -140,47 +143,47 @@ class Tiny:
         return self.study_folder / "trials" / f"{number:04d}"
 
     def trials(self, study: str = "tiny") -> list[FrozenTrial]:
-        """As anybody reads them."""
+        """Return the trials as any program reads them."""
         stored = optuna.load_study(study_name=study, storage=sqlite_url(self.study_folder))
         return stored.get_trials()
 
     def epochs(self, study: str = "tiny") -> dict[int, tuple[str, int]]:
-        """Trial number -> state and epochs reported, read straight from the database while a study runs."""
+        """Return state and number of reported epochs by trial, read from the database while a study runs."""
         database = self.study_folder / "study.db"
         query = """SELECT number, state, count(step) FROM trials JOIN studies USING (study_id)
                    LEFT JOIN trial_intermediate_values USING (trial_id) WHERE study_name = ? GROUP BY number"""
         try:
             with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as connection:
                 return {number: (state, count) for number, state, count in connection.execute(query, [study])}
-        except sqlite3.OperationalError:  # not yet there
+        except sqlite3.OperationalError:  # it does not exist yet
             return {}
 
     def running(self, number: int, epochs: int = 1, study: str = "tiny") -> bool:
-        """Whether a trial is being trained and has reported so many epochs."""
+        """Return whether a trial is running and has reported this many epochs."""
         state, reported = self.epochs(study).get(number, ("", 0))
         return state == "RUNNING" and reported >= epochs
 
     # -- the command
 
     def arguments(self, *more: str) -> list[str]:
-        """Of the command; a later option replaces an earlier one of its name."""
+        """Return the arguments of the command; a later option replaces an earlier one of its name."""
         places = ["--data", str(self.folder), "--cache", str(self.folder.parent / "cache"), "--results"]
         words = [*places, str(self.results), "--study", "tiny", "--profile", "quick", "--epochs", "3"]
         words += [*self.options, *more]
         return [word for pair in dict(zip(words[::2], words[1::2], strict=True)).items() for word in pair]
 
     def after(self, command: str, *more: str) -> list[str]:
-        """The arguments of a command that comes after the study."""
+        """Return the arguments of a command that comes after the study."""
         cache = [] if command == "predict" else ["--cache", str(self.folder.parent / "cache")]
         return [command, *more, "--study", "tiny", "--results", str(self.results), *cache]
 
     def command(self, *more: str) -> Finished:
-        """Runs it here, with worker processes, to its end."""
+        """Run the command here to its end."""
         return run_here(*self.arguments(*more))
 
     @contextlib.contextmanager
     def begin(self, *more: str, words: list[str] | None = None) -> Iterator[Begun]:
-        """Starts it as a process in a group of its own, as a shell does; what is left of it is killed at the end.
+        """Start the command as a process in a group of its own, as a shell does; kill what is left of it at the end.
 
         `words`: the arguments of another command.
         """
@@ -215,14 +218,27 @@ class Tiny:
         pruner: BasePruner | None = None,
         first_trials: dict[str, dict[str, Any]] | None = None,
     ) -> optuna.Study:
-        """The study with fresh objects of everything, as a new process has them."""
-        return storage.open_study(
+        """Return the study with fresh objects of everything, as a new process has them."""
+        return open_study(
             sqlite_url(study_folder(self.results, "tiny")),
             "tiny",
             sampler=sampler or SeededTPESampler(0),
             pruner=pruner or NopPruner(),
-            identity={},
+            identity={"data": identity(self.pictures, self.data), "seed": 0},
             first_trials=first_trials or {},
+        )
+
+    def session(self, study: optuna.Study | None = None, *, make_workers: MakeWorkers = ThreadWorkers) -> Session:
+        """Return a session of the study, unlocked, whose workers are threads."""
+        return Session(
+            study=study or self.open(),
+            folder=self.study_folder,
+            url=sqlite_url(self.study_folder),
+            settings=Settings(data=str(self.folder), test_data=None, pictures=None, storage=None),
+            pictures=self.pictures,
+            data=self.data,
+            slots=[Slot()],
+            make_workers=make_workers,
         )
 
     def coordinator(
@@ -231,19 +247,18 @@ class Tiny:
         *,
         study: optuna.Study | None = None,
         workers: Workers | None = None,
-        scheduler: Scheduler | None = None,
+        make_scheduler: Callable[[optuna.Study], Scheduler] = PrunerScheduler,
         draw: Callable[[Any], Config] | None = None,
         **plan: Any,
     ) -> Coordinator:
-        """A coordinator of this study, with workers that are threads where no others are given."""
-        return Coordinator(
-            study or self.open(),
-            workers=workers or ThreadWorkers(),
-            scheduler=scheduler or PrunerScheduler(),
+        """Return a coordinator of this study's search; its workers are threads unless others are given."""
+        session = self.session(study, make_workers=lambda slots: workers or ThreadWorkers(slots))
+        return session.coordinator(
+            session.study,
             assign=search(draw or self.draw, seed=0),
             plan=Plan(trials=trials, **plan),
-            data=self.data,
-            folder=self.study_folder,
+            scheduler=make_scheduler(session.study),
+            folder=session.folder,
         )
 
 
@@ -258,7 +273,7 @@ class Finished:
 
 @dataclass(kw_only=True)
 class Begun:
-    """A command that runs."""
+    """A running command."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -266,12 +281,12 @@ class Begun:
     """Every worker that was ever looked up."""
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Waits for it; fails when the process ends before."""
+        """Wait for a condition; fail if the process ends before."""
         until(lambda: condition() or self.process.poll() is not None, what)
         assert condition(), f"the command ended with {self.process.returncode} before {what}:\n{self.text}"
 
     def end(self) -> int:
-        """Waits for its end."""
+        """Wait for the end of the process and return its exit code."""
         until(lambda: self.process.poll() is not None, "the end of the command")
         return self.process.returncode
 
@@ -281,34 +296,35 @@ class Begun:
 
     @property
     def workers(self) -> list[psutil.Process]:
-        """Its worker processes, as the system lists them."""
+        """The command's worker processes, as the system lists them."""
         found: list[psutil.Process] = []
         for child in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # a short-lived child, git, has ended meanwhile
+            with contextlib.suppress(psutil.NoSuchProcess):  # a short-lived child such as git has ended meanwhile
                 found += [child] * any("spawn_main" in word for word in child.cmdline())
         self.seen.update(found)
         return found
 
 
 def prepare(folder: Path) -> Tiny:
-    """Writes the pictures under `folder` and builds their cache."""
-    pictures = class_folders(folder / "tiny", classes=3, each=14, size=32)
+    """Write the pictures under `folder` and decode them into a cache."""
+    root = class_folders(folder / "tiny", classes=3, each=14, size=32)
     cache = folder / "cache"
-    found = catalog.scan(sources.resolve(str(pictures), cache_dir=cache, pictures=None), cache_dir=cache)
-    return Tiny(
-        folder=pictures,
-        data=build(found, split(found), TINY.sizes, cache_dir=cache),
-        results=folder / "results",
-    )
+    pictures = find_pictures(str(root), cache_dir=cache)
+    data = pictures.decode(TINY.sizes, cache_dir=cache)
+    return Tiny(folder=root, pictures=pictures, data=data, results=folder / "results")
+
+
+_injected: dict[str, Any] = {}
+"""What `run_here` passes on to the commands."""
 
 
 def run_here(*words: str) -> Finished:
-    """Runs `python study.py` with these arguments in this process, with worker processes, to its end."""
+    """Run `python study.py` with these arguments in this process to its end."""
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["study.py", *words]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            command_line.main()
+            command_line.main(**_injected)
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)
@@ -319,15 +335,17 @@ def run_here(*words: str) -> Finished:
 
 @contextlib.contextmanager
 def threads_for_processes() -> Iterator[None]:
-    """Commands that are run here train in threads: the same numbers, and nothing that takes seconds to start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "LocalWorkers", ThreadWorkers)
+    """Have commands that are run here train in threads: the same numbers, and no processes to start."""
+    _injected["make_workers"] = ThreadWorkers
+    try:
         yield
+    finally:
+        _injected.clear()
 
 
 @contextlib.contextmanager
 def steady_threads() -> Iterator[None]:
-    """One core, and threads for workers, but in the commands that are processes themselves."""
+    """Have commands that are run here train in threads on one core."""
     count = torch.get_num_threads()
     with one_core(), threads_for_processes():
         yield
@@ -336,7 +354,7 @@ def steady_threads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """One thread per worker on any machine: of two threads that share a busy core, one spins while it waits."""
+    """Use one core on any machine: of two threads that share a busy core, one spins while it waits."""
     process = psutil.Process()
     if not hasattr(process, "cpu_affinity"):
         yield
@@ -350,7 +368,7 @@ def one_core() -> Iterator[None]:
 
 
 def config(**changes: Any) -> Config:
-    """A small point of the space, with changes of its training."""
+    """Return a small point of the space, with changes of its training."""
     training = TrainingConfig(optimizer="adam", lr=1e-3, schedule="cosine", epochs=EPOCHS, batch_size=16)
     return Config(
         image_size=32,
@@ -362,10 +380,10 @@ def config(**changes: Any) -> Config:
 
 
 def recorded(curve: list[float], *, outcome: Outcome = Outcome.COMPLETE, **attributes: Any) -> FrozenTrial:
-    """A trial as the coordinator leaves it, with this validation top-1 after each epoch, for a made-up study."""
+    """Return a trial as the coordinator leaves it, with this validation top-1 after each epoch, for a made-up study."""
     known: dict[str, Any] = {"config": config().to_dict(), "seed": 1, "seconds": 2.0 * len(curve), "outcome": outcome}
     if curve:
-        known |= {"best_top1": max(curve), "best_epoch": curve.index(max(curve))}
+        known |= {"best_top1": max(curve), "best_top3": max(curve), "best_epoch": curve.index(max(curve))}
     complete = outcome is Outcome.COMPLETE
     failed = outcome in (Outcome.FAILED, Outcome.DUPLICATE)
     return optuna.trial.create_trial(
@@ -377,7 +395,7 @@ def recorded(curve: list[float], *, outcome: Outcome = Outcome.COMPLETE, **attri
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    """Polls a condition."""
+    """Poll a condition until it holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come in {PATIENCE:.0f} s"
@@ -385,17 +403,17 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether a process has ended; one that only waits to be buried has."""
+    """Return whether a process has ended; a zombie has."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.status() == psutil.STATUS_ZOMBIE
     return True
 
 
-def outcomes(happenings: list[Happening]) -> list[tuple[int, Any]]:
-    """Number and outcome of the trials that ended."""
-    return [(end.number, end.outcome) for end in happenings if isinstance(end, TrialEnded)]
+def outcomes(events: list[StudyEvent]) -> list[tuple[int, Any]]:
+    """Return number and outcome of the trials that ended."""
+    return [(event.number, event.outcome) for event in events if isinstance(event, TrialEnded)]
 
 
-def advanced(happening: Happening, number: int, kind: type) -> bool:
-    """Whether this is trial `number` going forward by a `kind`: Progress or EpochMetrics."""
-    return isinstance(happening, TrialAdvanced) and happening.number == number and isinstance(happening.progress, kind)
+def advanced(event: StudyEvent, number: int, kind: type) -> bool:
+    """Return whether trial `number` has advanced by a `kind`: Progress or EpochMetrics."""
+    return isinstance(event, TrialAdvanced) and event.number == number and isinstance(event.progress, kind)

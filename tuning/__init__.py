@@ -1,8 +1,8 @@
 """The search: a coordinator asks Optuna for configurations and workers train them.
 
-A spawned worker imports this package, so its face imports nothing.
+A spawned worker imports this package, so this file imports nothing.
 """
 
 
 class StudyError(Exception):
-    """Something about a study that only the user can mend; its text is one line with the way out."""
+    """A problem with a study that only the user can solve; its text is one line that says how."""

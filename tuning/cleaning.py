@@ -1,4 +1,4 @@
-"""What studies and caches weigh on the disk, and their removal by name. A user's pictures are never among them."""
+"""Sizes of studies and caches on the disk, and their removal by name. A user's pictures are never among them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tuning import StudyError
 
 CACHES = {"field-guide": "[0-9]*", "pictures": "[0-9a-f]" * 32, "scans": "*.npz"}
-"""Folder of a cache -> what in it is ours. Where `--cache` names a user's own folder, nothing else may go."""
+"""Folder of a cache -> pattern of this program's files. Nothing else may go if `--cache` is a user's own folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +19,16 @@ class Item:
     """A study or a cache, as `clean` lists it."""
 
     name: str
-    """A study's name, or cache/<folder>."""
+    """Name of a study, or cache/<folder>."""
     path: Path
     parts: tuple[Path, ...]
-    """What is removed; `path` itself goes with the last of it."""
+    """What is removed; `path` itself is removed with the last of it."""
     size: int
     """Bytes."""
 
 
 def find(results: Path, cache: Path) -> list[Item]:
-    """Every study under `results` and every cache under `cache`."""
+    """Return every study under `results` and every cache under `cache`."""
     studies = [
         Item(name=folder.name, path=folder, parts=(folder,), size=_size(folder))
         for folder in (sorted(results.iterdir()) if results.is_dir() else [])
@@ -43,19 +43,19 @@ def find(results: Path, cache: Path) -> list[Item]:
 
 
 def choose(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
-    """The named ones. Raises StudyError naming one that is not there, before anything is removed."""
+    """Return the named items. Raises StudyError naming one that does not exist, before anything is removed."""
     by_name = {item.name: item for item in items}
     for name in names:
         if name not in by_name:
             raise StudyError(
-                f"clean removes what it lists, but there is no '{name}'; there are: {', '.join(by_name) or 'none'}"
+                f"nothing named '{name}' to remove: choose from {', '.join(by_name) or 'nothing, as there are none'}"
             )
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def remove(item: Item) -> None:
-    """Deletes a study or a cache. Raises StudyError for a study that is being run."""
-    from tuning.storage import sole_coordinator
+    """Delete a study or a cache. Raises StudyError for a study that is running."""
+    from tuning.lock import sole_coordinator
 
     if not item.name.startswith("cache/"):
         with sole_coordinator(item.path):
@@ -67,8 +67,8 @@ def remove(item: Item) -> None:
             else:
                 part.unlink()
     except OSError as error:
-        raise StudyError(f"{item.path} cannot be removed ({error.strerror}); mend its rights and try again") from error
-    with contextlib.suppress(OSError):  # gone already, or not ours alone
+        raise StudyError(f"cannot remove {item.path} ({error.strerror}): make it writable and try again") from error
+    with contextlib.suppress(OSError):  # already gone, or it holds other files
         item.path.rmdir()
 
 

@@ -1,152 +1,95 @@
-"""The coordinator: asks Optuna for a configuration, has a worker train it an epoch at a time, decides, and tells.
+"""The coordinator: asks Optuna for a configuration, has a worker train it one epoch at a time, decides, and reports.
 
-It is the only writer of the study. The way of a trial: ask -> Assignment -> TrialJob -> EpochMetrics ... ->
-report -> go on, pause or prune -> attributes -> tell. Everything is on disk before anyone is told, so that the same
-command goes on after anything: a trial left RUNNING is taken over under its own number, from its last checkpoint.
+It is the only writer of the study. A trial passes through
+
+    ask -> Assignment -> TrialJob -> EpochMetrics ... -> report -> continue, pause or prune -> attributes -> tell
+
+and everything is on disk before the next step, so that the same command resumes after any interruption: a trial that
+was left RUNNING continues under its own number from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
 
 from data.cache import CacheHandle
 from model.network import Cost
 from model.training import EpochMetrics
 from search_space import Config
 from tuning import StudyError
-from tuning.environment import environment
+from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialRecord, TrialStarted
 from tuning.folder import remove_file, replace_file, trial_directory
-from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
+from tuning.jobs import Assignment, FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady, Workers
 from tuning.sampling import one_seed
-from tuning.scheduling import Decision, Scheduler
-from tuning.storage import Outcome, counts, top, trials_since_best
-from tuning.trainer import chosen_epoch
+from tuning.scheduling import Decision, Resume, Retire, Scheduler
+from tuning.trials import (
+    Outcome,
+    Trial,
+    count_trials,
+    live_trial,
+    read_history,
+    read_trial,
+    read_trials,
+    state_of,
+    top,
+    trials_since_best,
+    write_attempt,
+    write_environment,
+    write_history,
+    write_micro_batch,
+    write_paused,
+    write_result,
+    write_work,
+)
 
 KEPT_CHECKPOINTS = 3
-"""Finished trials whose best checkpoint stays: an export before `retrain` takes the best one's."""
+"""Finished trials that keep their best checkpoint, for an export before `retrain`."""
 DEATHS = 3
-"""Worker deaths without a finished epoch between after which a trial is failed."""
+"""Worker deaths without a finished epoch in between after which a trial fails."""
 SMALLEST_MICRO_BATCH = 8
-"""Pictures per forward pass down to which a trial that runs out of memory is halved again and again. With fewer, batch
-norm's own statistics cost accuracy: 1.2 points at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
+"""Pictures per forward pass down to which the micro-batch of a trial that runs out of memory is halved. With fewer,
+batch norm's own statistics cost accuracy: 1.2 points at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
 UNCOUNTED_IN_A_ROW = 20
+"""Trials in a row that do not count after which the study stops."""
 FAILED_IN_A_ROW = 3
+"""Failed trials in a row after which the study stops."""
 SPARE_BYTES = 100 * 2**20
-"""Disk space that a trial leaves free beside its own checkpoints."""
-LONGEST_ATTRIBUTE = 2045
-"""Characters of JSON that every database takes as one attribute."""
+"""Free disk space that a trial leaves beside its own checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How far a run goes and what a trial may cost. Budgets belong to the study, the rest to the run."""
+    """How far a run goes and what a trial may cost. The budgets belong to the study, the rest to the run."""
 
     trials: int | None
-    """Counted trials in all, over restarts and workers; None: those that wait in the study, and no others."""
+    """Counted trials in all, over restarts and workers; None: the trials that are enqueued, and no others."""
     timeout: float | None = None
-    """Seconds after which this run leaves, in mid-epoch too."""
+    """Seconds after which the run stops, even within an epoch."""
     patience: int | None = None
-    """Counted trials without a better one after which no more are asked for."""
+    """Counted trials without an improvement after which no new ones are started."""
     target: float | None = None
-    """Validation top-1, as a share of 1, after which no more are asked for."""
+    """Validation top-1, 0 to 1, after which no new trials are started."""
     max_parameters: float | None = None
     max_flops: float | None = None
     """Forward FLOPs of one picture."""
 
-    def over_budget(self, price: Cost) -> dict[str, float]:
-        """By how much of the budget a network is over it (above 0) or under it (below), for each budget there is."""
-        spent = {"parameters": (price.parameters, self.max_parameters), "flops": (price.flops, self.max_flops)}
+    def over_budget(self, cost: Cost) -> dict[str, float]:
+        """Return by what share of each budget a network exceeds it; negative where it stays below."""
+        spent = {"parameters": (cost.parameters, self.max_parameters), "flops": (cost.flops, self.max_flops)}
         return {name: (value - budget) / budget for name, (value, budget) in spent.items() if budget is not None}
 
-    def feasible(self, price: Cost) -> bool:
-        """Whether a network is within every budget."""
-        return all(excess <= 0 for excess in self.over_budget(price).values())
-
-
-class Ending(StrEnum):
-    """Why a run came to its end."""
-
-    TRIALS = "all trials are done"
-    TARGET = "the target is reached"
-    PATIENCE = "patience has run out"
-    TIMEOUT = "time is up"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialStarted:
-    """A slot trains a trial: for the first time, or on from its checkpoint."""
-
-    slot: int
-    number: int
-    attempt: int
-    assignment: Assignment
-    cost: Cost
-    micro_batch: int | None = None
-    """Pictures per forward pass where memory was short; None: the whole batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialAdvanced:
-    """A slot's trial goes forward: within a pass over the pictures, or by an epoch."""
-
-    slot: int
-    number: int
-    progress: Progress | EpochMetrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialPaused:
-    """A trial has left its slot and waits."""
-
-    slot: int
-    number: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialEnded:
-    """A trial has been told, with its outcome. One that ended from outside has none."""
-
-    number: int
-    outcome: Outcome | None
-    reason: str
-    value: float | None
-    """Best validation top-1 of the epochs it trained; None where there is none."""
-    slot: int | None
-    """None where it never reached a worker."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """All that is known of a trial when it is told."""
-
-    assignment: Assignment
-    cost: Cost
-    history: list[EpochMetrics]
-    """Empty where it was not trained."""
-    outcome: Outcome
-    reason: str
-
-    @property
-    def chosen(self) -> EpochMetrics | None:
-        """The epoch that stands for the trial."""
-        return chosen_epoch(self.history, self.assignment) if self.history else None
-
-
-Happening = TrialStarted | TrialAdvanced | TrialPaused | TrialEnded | None
-"""What `Coordinator.run` yields; None at least once a second, for clocks."""
+    def feasible(self, cost: Cost) -> bool:
+        """Return whether a network is within every budget."""
+        return all(excess <= 0 for excess in self.over_budget(cost).values())
 
 
 @dataclass(kw_only=True)
@@ -159,10 +102,11 @@ class _Live:
     attempt: int
     micro_batch: int
     prunable: bool
+    """False for baselines, which are always trained to their end."""
     reported: set[int]
     """Epochs that the study knows."""
     decided: int
-    """Epochs after which it was decided to go on, by an earlier run or before the worker was replaced."""
+    """Epochs after which it was decided to continue, in an earlier run or before the worker was replaced."""
     history: list[EpochMetrics] = field(default_factory=list[EpochMetrics])
     deaths: int = 0
 
@@ -172,7 +116,7 @@ class _Live:
 
 
 class Coordinator:
-    """Runs a study to its plan; see the module for the way of a trial."""
+    """Runs a study until its plan is fulfilled; the module's docstring shows what a trial passes through."""
 
     def __init__(
         self,
@@ -187,9 +131,8 @@ class Coordinator:
         keep: int = KEPT_CHECKPOINTS,
         describe: Callable[[optuna.Trial, TrialRecord], None] = lambda trial, record: None,
     ) -> None:
-        """`keep`: how many finished trials, the best of them, keep the checkpoint of their chosen epoch.
-
-        `describe` is called before each trial is told, its checkpoints still there; it may add to the trial.
+        """Args: `keep`: how many of the best finished trials keep the checkpoint of their best epoch; `describe`:
+        called before a trial is reported as finished, while its checkpoints are still there; it may add to the trial.
         """
         self._study = study
         self._workers = workers
@@ -202,7 +145,6 @@ class Coordinator:
         self._describe = describe
         self._live: dict[int, _Live] = {}
         self._adopted: deque[int] = deque()
-        self._paused: list[int] = []
         self._uncounted: list[Outcome] = []
         self._stops = 0
         self.ending: Ending | None = None
@@ -210,33 +152,30 @@ class Coordinator:
 
     @property
     def wanted(self) -> int:
-        """Counted trials that the plan still lacks, those that an earlier run left half-way among them."""
-        trials = self._study.get_trials(deepcopy=False)
-        begun = sum(trial.state is TrialState.RUNNING for trial in trials)
+        """Counted trials that the plan still lacks, including those that an earlier run left unfinished."""
+        trials = read_trials(self._study)
+        begun = sum(trial.is_running for trial in trials)
         if self._plan.trials is None:
-            return begun + sum(trial.state is TrialState.WAITING for trial in trials)
-        return 0 if self._fulfilled() and not begun else max(1, self._plan.trials - sum(map(counts, trials)))
+            return begun + sum(trial.is_waiting for trial in trials)
+        return 0 if self._fulfilled(trials) and not begun else max(1, self._plan.trials - count_trials(trials))
 
     def stop(self) -> None:
-        """First call: running epochs end, then the run does. Second: it ends now. Safe in a signal handler."""
+        """Ask the run to stop: when the running epochs end at the first call, at once at the second.
+
+        It can be called from a signal handler.
+        """
         self._stops += 1
 
-    def run(self) -> Generator[Happening]:
-        """Trains until the plan is fulfilled or a stop is asked for, and yields what happens.
+    def run(self) -> Generator[StudyEvent]:
+        """Train until the plan is fulfilled or a stop is asked for, and yield what happens.
 
-        Raises StudyError: too many trials in a row that do not count, a full disk, a study deleted meanwhile.
-        Raises RuntimeError with the worker's traceback: a bug. In every case what is unfinished can be gone on with.
+        Raises StudyError for too many trials in a row that do not count, a full disk, or a study that was deleted
+        meanwhile; RuntimeError with the worker's traceback for a bug. Unfinished trials can be resumed in every case.
         """
         deadline = time.monotonic() + (self._plan.timeout or float("inf"))
-        trials = self._study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state is TrialState.RUNNING:
-                (self._paused if trial.user_attrs.get("paused") else self._adopted).append(trial.number)
-        self._seen = {
-            trial.user_attrs["key"]: trial.number
-            for trial in reversed(trials)
-            if "key" in trial.user_attrs and trial.user_attrs.get("outcome") != Outcome.DUPLICATE
-        }
+        trials = read_trials(self._study)
+        self._adopted.extend(trial.number for trial in trials if trial.is_running and not trial.is_paused)
+        self._seen = {trial.key: trial.number for trial in reversed(trials) if trial.key and not trial.is_duplicate}
         self._remove_checkpoints()
         try:
             while True:
@@ -247,71 +186,79 @@ class Coordinator:
                 if self.ending is None:
                     yield from self._fill_slots()
                 if not self._live:
-                    self.ending = self.ending or self._fulfilled() or Ending.STOPPED
+                    if self.ending is None and not self._stops:
+                        yield from self._retire_paused()
+                        self.ending = self._fulfilled(read_trials(self._study))
+                    self.ending = self.ending or Ending.STOPPED
                     return
                 if self.ending is Ending.TIMEOUT or self._stops > 1:
                     return
-                for slot, event in self._workers.wait(timeout=min(1.0, max(0.0, deadline - time.monotonic()))):
+                for slot, message in self._workers.wait(timeout=min(1.0, max(0.0, deadline - time.monotonic()))):
                     if slot in self._live:
-                        yield from self._hear(slot, event)
+                        yield from self._receive(slot, message)
                 yield None
         finally:
             self._workers.close()
 
     # -- for a free slot
 
-    def _fill_slots(self) -> Iterator[Happening]:
+    def _fill_slots(self) -> Iterator[StudyEvent]:
         for slot in range(len(self._workers.slots)):
             while slot not in self._live:
-                resumed = None if self._adopted else self._scheduler.resume(self._paused)
-                trial = self._next_trial(resumed)
-                if trial is None:
-                    break
+                match self._next_action():
+                    case None:
+                        break
+                    case Retire(number):
+                        yield from self._retire(number)
+                        continue
+                    case Resume(number):
+                        trial, resumed = live_trial(self._study, number), True
+                    case trial:
+                        resumed = False
                 try:
-                    yield from self._begin(slot, trial, resumed=resumed is not None)
+                    yield from self._begin(slot, trial, resumed=resumed)
                 except (UpdateFinishedTrialError, KeyError) as error:
-                    yield self._honour(slot, trial, error)
+                    yield self._ended_outside(slot, trial, error)
 
-    def _next_trial(self, resumed: int | None) -> optuna.Trial | None:
-        """One left by an earlier run, else the paused one, else a new one; None where the plan wants no more."""
+    def _next_action(self) -> Resume | Retire | optuna.Trial | None:
+        """Return a trial left by an earlier run, else what the scheduler chooses, else a new trial.
+
+        None: the plan wants no more.
+        """
         if self._adopted:
-            return self._running(self._adopted.popleft())
-        if resumed is not None:
-            self._paused.remove(resumed)
-            return self._running(resumed)
-        begun = len(self._live) + len(self._paused)
-        if self._fulfilled(begun):
+            return live_trial(self._study, self._adopted.popleft())
+        trials = read_trials(self._study)
+        begun = len(self._live) + sum(trial.is_paused for trial in trials)
+        fulfilled = self._fulfilled(trials, begun)
+        if fulfilled not in (Ending.TARGET, Ending.PATIENCE):
+            action = self._scheduler.for_free_slot(trials, new_wanted=fulfilled is None)
+            if action is not None:
+                return action
+        if fulfilled is not None:
             return None
-        trials = self._study.get_trials(deepcopy=False)
-        last = 1 if self._plan.trials is None else self._plan.trials - begun - sum(map(counts, trials))
+        last = 1 if self._plan.trials is None else self._plan.trials - begun - count_trials(trials)
         return self._longest_of(last) if 1 < last <= len(self._workers.slots) else self._study.ask()
 
     def _longest_of(self, last: int) -> optuna.Trial:
-        """Asks for the study's last trials together and takes the longest; the others are next.
+        """Ask for the study's last trials together and return the longest; the others come next.
 
-        Begun last it would be waited for. LPT (Graham 1969), with the cost that is known before a trial starts.
+        If the longest started last, the other slots would wait for it. This is LPT scheduling (Graham 1969), with a
+        cost that is known before a trial starts.
         """
         asked = sorted((self._study.ask() for _ in range(last)), key=self._training_flops, reverse=True)
         self._adopted.extend(trial.number for trial in asked[1:])
         return asked[0]
 
     def _training_flops(self, trial: optuna.Trial) -> int:
-        """In proportion to them, for each picture."""
+        """Return the relative training cost: FLOPs x views x epochs."""
         work = self._assign(trial)
         return work.config.cost.flops * work.config.views * work.epochs
 
-    def _running(self, number: int) -> optuna.Trial:
-        """A trial that an earlier ask created, as the object that is told."""
-        storage = self._study._storage  # pyright: ignore[reportPrivateUsage]
-        study_id = self._study._study_id  # pyright: ignore[reportPrivateUsage]
-        return optuna.Trial(self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
-
-    def _fulfilled(self, begun: int = 0) -> Ending | None:
-        """Whether no new trial is wanted, counting those that have begun as if they will count."""
-        trials = self._study.get_trials(deepcopy=False)
+    def _fulfilled(self, trials: list[Trial], begun: int = 0) -> Ending | None:
+        """Return why no new trial is wanted, assuming that the `begun` ones will count; None where one is."""
         if self._plan.trials is None:
-            return None if any(trial.state is TrialState.WAITING for trial in trials) else Ending.TRIALS
-        if sum(map(counts, trials)) + begun >= self._plan.trials:
+            return None if any(trial.is_waiting for trial in trials) else Ending.TRIALS
+        if count_trials(trials) + begun >= self._plan.trials:
             return Ending.TRIALS
         if self._plan.target is not None and any((trial.value or 0.0) >= self._plan.target for trial in top(trials, 1)):
             return Ending.TARGET
@@ -319,59 +266,48 @@ class Coordinator:
             return Ending.PATIENCE
         return None
 
-    def _begin(self, slot: int, trial: optuna.Trial, *, resumed: bool) -> Iterator[Happening]:
-        """Turns a trial into a running job, or tells at once that it is none."""
+    def _begin(self, slot: int, trial: optuna.Trial, *, resumed: bool) -> Iterator[StudyEvent]:
+        """Turn a trial into a running job, or report at once that it is infeasible or a duplicate."""
         if resumed:
-            trial.set_user_attr("paused", False)
+            write_paused(trial, False)
         work = self._assign(trial)
-        price = work.config.cost
-        attributes = trial.user_attrs
-        stored = {
-            "config": work.config.to_dict(),
-            "key": work.key,
-            "seed": work.seed,
-            "parameters": price.parameters,
-            "flops": price.flops,
-        }
-        for name, value in stored.items():
-            if name not in attributes and value is not None:
-                trial.set_user_attr(name, value)
-        excess = self._plan.over_budget(price)
+        cost = work.config.cost
+        write_work(trial, work.config, cost, seed=work.seed, key=work.key)
+        excess = self._plan.over_budget(cost)
         for name, value in excess.items():
             if name not in trial.constraints:
                 trial.set_constraint(name, value)
-        untrained = partial(TrialRecord, assignment=work, cost=price, history=[])
-        twin = trial.number if work.key is None else self._seen.setdefault(work.key, trial.number)
-        if not self._plan.feasible(price):
+        untrained = partial(TrialRecord, assignment=work, cost=cost, history=[])
+        first = trial.number if work.key is None else self._seen.setdefault(work.key, trial.number)
+        if not self._plan.feasible(cost):
             over = ", ".join(f"{name} {value:.0%} over budget" for name, value in excess.items() if value > 0)
             yield self._tell(trial, untrained(outcome=Outcome.INFEASIBLE, reason=over))
-        elif twin != trial.number:
-            yield self._tell(trial, untrained(outcome=Outcome.DUPLICATE, reason=f"duplicate of trial {twin}"))
+        elif first != trial.number:
+            yield self._tell(trial, untrained(outcome=Outcome.DUPLICATE, reason=f"duplicate of trial {first}"))
         else:
-            self._require_space(price)
-            frozen = self._study._storage.get_trial(trial._trial_id)  # pyright: ignore[reportPrivateUsage]
+            self._require_space(cost)
+            stored = read_trial(trial)
             live = _Live(
                 trial=trial,
                 assignment=work,
-                cost=price,
-                attempt=attributes.get("attempts", 0),
-                micro_batch=attributes.get("micro_batch", work.config.training.batch_size),
-                prunable="known_good" not in attributes,
-                reported=set(frozen.intermediate_values),
-                decided=max(0, len(frozen.intermediate_values) - (not resumed)),
+                cost=cost,
+                attempt=stored.attempts,
+                micro_batch=stored.micro_batch or work.config.training.batch_size,
+                prunable=stored.baseline is None,
+                reported=set(stored.curve),
+                # After an interruption, the decision about the last reported epoch may not have been made.
+                decided=max(0, stored.epochs - (not resumed)),
             )
             yield self._start(slot, live)
 
-    def _start(self, slot: int, live: _Live) -> Happening:
-        """Hands the trial to the slot's worker, as a new attempt that owns the trial's folder."""
+    def _start(self, slot: int, live: _Live) -> StudyEvent:
+        """Hand the trial to the slot's worker, as a new attempt that owns the trial's directory."""
         number = live.trial.number
         live.attempt += 1
         directory = trial_directory(self._folder, number)
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "attempt", lambda path: path.write_text(str(live.attempt)))
-        live.trial.set_user_attr("attempts", live.attempt)
-        live.trial.set_user_attr("slot", slot)
-        live.trial.set_user_attr("environment", environment(self._workers.slots[slot]))
+        write_attempt(live.trial, live.attempt, slot)
         self._live[slot] = live
         job = TrialJob(
             number=number,
@@ -392,22 +328,25 @@ class Coordinator:
             micro_batch=live.micro_batch if live.short_of_memory else None,
         )
 
-    # -- what a slot says
+    # -- what a worker sends
 
-    def _hear(self, slot: int, event: Event) -> Iterator[Happening]:
+    def _receive(self, slot: int, message: WorkerMessage) -> Iterator[StudyEvent]:
         live = self._live[slot]
         try:
-            if isinstance(event, Progress):
-                yield TrialAdvanced(slot=slot, number=live.trial.number, progress=event)
-            elif isinstance(event, EpochMetrics):
-                yield from self._epoch(slot, live, event)
-            else:
-                yield from self._failure(slot, live, event)
+            match message:
+                case WorkerReady():
+                    write_environment(live.trial, message.environment)
+                case Progress():
+                    yield TrialAdvanced(slot=slot, number=live.trial.number, progress=message)
+                case EpochMetrics():
+                    yield from self._epoch(slot, live, message)
+                case TrialFailure():
+                    yield from self._failure(slot, live, message)
         except (UpdateFinishedTrialError, KeyError) as error:
-            yield self._honour(slot, live.trial, error)
+            yield self._ended_outside(slot, live.trial, error)
 
-    def _epoch(self, slot: int, live: _Live, metrics: EpochMetrics) -> Iterator[Happening]:
-        if metrics.epoch == len(live.history):  # else repeated by the worker that replaced another
+    def _epoch(self, slot: int, live: _Live, metrics: EpochMetrics) -> Iterator[StudyEvent]:
+        if metrics.epoch == len(live.history):  # otherwise repeated by a worker that replaced another
             live.history.append(metrics)
             live.deaths = 0
             if metrics.epoch not in live.reported:
@@ -417,15 +356,17 @@ class Coordinator:
         if metrics.epoch + 1 == live.assignment.epochs:
             yield self._end(slot, live, Outcome.COMPLETE, "trained to its last epoch")
             return
-        # A pruner looks at the last epoch that was reported: asked with an earlier one, it would end the trial there.
-        stays = not live.prunable or metrics.epoch < live.decided
-        decision = Decision.GO_ON if stays else self._scheduler.after_epoch(live.trial, metrics)
+        # A scheduler judges the last reported epoch; asked about an earlier one, it would end the trial there.
+        undecided = live.prunable and metrics.epoch >= live.decided
+        decision = Decision.CONTINUE
+        if undecided:
+            decision = self._scheduler.after_epoch(read_trial(live.trial), read_trials(self._study))
         live.decided = max(live.decided, metrics.epoch + 1)
         if decision is Decision.PRUNE:
             yield self._end(slot, live, Outcome.PRUNED, f"pruned after epoch {metrics.epoch + 1}")
         elif decision is Decision.PAUSE:
-            live.trial.set_user_attr("paused", True)
-            self._paused.append(live.trial.number)
+            write_history(self._folder, live.trial.number, live.history)
+            write_paused(live.trial, True)
             self._release(slot)
             yield TrialPaused(slot=slot, number=live.trial.number)
         elif self.ending is None and not self._stops:
@@ -433,14 +374,14 @@ class Coordinator:
         else:
             self._release(slot)
 
-    def _failure(self, slot: int, live: _Live, failure: TrialFailure) -> Iterator[Happening]:
+    def _failure(self, slot: int, live: _Live, failure: TrialFailure) -> Iterator[StudyEvent]:
         match failure.kind:
             case FailureKind.BUG:
-                raise RuntimeError(f"trial {live.trial.number} met a bug; its worker says:\n{failure.reason}")
+                raise RuntimeError(f"a bug ended trial {live.trial.number}; the worker's traceback:\n{failure.reason}")
             case FailureKind.DISK:
                 raise StudyError(
-                    f"a trial writes its checkpoints into {self._folder}, but trial {live.trial.number} could not "
-                    f"({failure.reason}); free or mend the disk, and the same command goes on"
+                    f"trial {live.trial.number} cannot write its checkpoints into {self._folder} ({failure.reason}): "
+                    "free or repair the disk, then run the same command again to resume"
                 )
             case FailureKind.DIVERGED:
                 if "diverged" not in live.trial.constraints:
@@ -451,7 +392,7 @@ class Coordinator:
                 again = live.micro_batch > SMALLEST_MICRO_BATCH
                 if again:
                     live.micro_batch = max(SMALLEST_MICRO_BATCH, live.micro_batch // 2)
-                    live.trial.set_user_attr("micro_batch", live.micro_batch)
+                    write_micro_batch(live.trial, live.micro_batch)
             case FailureKind.DIED | FailureKind.HUNG:
                 live.deaths += 1
                 again = live.deaths < DEATHS
@@ -465,7 +406,7 @@ class Coordinator:
     # -- the end of a trial
 
     def _end(self, slot: int, live: _Live, outcome: Outcome, reason: str) -> TrialEnded:
-        """Frees the slot and tells the trial, with all that is known of it."""
+        """Free the slot and report its trial as finished."""
         self._release(slot)
         if live.short_of_memory:
             reason += f" ({live.micro_batch} pictures at a time, as memory was short)"
@@ -476,67 +417,65 @@ class Coordinator:
         self._remove_checkpoints(live.trial.number)
         return ended
 
+    def _retire(self, number: int) -> Iterator[TrialEnded]:
+        """Report a paused trial as pruned."""
+        trial = live_trial(self._study, number)
+        work = self._assign(trial)
+        history = read_history(self._folder, number)
+        record = TrialRecord(
+            assignment=work,
+            cost=work.config.cost,
+            history=history,
+            outcome=Outcome.PRUNED,
+            reason=f"pruned after epoch {len(history)}: paused there and not resumed",
+        )
+        try:
+            yield self._tell(trial, record)
+            self._remove_checkpoints(number)
+        except (UpdateFinishedTrialError, KeyError) as error:
+            yield self._ended_outside(None, trial, error)
+
+    def _retire_paused(self) -> Iterator[TrialEnded]:
+        """Report all trials that are still paused as pruned, as nothing is left that could resume them."""
+        for trial in read_trials(self._study):
+            if trial.is_paused:
+                yield from self._retire(trial.number)
+
     def _release(self, slot: int) -> None:
         self._workers.stop(slot)
-        self._live.pop(slot, None)  # already out where its end was told from outside in between
+        self._live.pop(slot, None)  # missing where another program ended the trial meanwhile
 
-    def _honour(self, slot: int, trial: optuna.Trial, error: Exception) -> TrialEnded:
-        """Lets go of a trial that somebody else has told. Raises what stood against it where nobody has."""
+    def _ended_outside(self, slot: int | None, trial: optuna.Trial, error: Exception) -> TrialEnded:
+        """Release a trial that another program has finished; otherwise raise `error` again."""
         try:
-            ended = self._study._storage.get_trial(trial._trial_id).state.is_finished()  # pyright: ignore[reportPrivateUsage]
+            finished = read_trial(trial).is_finished
         except KeyError:
             raise StudyError(
-                f"a study stays where it is while it runs, but '{self._study.study_name}' was deleted from its "
-                "database; the same command begins it anew"
+                f"study '{self._study.study_name}' was deleted from its database while it was running: run the same "
+                "command again to start it over"
             ) from error
-        if not ended:
+        if not finished:
             raise error
-        self._release(slot)
+        if slot is not None:
+            self._release(slot)
         self._remove_checkpoints(trial.number)
-        return TrialEnded(
-            number=trial.number, outcome=None, reason=f"ended from outside ({error})", value=None, slot=slot
-        )
+        reason = f"ended by another program ({error})"
+        return TrialEnded(number=trial.number, outcome=None, reason=reason, value=None, slot=slot)
 
-    def _tell(
-        self,
-        trial: optuna.Trial,
-        record: TrialRecord,
-        slot: int | None = None,
-    ) -> TrialEnded:
-        """Attributes and artifacts first: after the tell a trial takes none."""
-        outcome, reason, best, history = record.outcome, record.reason, record.chosen, record.history
+    def _tell(self, trial: optuna.Trial, record: TrialRecord, slot: int | None = None) -> TrialEnded:
+        """Store the result and describe the trial, then tell Optuna, which rejects artifacts of a finished trial."""
+        outcome, reason, best = record.outcome, record.reason, record.chosen
         if best is not None:
-            replace_file(
-                trial_directory(self._folder, trial.number) / "history.json",
-                lambda path: path.write_text(json.dumps([metrics.to_dict() for metrics in history])),
-            )
-            attributes = {
-                "best_epoch": best.epoch,
-                "best_top1": best.top1,
-                "best_top3": best.top3,
-                "per_class": [None if share != share else share for share in best.per_class],
-                "confusion": best.confusion,
-                "seconds": round(sum(metrics.seconds for metrics in history), 2),
-                "peak_memory": max(metrics.peak_memory for metrics in history),
-            }
-            for name, attribute in attributes.items():
-                if len(json.dumps(attribute)) <= LONGEST_ATTRIBUTE:
-                    trial.set_user_attr(name, attribute)
-        trial.set_user_attr("reason", reason[-LONGEST_ATTRIBUTE // 2 :])
-        trial.set_user_attr("outcome", outcome)
+            write_history(self._folder, trial.number, record.history)
+        write_result(trial, outcome, reason, best, record.history)
         self._describe(trial, record)
-        state = {
-            Outcome.COMPLETE: TrialState.COMPLETE,
-            Outcome.DUPLICATE: TrialState.FAIL,
-            Outcome.FAILED: TrialState.FAIL,
-        }.get(outcome, TrialState.PRUNED)
         value = best.top1 if best else None
-        self._study.tell(trial, value if state is TrialState.COMPLETE else None, state)
+        self._study.tell(trial, value if outcome is Outcome.COMPLETE else None, state_of(outcome))
         self._watch_uncounted(outcome, reason)
         return TrialEnded(number=trial.number, outcome=outcome, reason=reason, value=value, slot=slot)
 
     def _watch_uncounted(self, outcome: Outcome, reason: str) -> None:
-        """Stops a study that goes nowhere."""
+        """Raise StudyError when too many trials in a row did not count."""
         if outcome not in (Outcome.INFEASIBLE, Outcome.DUPLICATE, Outcome.FAILED):
             self._uncounted.clear()
             return
@@ -545,44 +484,44 @@ class Coordinator:
         if failed or len(self._uncounted) == UNCOUNTED_IN_A_ROW:
             kinds = ", ".join(f"{self._uncounted.count(kind)} {kind}" for kind in sorted(set(self._uncounted)))
             raise StudyError(
-                f"a study goes on while its trials count, but the last {len(self._uncounted)} did not ({kinds}; "
-                f"the last: {reason}); use fewer --workers where memory is short, or begin another study with --study "
-                "NAME and larger --max-params and --max-flops or a wider search_space.py"
+                f"stopped: the last {len(self._uncounted)} trials produced no result ({kinds}; the last: {reason}): "
+                "use fewer --workers if memory is short, or start another study with --study NAME and a larger "
+                "--max-params or --max-flops, or a wider search_space.py"
             )
 
     # -- the disk
 
-    def _require_space(self, price: Cost) -> None:
-        # Weights and two moments for the optimizer, in last and best, each with its temporary copy.
-        needed = 4 * price.parameters * (3 + 1) * 2 * len(self._workers.slots) + SPARE_BYTES
+    def _require_space(self, cost: Cost) -> None:
+        # Weights and two moments of the optimizer, in last.pt and best.pt, each with its temporary copy.
+        needed = 4 * cost.parameters * (3 + 1) * 2 * len(self._workers.slots) + SPARE_BYTES
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise StudyError(
-                f"a trial needs {needed / 2**20:,.0f} MB of free disk for its checkpoints, but {self._folder} has "
-                f"{free / 2**20:,.0f} MB; free some, and the same command goes on"
+                f"{self._folder} has {free / 2**20:,.0f} MB of free disk space, but checkpoints need "
+                f"{needed / 2**20:,.0f} MB: free some, then run the same command again to resume"
             )
 
     def _remove_checkpoints(self, ended: int | None = None) -> None:
-        """Keeps the best checkpoint of the best few trials, and those of every trial that is not finished.
+        """Remove the checkpoints of finished trials, except the best one of each of the best few trials.
 
-        With `ended` only that trial and the one that it may have pushed out are looked at, so that it stays cheap.
+        With `ended`, only that trial and the one that it may have pushed out are checked, so that it stays cheap.
         """
-        trials = self._study.get_trials(deepcopy=False)
+        trials = read_trials(self._study)
         best = {trial.number for trial in top(trials, self._keep)}
         if ended is None:
             suspects = {trial.number for trial in trials}
         else:
             suspects = {ended} | {trial.number for trial in top(trials, self._keep + 1)}
         for trial in trials:
-            if trial.number in suspects and trial.state.is_finished():
-                stays = {"history.json"} | ({"best.pt"} if trial.number in best else set[str]())
+            if trial.number in suspects and trial.is_finished:
+                kept = {"history.json"} | ({"best.pt"} if trial.number in best else set[str]())
                 for path in trial_directory(self._folder, trial.number).glob("*"):
-                    if path.name not in stays:
+                    if path.name not in kept:
                         remove_file(path)
 
 
 def search(suggest: Callable[[optuna.Trial], Config], seed: int) -> Callable[[optuna.Trial], Assignment]:
-    """What a search has its trials train: a point of the space each, with a seed of its own, and no point twice."""
+    """Return what a search assigns to a trial: a point of the space with a seed of its own, and no point twice."""
 
     def assign(trial: optuna.Trial) -> Assignment:
         config = suggest(trial)
@@ -591,7 +530,7 @@ def search(suggest: Callable[[optuna.Trial], Config], seed: int) -> Callable[[op
             seed=one_seed(seed, trial.number),
             epochs=config.training.epochs,
             key=config.digest,
-            name=trial.user_attrs.get("known_good"),
+            name=read_trial(trial).baseline,
         )
 
     return assign

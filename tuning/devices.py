@@ -1,4 +1,4 @@
-"""What a machine has to train on: a slot per trial that runs at once."""
+"""Slots: where a machine can train trials, one slot per trial at a time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """Where a trial is trained, and how."""
+    """A place for one trial at a time: a device and how it is used."""
 
     device: str = "cpu"
-    """As torch names it: cpu, cuda:0, mps."""
+    """Torch's name of the device: cpu, cuda:0, mps."""
     threads: int = 1
-    """CPU threads of the training."""
+    """CPU threads per training."""
     precision: Precision = "float32"
 
 
 def slots(device: str, workers: int | None, precision: str = "auto") -> list[Slot]:
-    """Those that the options ask for; "auto" is the fastest that is there. Raises StudyError for no such device.
+    """Return the slots that the options ask for; "auto" is the fastest device there is.
 
     One single-threaded worker per core trains 1.25 times as much as one worker with two threads (2 Zen 3 cores).
+    Raises StudyError for a device that this machine does not have.
     """
     import torch
 
@@ -37,8 +38,8 @@ def slots(device: str, workers: int | None, precision: str = "auto") -> list[Slo
     kind = next(kind for kind, there in found.items() if there) if device == "auto" else device
     if not found[kind]:
         raise StudyError(
-            f"--device names what this machine has, but torch {torch.__version__} finds no {kind} here; "
-            f"use --device {' or '.join(kind for kind, there in found.items() if there)}"
+            f"--device {kind} is not available (torch {torch.__version__} finds none): use --device "
+            f"{' or '.join(kind for kind, there in found.items() if there)}"
         )
     if kind == "cuda":
         count = torch.cuda.device_count()
@@ -47,7 +48,7 @@ def slots(device: str, workers: int | None, precision: str = "auto") -> list[Slo
         devices = [kind] * (workers or (cores if kind == "cpu" else 1))
     threads = max(1, cores // len(devices))
     chosen = cast("Precision", precision)
-    if precision == "auto":  # of GPUs of several kinds what all of them can
+    if precision == "auto":  # with different GPUs, what all of them can do
         fastest = {fastest_precision(torch.device(name)) for name in devices}
         chosen = "bfloat16" if fastest == {"bfloat16"} else "float32"
     return [Slot(device=name, threads=threads, precision=chosen) for name in devices]

@@ -1,4 +1,4 @@
-"""Where a trial is trained: what must be equal for a second training to give the same numbers, bit for bit."""
+"""Facts of the machine that must be equal for a second training to give the same numbers, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import torch
 from tuning.devices import Slot
 
 PACKAGES = ("numpy", "pillow")
-"""That decide the numbers, beside torch."""
+"""Packages that affect the numbers, beside torch."""
 
 
 def environment(slot: Slot) -> dict[str, str]:
-    """Facts by name, as they stand with each trial."""
+    """Return the facts of this machine by name, as they are stored with each trial."""
     where = {"device": _device_name(slot.device), "threads": str(slot.threads), "precision": slot.precision}
     return where | versions()
 
 
 def sums_in_order(facts: dict[str, str]) -> bool:
-    """Whether a training repeats bit for bit: several threads, and a GPU, add in any order."""
+    """Return whether a training repeats bit for bit: several threads, or a GPU, add in varying order."""
     return facts.get("threads") == "1" and facts.get("device", "").startswith("cpu: ")
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    # torch tells its own build, such as +cpu or +cu130, which the package's version may leave out.
+    """Return the versions of what affects the numbers."""
+    # torch.__version__ names its build, such as +cpu or +cu130; the package's version may not.
     packages = {package: version(package) for package in PACKAGES}
     return {
         "program": _program(),
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """What differs, one text each."""
+    """Return one text per fact that differs."""
     names = sorted(then.keys() | now.keys())
     return [
         f"{name} {then.get(name, 'unknown')} -> {now.get(name, 'unknown')}"
@@ -50,7 +50,7 @@ def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 @cache
 def _device_name(device: str) -> str:
-    """A GPU by its name; of a CPU also the instructions that torch chooses its kernels by."""
+    """Return the device's name; a CPU's also says which instructions torch chooses its kernels by."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     if device != "cpu":
@@ -59,7 +59,7 @@ def _device_name(device: str) -> str:
 
 
 def processor() -> str:
-    """The CPU's name: Linux keeps it in /proc, other systems tell Python."""
+    """Return the CPU's name, from /proc on Linux and from Python elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -69,7 +69,7 @@ def processor() -> str:
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit of the program in `folder`, with "+" where files differ from it; None where there is none."""
+    """Return the git commit of the program in `folder`, with "+" if files differ from it; None outside a repository."""
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -79,5 +79,5 @@ def commit(folder: Path) -> str | None:
 
 @cache
 def _program() -> str:
-    """This program's commit, as it was when the process first asked."""
+    """Return this program's commit at the first call."""
     return commit(Path(__file__).resolve().parent.parent) or "unknown"

@@ -1,4 +1,4 @@
-"""A study's folder: what lies where, and how a file is written so that one that is there is whole."""
+"""A study's folder: where its files are, and how they are written and removed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 from model.files import replacing
 from tuning import StudyError
 
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+"""The folder of all studies by default."""
+
 
 def study_folder(results: Path, name: str) -> Path:
-    """Makes the folder of a study. Raises StudyError where that, or writing in it, is impossible."""
+    """Create the folder of a study. Raises StudyError where it cannot be created or written."""
     if not name.strip(" .") or not name.isprintable() or any(character in name for character in '/\\:*?"<>|'):
         raise StudyError(
-            f"a study's name is also its folder's, so it holds none of / \\ : * ? \" < > |, but got {name!r}"
+            f"{name!r} cannot be the name of a folder, which a study's name must be: choose one without "
+            '/ \\ : * ? " < > | with --study NAME'
         )
     folder = results / name
     try:
@@ -23,34 +27,32 @@ def study_folder(results: Path, name: str) -> Path:
             pass
     except OSError as error:
         raise StudyError(
-            f"a study writes into its folder, but {folder} cannot be written ({error.strerror}); "
-            "free or mend it, or choose another place with --results DIR"
+            f"cannot write to {folder} ({error.strerror}): free or repair the disk, or choose another folder with "
+            "--results DIR"
         ) from error
     return folder
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder inside a study's. Raises StudyError where it cannot."""
+    """Create a folder inside a study's. Raises StudyError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StudyError(
-            f"a study writes into its folder, but {folder} cannot be made ({error.strerror}); free or mend the disk"
-        ) from error
+        raise StudyError(f"cannot create {folder} ({error.strerror}): free or repair the disk") from error
 
 
 def sqlite_url(folder: Path) -> str:
-    """The default storage of a study with this folder."""
+    """Return the URL of the SQLite database in a study's folder."""
     return f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
 
 
 def trial_directory(folder: Path, number: int) -> Path:
-    """Where a trial of the study in `folder` keeps its files."""
+    """Return the directory of a trial's files in the study's `folder`."""
     return folder / "trials" / f"{number:04d}"
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it into place. Raises StudyError where it cannot."""
+    """Have `write` fill a temporary file and rename it to `path`. Raises StudyError where that fails."""
     try:
         with replacing(path) as unfinished:
             write(unfinished)
@@ -62,11 +64,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Removes a file, if it is there. Raises StudyError where it cannot."""
+    """Remove a file if it is there. Raises StudyError where that fails."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise StudyError(
-            f"a study removes files of its own that have had their time, but {path} stays ({error.strerror}); mend its "
-            "folder's rights, and the same command goes on"
+            f"cannot delete the obsolete file {path} ({error.strerror}): make its folder writable, then run the same "
+            "command again to resume"
         ) from error

@@ -1,6 +1,7 @@
-"""How long a study will take on this machine, said before it begins.
+"""The forecast of a study's duration on this machine, before it starts.
 
-By its own trials, where enough were trained in such a slot; else by the FLOPs of random points and a few timed steps.
+It is based on the study's own trials if enough were trained in such a slot; otherwise on the FLOPs of random points and
+a few timed training steps.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from optuna.trial import FrozenTrial
 from torch.nn import functional
 
 from model.network import Cost, MushroomCNN
@@ -20,32 +20,33 @@ from model.training import autocast, make_optimizer
 from search_space import Config
 from tuning.devices import Slot
 from tuning.environment import environment
-from tuning.identity import random_points
+from tuning.space import random_points
+from tuning.trials import Trial
 
 POINTS = 24
-"""Random points whose mean cost stands for a trial's."""
+"""Random points whose mean cost is taken for a trial's."""
 TIMED = 3
-"""Of them, how many have their steps timed."""
+"""How many of the points have their steps timed."""
 STEP_FLOPS = 2e10
-"""About how much a timed step may cost on a CPU: half a second on one core."""
+"""FLOPs of a timed step on a CPU, at most: about half a second on one core."""
 STEPS_SHARE = 0.84
-"""The share of a trial's seconds that its steps take, beside evaluation, augmentation and set-up (benchmarks/README.md,
-"Where a trial's time goes")."""
+"""Share of a trial's time that its training steps take; the rest is evaluation, augmentation and set-up
+(benchmarks/README.md, "Where a trial's time goes")."""
 TRAINED_SHARE = 0.7
-"""The share of all epochs that a study trains when its pruner is at work: 253, 280, 298 of 400 in `quick` studies."""
+"""Share of all epochs that a study with a pruner trains: 253, 280, 298 of 400 in `quick` studies."""
 
 ENOUGH = 6
-"""Trials whose mean stands for those to come: the two known-good ones, which are not typical, and four more."""
+"""Trials whose mean duration predicts the others: the two baselines, which are not typical, and four more."""
 
 
-def seconds_so_far(trials: Iterable[FrozenTrial], slot: Slot) -> float | None:
-    """Mean seconds of the trials that were trained in a slot like this one; None where there are too few of them."""
+def seconds_so_far(trials: Iterable[Trial], slot: Slot) -> float | None:
+    """Return the mean seconds of the trials trained in a slot like this one; None where there are too few."""
     here = environment(slot)
     took = [
-        trial.user_attrs["seconds"]
+        trial.result.seconds
         for trial in trials
-        if "seconds" in trial.user_attrs
-        and all(trial.user_attrs["environment"].get(fact) == here[fact] for fact in ("device", "threads", "precision"))
+        if trial.result
+        and all(trial.environment.get(fact) == here[fact] for fact in ("device", "threads", "precision"))
     ]
     return float(np.mean(took)) if len(took) >= ENOUGH else None
 
@@ -58,10 +59,10 @@ def seconds_per_trial(
     pruned: bool,
     slots: Sequence[Slot],
 ) -> float:
-    """Expected seconds of one trial in one slot, all of which are at work.
+    """Return the expected seconds of one trial in one slot while all slots are busy.
 
-    Args: `feasible`: whether a network is within the budgets; `pictures`: in the training part; `pruned`: whether a
-    pruner will end some trials early.
+    Args: `feasible`: whether a network is within the budgets; `pictures`: number of training pictures; `pruned`:
+    whether a pruner ends some trials early.
     """
     drawn = sorted(random_points(suggest, POINTS), key=lambda config: config.cost.flops)
     points = [config for config in drawn if feasible(config.cost)] or drawn[:1]
@@ -69,16 +70,16 @@ def seconds_per_trial(
     work = np.array([3 * one.cost.flops * pictures * one.views * one.training.epochs for one in points])
     whole = 0.0
     for some in np.array_split(np.arange(len(points)), min(TIMED, len(points))):
-        # Small networks reach fewer FLOPs a second: each point goes by one of its own size.
+        # Small networks reach fewer FLOPs per second, so each point is timed by one of its own size.
         whole += work[some].sum() / _flops_per_second(points[some[len(some) // 2]], slots)
     return whole / len(points) / STEPS_SHARE * (TRAINED_SHARE if pruned else 1.0)
 
 
 def _flops_per_second(config: Config, slots: Sequence[Slot]) -> float:
-    """Of training steps on random pictures in one slot.
+    """Return the FLOPs per second of training steps on random pictures in one slot.
 
-    On a CPU in as many threads at once as there are slots, which slow each other; on a GPU that others use, of as many
-    pictures as it has memory for.
+    On a CPU all slots are timed at once, as they slow each other down; on a GPU that others use, the batch is as large
+    as memory allows.
     """
     slot, batch = slots[0], config.training.batch_size
     if slot.device == "cpu":
@@ -97,7 +98,7 @@ def _flops_per_second(config: Config, slots: Sequence[Slot]) -> float:
             if batch == 2:
                 raise
         finally:
-            torch.cuda.empty_cache()  # of this process; the workers have their own
+            torch.cuda.empty_cache()  # the workers have their own caches
         batch = max(2, batch // 2)
 
 

@@ -1,4 +1,4 @@
-"""What passes between the coordinator and its workers: small and picklable."""
+"""What passes between the coordinator and its workers: small, picklable messages."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ class Assignment:
 
     config: Config
     seed: int
-    """Seeds weights, order, augmentation and dropout."""
+    """Seed of the weights, the order of pictures, augmentation and dropout."""
     epochs: int
-    """How many it trains when it is not pruned; the lr schedule's horizon is the configuration's own."""
+    """Epochs to train unless it is pruned; the horizon of the lr schedule is the configuration's own."""
     final: bool = False
-    """Trains on the validation pictures too. No epoch can be chosen by them then, so the last one is kept."""
+    """Whether it trains on the validation pictures too. They cannot choose an epoch then, so the last one is kept."""
     key: str | None = None
-    """Equal for trials of which only the first is worth training; None for one that always is."""
+    """Equal for trials of which only the first is worth training; None for a trial that is always trained."""
     name: str | None = None
-    """What it is called beside its number."""
+    """What the trial is called beside its number."""
+
+    def chosen_epoch(self, history: Sequence[EpochMetrics]) -> EpochMetrics:
+        """Return the epoch that stands for the trial: the best validation top-1, the earlier of equals; or the last."""
+        return history[-1] if self.final else max(history, key=lambda metrics: (metrics.top1, -metrics.epoch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +43,25 @@ class TrialJob:
     number: int
     """The trial's number in the study."""
     attempt: int
-    """Counts the starts of this trial; a worker of an earlier attempt may replace no file of a later one."""
+    """Counts the starts of this trial; a worker of an earlier attempt must not replace files of a later one."""
     assignment: Assignment
     data: CacheHandle
     slot: Slot
     micro_batch: int
     """Pictures per forward pass; fewer than the batch size where memory was short."""
     directory: Path
-    """The trial's own folder, for its checkpoints."""
+    """The trial's own directory, for its checkpoints."""
 
     @property
     def digest(self) -> str:
-        """Equal for jobs of which one can go on from another's checkpoint: all that decides the weights of an epoch."""
+        """Hash of all that decides the weights: a checkpoint of an equal digest can be resumed."""
         work = self.assignment
         facts = (work.config.digest, work.seed, work.final, self.data.fingerprint, self.data.split)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 class FailureKind(StrEnum):
-    """Why a trial's training ended before its time."""
+    """Why a training failed."""
 
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out of memory"
@@ -68,53 +72,61 @@ class FailureKind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerReady:
+    """A worker is about to train the trial."""
+
+    environment: dict[str, str]
+    """Facts of the worker's machine, as `tuning.environment` gives them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialFailure:
-    """A training that ended before its time."""
+    """A training that did not reach its end."""
 
     kind: FailureKind
     reason: str
-    """One line; of a bug the whole traceback."""
+    """One line, or the whole traceback of a bug."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A sign of life in mid-epoch."""
+    """A sign of life within an epoch."""
 
     share: float
-    """How much of the pass over the pictures is done, from 0 to 1."""
+    """Share of the epoch's batches that is done, 0 to 1."""
 
 
-Event = EpochMetrics | TrialFailure | Progress
+WorkerMessage = WorkerReady | EpochMetrics | TrialFailure | Progress
 
 
 class Workers(Protocol):
-    """Where trials run: slots that are asked for each epoch; pruning, pausing and stopping are one thing: not asking.
+    """Slots that train trials one epoch at a time; pruning, pausing and stopping all mean not asking for the next one.
 
-    An epoch's metrics come once its checkpoint is on disk. A resumed trial first answers with the epochs that its
-    checkpoint holds, each to be asked on from like a new one.
+    The metrics of an epoch are sent once its checkpoint is on disk. A resumed trial first sends the epochs that its
+    checkpoint holds, and waits after each as after a new one.
     """
 
     @property
     def slots(self) -> Sequence[Slot]:
-        """One per trial that can run at once; below each goes by its place here."""
+        """One slot per trial that can run at once; the other methods refer to a slot by its index here."""
         ...
 
     def start(self, slot: int, job: TrialJob) -> None:
-        """Begins a trial, or goes on with it from its checkpoint, up to the end of one epoch."""
+        """Start a trial, or resume it from its checkpoint, and train it to the end of one epoch."""
         ...
 
     def proceed(self, slot: int) -> None:
-        """Asks for the next epoch of the slot's trial."""
+        """Ask for the next epoch of the slot's trial."""
         ...
 
     def stop(self, slot: int) -> None:
-        """Ends the slot's trial here, in mid-epoch too; nothing more is heard of it, and the slot is free."""
+        """Stop the slot's trial, even within an epoch; it sends nothing more, and the slot is free."""
         ...
 
-    def wait(self, timeout: float) -> list[tuple[int, Event]]:
-        """What was heard, with its slot; an empty list after `timeout` seconds of silence."""
+    def wait(self, timeout: float) -> list[tuple[int, WorkerMessage]]:
+        """Return the messages received, each with its slot; an empty list after `timeout` seconds without any."""
         ...
 
     def close(self) -> None:
-        """Ends every worker, now."""
+        """Stop every worker at once."""
         ...

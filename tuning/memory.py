@@ -1,4 +1,4 @@
-"""Whether the kernel has killed for want of memory. Its victim cannot say so, and ends by SIGKILL as if by hand.
+"""Detection of kills by the kernel for lack of memory, which look like any other SIGKILL to the parent of the victim.
 
 Linux counts such kills: per control group, in memory.events (in version 1 in memory.oom_control), and for the whole
 machine in /proc/vmstat. See cgroup-v2.rst and cgroup-v1/memory.rst of the kernel's documentation.
@@ -12,21 +12,21 @@ from pathlib import Path
 
 COUNTER = "oom_kill"
 FIRST_VICTIM = 500
-"""Added to a worker's share of the memory, in thousandths, where the kernel looks for a victim: an epoch is lost with a
-worker, and with a coordinator or a desktop more."""
+"""Thousandths of the memory that the kernel adds to a worker's own when it chooses a victim: killing a worker loses an
+epoch, killing the coordinator or a desktop program loses more."""
 
 
 @dataclass(frozen=True)
 class Kills:
-    """How often the kernel had killed for want of memory, where a process is counted, when this was read."""
+    """How many processes the kernel had killed for lack of memory in a process's control group when this was read."""
 
     place: Path | None
-    """The file that counts; None on a system that has none."""
+    """The file with the counter; None on a system without one."""
     count: int
 
     @classmethod
     def around(cls, pid: int, root: Path = Path("/")) -> Kills:
-        """As it stands now for a process that lives."""
+        """Return the present count for a running process."""
         groups: dict[str, str] = {}
         with contextlib.suppress(OSError):
             for line in (root / f"proc/{pid}/cgroup").read_text().splitlines():
@@ -46,18 +46,18 @@ class Kills:
 
     @property
     def risen(self) -> bool:
-        """Whether there have been more since."""
+        """Whether there have been more kills since."""
         return self.place is not None and (_count(self.place) or 0) > self.count
 
 
 def offer_first() -> None:
-    """Where memory runs out, the kernel takes this process before others. Does nothing where it takes no advice."""
+    """Ask the kernel to kill this process before others when memory runs out, on systems where that can be asked."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(FIRST_VICTIM))
 
 
 def _count(place: Path) -> int | None:
-    """The counter in a file of names and numbers; None where it has none."""
+    """Return the counter in a file of names and numbers; None where it is missing."""
     with contextlib.suppress(OSError):
         for line in place.read_text().splitlines():
             name, _, number = line.partition(" ")

@@ -1,8 +1,8 @@
-"""The sampler: Optuna's own, seeded anew for every trial and parameter.
+"""Samplers: Optuna's own, reseeded for every trial and parameter.
 
-A sampler with one running random state gives every later trial other parameters once a study was killed between two
-suggestions. Here each draw depends on (seed, trial number, parameter names) and on the finished trials alone, so that
-an interrupted study asks for what an uninterrupted one would have asked for.
+With one running random state, a study that is killed between two suggestions would sample other parameters in all later
+trials. Here each draw depends only on (seed, trial number, parameter names) and the finished trials, so that an
+interrupted study samples what an undisturbed one would have sampled.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 STARTUP_TRIALS = 10
-"""Trials before the sampler learns: Optuna's default for TPE, the known-good configurations among them."""
+"""Trials before the sampler learns, including the baselines: Optuna's default for TPE."""
 
 
 def one_seed(*numbers: int) -> int:
-    """A seed, 0 <= seed < 2**32, for what these numbers stand for, the study's own first."""
+    """Return a seed, 0 <= seed < 2**32, derived from these numbers; the first one is the study's seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def draw_seed(seed: int, number: int, names: Iterable[str]) -> int:
-    """The seed of one draw, from the study's seed, the trial's number and what is drawn."""
+    """Return the seed of one draw, derived from the study's seed, the trial's number and the parameters' names."""
     return one_seed(seed, number, zlib.crc32("/".join(names).encode()))
 
 
@@ -38,21 +38,21 @@ class SeededTPESampler(TPESampler):
 
     def __init__(self, seed: int) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # of `group`, which conditional knobs need
+            warnings.simplefilter("ignore", ExperimentalWarning)  # about `group`, which conditional knobs need
             super().__init__(multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS)
         self._seed = seed
 
     def _sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        # Called once per group; the order of the groups depends on what this process has seen, the draw must not.
+        # Called once per group. The order of the groups depends on what this process has seen; the draw must not.
         self._rng.rng.seed(draw_seed(self._seed, trial.number, sorted(search_space)))
         return super()._sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draws one parameter that no group knows yet, or any during the start-up trials."""
+        """Sample one parameter that no group has yet, or any during the start-up trials."""
         seed = draw_seed(self._seed, trial.number, [param_name])
         self._rng.rng.seed(seed)
         self._random_sampler._rng.rng.seed(seed)  # pyright: ignore[reportPrivateUsage]
@@ -60,7 +60,7 @@ class SeededTPESampler(TPESampler):
 
 
 class SeededRandomSampler(RandomSampler):
-    """Independent uniform draws: the baseline that every other sampler must beat."""
+    """Independent uniform draws, which every other sampler must beat."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -69,10 +69,10 @@ class SeededRandomSampler(RandomSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draws one parameter."""
+        """Sample one parameter."""
         self._rng.rng.seed(draw_seed(self._seed, trial.number, [param_name]))
         return super().sample_independent(study, trial, param_name, param_distribution)
 
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {"tpe": SeededTPESampler, "random": SeededRandomSampler}
-"""What `--sampler` may name."""
+"""The values of `--sampler`, each a function of the seed."""

@@ -1,63 +1,86 @@
-"""What happens next: to a trial after an epoch, and to a slot that is free.
+"""Schedulers: what happens to a trial after an epoch, and what a free slot does next.
 
 The coordinator asks and obeys. Optuna's pruners are one answer; a scheduler that pauses trials and resumes the
-promising ones is another, and the coordinator's loop is the same for both.
+promising ones is another. A scheduler keeps no state of its own: it decides from the trials as they stand in the
+database, so that a killed study makes the decisions that it would have made undisturbed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
-from model.training import EpochMetrics
+from tuning.trials import Trial
 
 
 class Decision(Enum):
-    """The fate of a trial after an epoch."""
+    """What happens to a trial after an epoch."""
 
-    GO_ON = auto()
+    CONTINUE = auto()
     PAUSE = auto()
     PRUNE = auto()
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A free slot continues a paused trial."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Retire:
+    """A paused trial is pruned; it counts, and the slot is still free."""
+
+    number: int
 
 
 class Scheduler(Protocol):
     """Decides after each epoch and for each free slot."""
 
-    def after_epoch(self, trial: optuna.Trial, metrics: EpochMetrics) -> Decision:
-        """What to do with a trial whose last epoch has just been reported to the study."""
+    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+        """Decide about a trial whose last epoch has just been reported; `trials` are all of the study."""
         ...
 
-    def resume(self, paused: Sequence[int]) -> int | None:
-        """Which of the paused trials, by number, a free slot should go on with; None: ask for a new one."""
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+        """Choose a paused trial to resume or retire; None starts a new trial, or leaves the slot idle.
+
+        `new_wanted`: whether the study still wants new trials. Paused trials that are never resumed are retired when
+        nothing else is left to do.
+        """
         ...
 
 
 class PrunerScheduler:
-    """Optuna's pruners: a trial goes on or is pruned, and none is ever paused."""
+    """Optuna's pruners: a trial continues or is pruned, and none is ever paused."""
 
-    def after_epoch(self, trial: optuna.Trial, metrics: EpochMetrics) -> Decision:
-        """Asks the study's own pruner, which reads what was reported."""
-        return Decision.PRUNE if trial.should_prune() else Decision.GO_ON
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
 
-    def resume(self, paused: Sequence[int]) -> int | None:
-        """Goes on with the first of them, so that a study begun with another scheduler still ends."""
-        return paused[0] if paused else None
+    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+        """Ask the study's own pruner."""
+        return Decision.PRUNE if self._study.pruner.prune(self._study, trial.frozen) else Decision.CONTINUE
+
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+        """Resume the first paused trial, so that a study started with another scheduler still ends."""
+        return next((Resume(trial.number) for trial in trials if trial.is_paused), None)
 
 
 def warmup_epochs(epochs: int) -> int:
-    """Epochs after which no trial is pruned: 30 % of the horizon, and never fewer than two.
+    """Return the number of epochs during which no trial is pruned: 30 % of the horizon, and at least two.
 
-    One-cycle's lr rises for so long, and a curve says little before its peak.
+    The one-cycle schedule raises the learning rate for that long, and a curve says little before the rate peaks.
     """
     return max(2, round(0.3 * epochs))
 
 
 def first_pruning(pruner: str, epochs: int) -> int | None:
-    """After which epoch, counted from 1, a trial can be pruned first; None: none ever is."""
+    """Return the first epoch, counted from 1, after which a trial can be pruned; None where none ever is."""
     first = warmup_epochs(epochs) + 1
     return first if pruner != "none" and first < epochs else None
 
@@ -67,4 +90,4 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=warmup_epochs(epochs), reduction_factor=3),
     "none": lambda epochs: NopPruner(),
 }
-"""What `--pruner` may name, each made for a number of epochs."""
+"""The values of `--pruner`, each a function of the number of epochs."""

@@ -1,6 +1,6 @@
-"""What a study was begun with, for the commands that come after it: `results/<study>/settings.json`.
+"""The settings of a study for the commands that come after it: `results/<study>/settings.json`.
 
-Written anew by every run, so that the file's time tells which study was run last.
+Every run rewrites the file, so that its time tells which study was run last.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ class Settings:
     """Where a study's pictures and trials are."""
 
     data: str
-    """As `--data` takes it; a folder with its whole path."""
+    """A value of `--data`: a name, or the absolute path of a folder."""
     test_data: str | None
     pictures: int | None
-    """How many are used; None: all."""
+    """Largest number of pictures in use; None for all."""
     storage: str | None
-    """The database's URL without its password; None: the SQLite file in the study's folder."""
-    words: list[str] = field(default_factory=list[str])
-    """What was typed after `study.py`, without passwords."""
+    """The database's URL without its password; None for the SQLite file in the study's folder."""
+    argv: list[str] = field(default_factory=list[str])
+    """Command-line arguments after `study.py`, without passwords."""
 
     def save(self, folder: Path) -> None:
-        """Writes the file, whole or not at all."""
+        """Write the file. Raises StudyError."""
         replace_file(folder / FILE, lambda path: path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8"))
 
 
-def typed(words: Sequence[str], trials: int | None = None) -> str:
-    """The command with these arguments, as it is typed. `trials`: with this total in the place of its own."""
-    kept = list(words)
+def command_line(argv: Sequence[str], trials: int | None = None) -> str:
+    """Return the command with these arguments as it is typed; `trials` replaces the value of its --trials."""
+    kept = list(argv)
     if trials is not None:
         if "--trials" in kept:
             at = kept.index("--trials")
@@ -50,40 +50,42 @@ def typed(words: Sequence[str], trials: int | None = None) -> str:
 
 
 def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
-    """A study's folder and settings; by default of the one run last. Raises StudyError where there is none."""
+    """Return a study's folder and settings; None is the study that was run last. Raises StudyError."""
     names = [study] if study is not None else _by_time(results)
     path = results / names[0] / FILE if names else results / "*" / FILE
     try:
-        return path.parent, plain_json.fill(Settings, plain_json.read(path))
+        values = plain_json.read(path)
+        if isinstance(values, dict) and "words" in values:  # the name of `argv` in earlier versions
+            values["argv"] = values.pop("words")
+        return path.parent, plain_json.fill(Settings, values)
     except FileNotFoundError:
-        there = f"; there are: {', '.join(map(printable, _by_time(results)))}" if names and _by_time(results) else ""
+        there = f" (there are: {', '.join(map(printable, _by_time(results)))})" if names and _by_time(results) else ""
         raise StudyError(
-            f"this command goes on from a study, but there is no {printable(path)}{there}; run one with python "
-            "study.py, or name it with --study NAME and its place with --results DIR"
+            f"no study found at {printable(path)}{there}: run one with python study.py, or name it with --study NAME "
+            "and its place with --results DIR"
         ) from None
     except (OSError, ValueError) as error:
         raise StudyError(
-            f"{FILE} is what a run of a study has written, but {printable(path)} is not ({why(error)}); run the "
-            "study's own command again, which writes it anew"
+            f"cannot read {printable(path)} ({why(error)}): run the study's own command again, which rewrites it"
         ) from error
 
 
 def url(settings: Settings, folder: Path, given: str | None) -> str:
-    """The study's database: the one that is named now, else the one that it was begun with.
+    """Return the URL of a study's database: the given one, or else the one that it was started with.
 
-    Raises StudyError where its password is needed and only the name was kept.
+    Raises StudyError where its password is needed, as only the URL without it was stored.
     """
     if given is not None:
         return given
     if settings.storage is not None and "***" in settings.storage:
         raise StudyError(
-            "passwords are not written down (PostgreSQL finds one in ~/.pgpass, too), so a command after the study "
-            f"needs --storage URL again; it was {settings.storage}"
+            f"the password of {settings.storage} is not stored: give the URL again with --storage URL (or keep a "
+            "PostgreSQL password in ~/.pgpass)"
         )
     return settings.storage or sqlite_url(folder)
 
 
 def _by_time(results: Path) -> list[str]:
-    """The studies' names, the last run first."""
+    """Return the names of the studies, the last one that was run first."""
     found = sorted(results.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     return [path.parent.name for path in found]

@@ -1,7 +1,7 @@
-"""The training of one job, in whatever process it finds itself.
+"""The training of one job, in the worker's process.
 
-The way of a trial: job -> data, network, optimizer -> last checkpoint -> epoch -> checkpoint on disk -> metrics sent ->
-told to go on or not. The study is never touched from here, and nothing is written but the trial's own folder.
+A job passes through: data, network, optimizer -> last checkpoint -> epoch -> checkpoint on disk -> metrics sent ->
+asked for the next epoch or not. The study is never touched from here; only the trial's own directory is written.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import torch
 
 from data import DataError
 from data.batches import EvaluationBatches, TrainingBatches, evaluated_at_once
-from data.cache import PartName, open_part
+from data.cache import open_part
+from data.split import PartName
 from model import checkpoint
 from model.network import MushroomCNN
 from model.training import Batches, Diverged, EpochMetrics, fit, make_optimizer
-from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob
+from tuning.environment import environment
+from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,40 +43,41 @@ NO_MEMORY = (
     "ALLOCATION_FAILED",
     "unable to find an engine",
 )
-"""What a RuntimeError says that is one of memory: the CPU allocator's (Linux, Windows), CUDA's outside torch's own
-allocator, C++'s, cuBLAS's and cuDNN's, and what cuDNN says when no workspace fits. None has a type of its own."""
+"""Parts of the messages of a RuntimeError that is about memory: the CPU allocator's (Linux, Windows), CUDA's outside
+torch's own allocator, C++'s, cuBLAS's and cuDNN's, and cuDNN's where no workspace fits. None has a type of its own."""
 DEVICE_ERRORS = ("CUDA", "cuDNN", "CUBLAS")
-"""What a RuntimeError names after which a process may be of no use any more."""
+"""Names in the message of a RuntimeError after which the process may be unusable."""
 BEAT_SECONDS = 0.5
-"""How often a training says that it lives, at most; at least once per batch when batches take longer."""
+"""Shortest time in seconds between two signs of life; a batch that takes longer is followed by one."""
 
 
 class Link(Protocol):
-    """The line to the coordinator."""
+    """The worker's connection to the coordinator."""
 
-    def send(self, event: Event) -> None:
-        """Tells what happened."""
+    def send(self, message: WorkerMessage) -> None:
+        """Send a message."""
         ...
 
     def answer(self) -> Answer:
-        """Waits for the word on the epoch that was sent last."""
+        """Wait for the answer to the epoch that was sent last."""
         ...
 
     def stop_asked(self) -> bool:
-        """Whether a stop has come in mid-epoch; does not wait."""
+        """Return at once whether a stop was asked for within the epoch."""
         ...
 
 
-class Stopped(Exception):  # noqa: N818 - no error
-    """The coordinator wants no more of this trial."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The coordinator has stopped this trial."""
 
 
 def run(job: TrialJob, link: Link) -> bool:
-    """Trains until the last epoch, a stop or a failure, and sends what happens.
+    """Train until the last epoch, a stop or a failure, and send what happens.
 
-    Returns: whether this process can train another trial. After a CUDA error it cannot.
+    Returns whether this process can train another trial; after a CUDA error it cannot.
     """
     try:
+        link.send(WorkerReady(environment=environment(job.slot)))
         _train(job, link)
     except Stopped:
         return True
@@ -90,13 +93,13 @@ def run(job: TrialJob, link: Link) -> bool:
             _fail(link, FailureKind.DIED, _first_line(error))
             return False
         elif isinstance(error.__context__, OSError):
-            # torch.save on a full disk: its zip writer fails once more as it closes, and that is what reaches us.
+            # torch.save on a full disk: its zip writer fails again while closing, and that error arrives here.
             _fail(link, FailureKind.DISK, str(error.__context__))
         else:
             _fail(link, FailureKind.BUG, traceback.format_exc())
     except (OSError, DataError) as error:
-        # A full or vanished disk or cache, a coordinator that is gone (in that case there is nobody to tell), or no
-        # room left to map a file.
+        # A full or missing disk or cache, a coordinator that is gone (then nobody receives this), or no memory left to
+        # map a file.
         no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
         _fail(link, FailureKind.OUT_OF_MEMORY if no_memory else FailureKind.DISK, str(error))
     except Exception:
@@ -105,7 +108,7 @@ def run(job: TrialJob, link: Link) -> bool:
 
 
 def release() -> None:
-    """Gives back what a trial has left of a GPU's memory, once its frames are gone: other processes may need it."""
+    """Free the GPU memory that a trial has left behind: other processes may need it."""
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
@@ -129,7 +132,7 @@ def _train(job: TrialJob, link: Link) -> None:
     )
     validation = EvaluationBatches(
         open_part(job.data, config.image_size, "validation"),
-        # Where training had to take fewer pictures at a time, so has this: it may be what ran out of memory.
+        # With fewer pictures at a time where training had to: evaluation may be what ran out of memory.
         batch_size=max(1, evaluated_at_once(config.image_size) * job.micro_batch // config.training.batch_size),
         device=device,
     )
@@ -145,11 +148,11 @@ def _train(job: TrialJob, link: Link) -> None:
         if saved.optimizer is not None:
             optimizer.load_state_dict(_of_this_device(saved.optimizer, optimizer))
         for metrics in saved.history:
-            _tell(link, metrics, work.epochs)
+            _send_epoch(link, metrics, work.epochs)
     epochs = fit(
         model,
-        _Beating(train, link),
-        _Beating(validation, link),
+        _WithHeartbeat(train, link),
+        _WithHeartbeat(validation, link),
         config.training,
         seed=work.seed,
         optimizer=optimizer,
@@ -169,22 +172,17 @@ def _train(job: TrialJob, link: Link) -> None:
         owner = read_attempt(job.directory)
         if owner > job.attempt:
             raise Stopped
-        if owner != job.attempt:  # a replaced worker may end so too, and then nobody listens to it
-            raise FileNotFoundError(f"{job.directory / 'attempt'} has gone or is damaged")
-        # The best first: killed between the two, the epoch is trained again and writes the same file again.
-        if metrics.epoch == chosen_epoch(history, work).epoch:
+        if owner != job.attempt:  # a replaced worker may end this way too, and then nobody receives the error
+            raise FileNotFoundError(f"{job.directory / 'attempt'} is missing or damaged")
+        # best.pt first: after a kill between the two, the epoch is trained again and writes the same file again.
+        if metrics.epoch == work.chosen_epoch(history).epoch:
             checkpoint.save(job.directory / "best.pt", replace(state, optimizer=None))
         checkpoint.save(job.directory / "last.pt", state)
-        _tell(link, metrics, work.epochs)
-
-
-def chosen_epoch(history: list[EpochMetrics], assignment: Assignment) -> EpochMetrics:
-    """The epoch that stands for the trial: highest validation top-1, the first of equals; of a final, the last."""
-    return history[-1] if assignment.final else max(history, key=lambda metrics: (metrics.top1, -metrics.epoch))
+        _send_epoch(link, metrics, work.epochs)
 
 
 def read_attempt(directory: Path) -> int:
-    """The attempt that owns a trial's folder; 0 where none does."""
+    """Return the attempt that owns a trial's directory; 0 where none does."""
     try:
         return int((directory / "attempt").read_text())
     except (OSError, ValueError):
@@ -192,7 +190,7 @@ def read_attempt(directory: Path) -> int:
 
 
 def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
-    """The last checkpoint of this very job; None where there is none, or none that is whole."""
+    """Return the last checkpoint of this job; None where there is none that is intact."""
     try:
         saved = checkpoint.load(job.directory / "last.pt")
     except checkpoint.CheckpointError:
@@ -201,12 +199,12 @@ def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
 
 
 def _of_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """A saved state for this optimizer, which may be fused where the saved one was not, or the other way round."""
+    """Return a saved state for this optimizer, which may be fused where the saved one was not, or vice versa."""
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in pairs]}
 
 
-def _tell(link: Link, metrics: EpochMetrics, epochs: int) -> None:
+def _send_epoch(link: Link, metrics: EpochMetrics, epochs: int) -> None:
     link.send(metrics)
     if metrics.epoch + 1 < epochs and link.answer() == "stop":
         raise Stopped
@@ -220,8 +218,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-class _Beating:
-    """Batches that show, one by one, that the training lives, and end it where the coordinator wants no more of it."""
+class _WithHeartbeat:
+    """Batches that send signs of life to the coordinator, and raise Stopped when it has stopped the trial."""
 
     def __init__(self, batches: Batches, link: Link) -> None:
         self._batches = batches

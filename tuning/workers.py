@@ -1,4 +1,4 @@
-"""Workers on this machine: one spawned process per slot, kept for many trials, for importing torch takes seconds."""
+"""Workers on this machine: one spawned process per slot, kept for many trials because importing torch takes seconds."""
 
 from __future__ import annotations
 
@@ -23,92 +23,90 @@ from tuning.memory import Kills, offer_first
 
 if TYPE_CHECKING:
     from tuning.devices import Slot
-    from tuning.jobs import Event, TrialFailure, TrialJob
+    from tuning.jobs import TrialFailure, TrialJob, WorkerMessage
     from tuning.trainer import Answer
 
 HANG_SECONDS = 300.0
-"""A worker that shows no sign of life while it is listened to for so long is given up. The longest silence of a healthy
-one is a batch, or the start of a process (importing torch takes seconds, and minutes on a cold network disk)."""
+"""Seconds without a message after which a busy worker is terminated. The longest silence of a healthy one is a batch, or
+the start of a process (importing torch takes seconds, and minutes on a cold network disk)."""
 END_SECONDS = 10.0
-"""How long a process may take to end that has been killed, or has closed its line. Only the kernel can keep one longer,
-in the middle of a call to a disk or a GPU that does not answer; it is left to it, for it runs no more of our code."""
+"""Seconds to wait for a process that was killed, or has closed its connection. Only the kernel can keep one longer, in a
+call to a disk or a GPU that does not respond; it is left alone then, as it runs no more of our code."""
 MEMORY_SHARE = 0.5
-"""The share of the machine's memory that all idle workers together may hold before they are replaced by fresh ones."""
+"""Share of the machine's memory that all idle workers together may hold before they are replaced by fresh ones."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""A Ctrl-C reaches the whole terminal; what becomes of a running epoch is the coordinator's decision, the workers
-ignore these."""
+"""Signals that workers ignore: Ctrl-C reaches every process of the terminal, and the coordinator decides what happens."""
 
 
 class LocalWorkers:
-    """Processes on this machine, one per slot; see `Workers` for what each method promises."""
+    """Worker processes on this machine, one per slot; see `Workers` for what each method promises."""
 
     def __init__(self, slots: Sequence[Slot], *, hang_seconds: float = HANG_SECONDS) -> None:
         self.slots = slots
         self.hang_seconds = hang_seconds
-        """May be set at any time."""
+        """Seconds without a message after which a busy worker is terminated."""
         self._processes: dict[int, _Process] = {}
-        self._said: queue.SimpleQueue[tuple[_Process, _Message | None]] = queue.SimpleQueue()
-        """By every process, in order; None: its line has broken."""
+        self._received: queue.SimpleQueue[tuple[_Process, _Envelope | None]] = queue.SimpleQueue()
+        """Messages of all processes, in order; None: the connection has broken."""
 
     def start(self, slot: int, job: TrialJob) -> None:
-        """Hands the job to the slot's process, or to a fresh one where it has died or grown."""
+        """Hand the job to the slot's process, or to a fresh one where it has died or grown."""
         process = self._processes.get(slot)
         if process is not None and (not process.alive or process.memory > self._memory_limit):
             self._discard(slot)
             process = None
         if process is None:
-            process = self._processes[slot] = _Process(self._said)
+            process = self._processes[slot] = _Process(self._received)
         process.assign(job)
 
     def proceed(self, slot: int) -> None:
-        """Asks for the next epoch; a process that died after its last word is heard of at the next wait."""
+        """Ask for the next epoch; the next `wait` reports a process that has died meanwhile."""
         if slot in self._processes:
             self._processes[slot].send("proceed")
 
     def stop(self, slot: int) -> None:
-        """The process leaves the trial at its next batch; what it still sends is dropped."""
+        """Have the process leave the trial at its next batch; what it still sends is dropped."""
         if slot in self._processes:
             self._processes[slot].abandon()
 
-    def wait(self, timeout: float) -> list[tuple[int, Event]]:
-        """Hears every busy process; a dead or a silent one is heard as a TrialFailure."""
+    def wait(self, timeout: float) -> list[tuple[int, WorkerMessage]]:
+        """Return the messages of all busy processes; a dead or silent one becomes a TrialFailure."""
         from tuning.jobs import FailureKind, TrialFailure
 
         begun = time.monotonic()
-        said = self._hear(timeout)
-        # Where the whole machine slept, or this process, the wait took longer, but nobody was listened to for longer.
-        listened = min(time.monotonic() - begun, timeout)
-        heard: list[tuple[int, Event]] = []
+        received = self._receive(timeout)
+        # If the whole machine was suspended, or this process, the wait took longer without anybody being silent.
+        waited = min(time.monotonic() - begun, timeout)
+        found: list[tuple[int, WorkerMessage]] = []
         for slot, process in list(self._processes.items()):
-            messages = [message for speaker, message in said if speaker is process]
-            process.silence = 0.0 if messages else process.silence + listened
-            events = [event for message in messages for event in process.events(message)]
+            envelopes = [envelope for sender, envelope in received if sender is process]
+            process.silence = 0.0 if envelopes else process.silence + waited
+            messages = [message for envelope in envelopes for message in process.messages(envelope)]
             if process.job and process.silence > self.hang_seconds:
-                reason = f"no sign of life for {self.hang_seconds:.0f} s"
-                events.append(TrialFailure(kind=FailureKind.HUNG, reason=reason))
-            heard += [(slot, event) for event in events]
-            failures = [event.kind for event in events if isinstance(event, TrialFailure)]
-            if None in messages or FailureKind.DIED in failures or FailureKind.HUNG in failures:
+                messages.append(TrialFailure(kind=FailureKind.HUNG, reason=f"no message for {self.hang_seconds:.0f} s"))
+            found += [(slot, message) for message in messages]
+            failures = [message.kind for message in messages if isinstance(message, TrialFailure)]
+            if None in envelopes or FailureKind.DIED in failures or FailureKind.HUNG in failures:
                 self._discard(slot)
-        return heard
+        return found
 
     def close(self) -> None:
-        """Kills every process: what they have finished is on disk."""
+        """Kill every process: what they have finished is on disk."""
         for slot in list(self._processes):
             self._discard(slot)
 
-    def _hear(self, timeout: float) -> list[tuple[_Process, _Message | None]]:
-        """All that has been said, once there is something or the time is over."""
-        said: list[tuple[_Process, _Message | None]] = []
+    def _receive(self, timeout: float) -> list[tuple[_Process, _Envelope | None]]:
+        """Return all that was received, once there is something or the time is over."""
+        received: list[tuple[_Process, _Envelope | None]] = []
         with contextlib.suppress(queue.Empty):
-            said.append(self._said.get(timeout=timeout))
+            received.append(self._received.get(timeout=timeout))
             while True:
-                said.append(self._said.get_nowait())
-        return said
+                received.append(self._received.get_nowait())
+        return received
 
     @property
     def _memory_limit(self) -> float:
-        """Bytes that one idle worker may hold."""
+        """Bytes of memory that one idle worker may hold."""
         return MEMORY_SHARE * psutil.virtual_memory().total / len(self.slots)
 
     def _discard(self, slot: int) -> None:
@@ -116,35 +114,36 @@ class LocalWorkers:
 
 
 @dataclass(frozen=True)
-class _Message:
-    """What a worker sends: an event, and the trial it is about as (number, attempt)."""
+class _Envelope:
+    """A message, and the trial that it is about."""
 
-    about: tuple[int, int]
-    event: Event
+    trial: tuple[int, int]
+    """Number and attempt."""
+    message: WorkerMessage
 
 
 class _Process:
     """A worker process as the coordinator sees it.
 
-    A thread reads its line and another writes to it: either would wait for ever on a process that is stopped in the
-    middle of a message that is larger than the line's buffer.
+    One thread reads from its connection and another writes: either would block for ever on a process that is stopped
+    in the middle of a message that is larger than the connection's buffer.
     """
 
-    def __init__(self, said: queue.SimpleQueue[tuple[_Process, _Message | None]]) -> None:
+    def __init__(self, received: queue.SimpleQueue[tuple[_Process, _Envelope | None]]) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="trial worker", daemon=True)
         with _signals_held():
             self._process.start()
         theirs.close()
-        self._said = said
-        self._to_say: queue.SimpleQueue[TrialJob | Answer | None] = queue.SimpleQueue()
+        self._received = received
+        self._to_send: queue.SimpleQueue[TrialJob | Answer | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._write)]
         for thread in self._threads:
             thread.start()
         self.job: TrialJob | None = None
         self.silence = 0.0
-        """Seconds for which it was listened to since its last sign of life, or since it was spoken to."""
+        """Seconds spent waiting for it since its last message, or since something was sent to it."""
 
     @property
     def alive(self) -> bool:
@@ -152,7 +151,7 @@ class _Process:
 
     @property
     def memory(self) -> int:
-        """Resident bytes."""
+        """Resident memory in bytes."""
         with contextlib.suppress(psutil.Error):
             return psutil.Process(self._process.pid).memory_info().rss
         return 0
@@ -169,42 +168,42 @@ class _Process:
     def send(self, message: TrialJob | Answer) -> None:
         self.silence = 0.0
         self._kills = Kills.around(self._process.pid or 0)
-        self._to_say.put(message)
+        self._to_send.put(message)
 
-    def events(self, message: _Message | None) -> list[Event]:
-        """What a message says about the present job; a failure ends the job."""
+    def messages(self, envelope: _Envelope | None) -> list[WorkerMessage]:
+        """Return the message if it is about the present job; a failure ends the job."""
         from tuning.jobs import TrialFailure
 
         if self.job is None:
             return []
-        if message is None:
-            event = self._end()
-        elif message.about == (self.job.number, self.job.attempt):
-            event = message.event
+        if envelope is None:
+            message = self._failure_of_exit()
+        elif envelope.trial == (self.job.number, self.job.attempt):
+            message = envelope.message
         else:
             return []
-        if isinstance(event, TrialFailure):
+        if isinstance(message, TrialFailure):
             self.job = None
-        return [event]
+        return [message]
 
     def kill(self) -> None:
         self._process.kill()
         self._process.join(END_SECONDS)
-        self._to_say.put(None)
-        if not self.alive:  # its end of the line is closed, so both threads come to their end
+        self._to_send.put(None)
+        if not self.alive:  # its end of the connection is closed, so both threads end
             for thread in self._threads:
                 thread.join(END_SECONDS)
             self._process.close()
             self._connection.close()
 
-    def _end(self) -> TrialFailure:
-        """Of the trial, by that of its process."""
+    def _failure_of_exit(self) -> TrialFailure:
+        """Turn the exit of the process into a failure of its trial."""
         from tuning.jobs import FailureKind, TrialFailure
 
         self._process.join(END_SECONDS)
         code = self._process.exitcode
         if code is None:
-            return TrialFailure(kind=FailureKind.DIED, reason="closed its line")
+            return TrialFailure(kind=FailureKind.DIED, reason="closed its connection")
         if code >= 0:
             return TrialFailure(kind=FailureKind.DIED, reason=f"ended with exit code {code}")
         if code == -signal.SIGKILL and self._kills.risen:
@@ -212,28 +211,28 @@ class _Process:
         return TrialFailure(kind=FailureKind.DIED, reason=f"killed by {signal.Signals(-code).name}")
 
     def _read(self) -> None:
-        # The line breaks when the process ends, in the middle of a message when it is killed while it sends.
+        # The connection breaks when the process ends, even within a message if it is killed while sending one.
         with contextlib.suppress(EOFError, OSError):
             while True:
-                self._said.put((self, self._connection.recv()))
-        self._said.put((self, None))
+                self._received.put((self, self._connection.recv()))
+        self._received.put((self, None))
 
     def _write(self) -> None:
-        # Of a process that has just died the reading thread tells.
+        # The reading thread reports a process that has just died.
         with contextlib.suppress(OSError):
-            while (message := self._to_say.get()) is not None:
+            while (message := self._to_send.get()) is not None:
                 self._connection.send(message)
 
 
 class _PipeLink:
-    """The worker's end of the line, for one job."""
+    """The worker's end of the connection, for one job."""
 
     def __init__(self, connection: Connection[Any, Any], job: TrialJob) -> None:
         self._connection = connection
-        self._about = (job.number, job.attempt)
+        self._trial = (job.number, job.attempt)
 
-    def send(self, event: Event) -> None:
-        self._connection.send(_Message(self._about, event))
+    def send(self, message: WorkerMessage) -> None:
+        self._connection.send(_Envelope(self._trial, message))
 
     def answer(self) -> Answer:
         return self._connection.recv()
@@ -244,11 +243,11 @@ class _PipeLink:
 
 @contextlib.contextmanager
 def _signals_held() -> Generator[None]:
-    """A process started here inherits them blocked; with Python's own handlers it would die of them as it imports."""
+    """Block the signals in a process that is started here, which would otherwise die of them while it imports."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # whoever starts it, finds these signals unblocked afterwards
+    resource_tracker.ensure_running()  # starting it unblocks these signals, so do that first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -257,7 +256,7 @@ def _signals_held() -> Generator[None]:
 
 
 def _serve(connection: Connection[Any, Any]) -> None:
-    """The life of a worker process: one job after another, until the coordinator is gone."""
+    """Run one job after another until the coordinator is gone."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -271,7 +270,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
         usable = True
         while usable:
             message: TrialJob | Answer = connection.recv()
-            # A "stop" that crossed the end of its trial on the way says nothing any more.
+            # A "stop" that arrives after the end of its trial means nothing.
             if isinstance(message, TrialJob):
                 usable = trainer.run(message, _PipeLink(connection, message))
                 if usable:
@@ -279,7 +278,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
 
 
 def _leave_with_parent() -> None:
-    """An orphan would go on writing into folders that the next coordinator gives to another worker."""
+    """Exit with the coordinator: an orphan would write into directories that the next one gives to other workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -287,10 +286,10 @@ def _leave_with_parent() -> None:
 
 
 def keep_memory_mapped() -> None:
-    """Keeps glibc from handing large blocks back, and mapping and zeroing them anew at each step.
+    """Keep glibc from returning large blocks to the system, only to map and zero them again in the next step.
 
-    That took half of the time of a training step: without it steps ran 1.4 to 2.0 times as fast, with at worst 44 %
-    more memory (2 Zen 3 cores, tensors over 32 MB). Where the environment sets malloc's own variables, they decide.
+    That took half the time of a training step: without it, steps ran 1.4 to 2.0 times as fast, with at worst 44 %
+    more memory (2 Zen 3 cores, tensors over 32 MB). If the environment sets malloc's own variables, they decide.
     """
     if platform.libc_ver()[0] != "glibc" or os.environ.keys() & {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}:
         return

@@ -1,4 +1,4 @@
-"""What a study is: the facts that must not change between two runs of the same study, and the refusal when they do."""
+"""The search space of a study as data: its distributions, random points of it, and the refusal of a changed one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuning import StudyError
 
 
 class SpacePoint:
-    """Stands in for a trial in `suggest`: draws at random, takes forced choices, and notes every distribution."""
+    """A stand-in for a trial: samples at random, takes forced choices, and records every distribution."""
 
     def __init__(self, rng: np.random.Generator, forced: dict[str, Any] | None = None) -> None:
         self._rng = rng
@@ -27,19 +27,19 @@ class SpacePoint:
         self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices, all equally likely."""
+        """Return one of the choices, all equally likely."""
         self.distributions[name] = CategoricalDistribution(list(choices))
         return self._forced.get(name, choices[int(self._rng.integers(len(choices)))])
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """A whole number from low to high."""
+        """Return a whole number from low to high."""
         self.distributions[name] = IntDistribution(low, high, log=log, step=step)
         return low + step * int(self._rng.integers((high - low) // step + 1))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """A number from low to high, on a grid where there is a step, log-uniform where asked."""
+        """Return a number from low to high, on a grid if there is a step, log-uniform if asked."""
         self.distributions[name] = FloatDistribution(low, high, log=log, step=step)
         if step is not None:
             return low + step * int(self._rng.integers(round((high - low) / step) + 1))
@@ -49,16 +49,16 @@ class SpacePoint:
 
 
 def random_points(suggest: Callable[[Any], Any], count: int, seed: int = 0) -> Iterator[Any]:
-    """`count` random points of a space, as `suggest` builds them."""
+    """Yield `count` random points of the space that `suggest` samples."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield suggest(SpacePoint(rng))
 
 
 def describe_space(suggest: Callable[[Any], Any]) -> dict[str, list[str]]:
-    """Every distribution that `suggest` can leave: all categorical choices forced in turn, and 16 draws.
+    """Return every distribution that `suggest` can use, found by forcing each categorical choice and 16 random draws.
 
-    Returns: "space <parameter>" -> its distributions as Optuna writes them in JSON, sorted.
+    The result maps "space <parameter>" to its distributions in Optuna's JSON, sorted.
     """
     rng = np.random.default_rng(0)
     found: dict[str, set[str]] = {}
@@ -78,7 +78,7 @@ def describe_space(suggest: Callable[[Any], Any]) -> dict[str, list[str]]:
 
 
 def refuse_changes(stored: dict[str, Any], now: dict[str, Any], study: str) -> None:
-    """Raises StudyError naming each fact of `stored` that differs in `now`, with both values."""
+    """Raise StudyError naming each fact of `stored` that differs in `now`, with both values."""
     differences = [
         f"{name}: {_text(stored.get(name))} -> {_text(now.get(name))}"
         for name in sorted(stored.keys() | now.keys())
@@ -86,13 +86,13 @@ def refuse_changes(stored: dict[str, Any], now: dict[str, Any], study: str) -> N
     ]
     if differences:
         raise StudyError(
-            f"a study keeps its data, space and settings, but study '{study}' was begun with others "
-            f"({'; '.join(differences)}); go on with the old ones, or start another study with --study NAME"
+            f"study '{study}' was started with other settings ({'; '.join(differences)}): use the old ones, or start "
+            "another study with --study NAME"
         )
 
 
 def _text(value: Any) -> str:
-    """A value as a person reads it; of a distribution's JSON only what bounds it."""
+    """Return a value as text; of a distribution's JSON only its bounds."""
     if value is None:
         return "none"
     if isinstance(value, float):

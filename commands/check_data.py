@@ -1,0 +1,39 @@
+"""`python study.py check-data`: checks every picture of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from commands.options import DATA, PLACE, CacheOption, TestOption
+
+
+def check_data(
+    *,
+    data: Annotated[str, Parameter(group=DATA, metavar="PATH|NAME")] = "field-guide",
+    test_data: TestOption = None,
+    report: Annotated[Path | None, Parameter(group=PLACE, metavar="FILE")] = None,
+    cache: CacheOption = None,
+) -> None:
+    """Check every picture, and say which ones a study would leave out and why. Nothing is changed.
+
+    Parameters
+    ----------
+    data
+        A folder with one folder of pictures per class; or "field-guide", or "kaggle".
+    report
+        Write the verdict on every file there, as CSV.
+    cache
+        Where the results of the check are remembered. By default the user's cache folder.
+    """
+    from commands import console as screen
+    from data.prepare import find_pictures
+
+    console = screen.make_console()
+    found = find_pictures(data, test_data=test_data, cache_dir=cache, track=screen.track(console))
+    screen.print_pictures(console, found)
+    screen.print_left_out(console, found.catalog, report)
+    if report is not None:
+        found.catalog.write_report(report, found.split)

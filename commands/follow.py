@@ -1,0 +1,68 @@
+"""Following a run in the terminal: shows its events, and stops it on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator
+from contextlib import closing
+from types import FrameType
+
+import optuna
+from rich.console import Console
+
+from commands.console import Screen, print_runs
+from commands.options import argv
+from selection.fixed_runs import Follow, expected_seconds
+from tuning.coordinator import Coordinator
+from tuning.events import StudyEvent
+from tuning.session import Session
+from tuning.settings import command_line
+from tuning.trials import count_trials, read_trials
+
+
+def follow(
+    stop: Callable[[], None],
+    run: Generator[StudyEvent],
+    screen: Screen,
+    receive: Callable[[StudyEvent], None] = lambda event: None,
+) -> int | None:
+    """Show the events of `run` to its end, and call `stop` on each signal.
+
+    Returns the signal that stopped the run; None where none did.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        stop()
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # Closed however the loop ends: workers ignore the SIGTERM with which Python would end them, so it would wait.
+        with screen, closing(run):
+            for event in run:
+                screen.show(event)
+                receive(event)
+                if received:
+                    screen.print_stopping()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return received[0] if received else None
+
+
+def follow_runs(console: Console, session: Session) -> Follow:
+    """Return what shows fixed runs; it leaves the program when they are interrupted."""
+
+    def show(kind: str, study: optuna.Study, coordinator: Coordinator) -> None:
+        wanted, slots = coordinator.wanted, session.slots
+        expected = expected_seconds(study) / wanted
+        print_runs(console, kind, wanted, slots, expected)
+        trials = wanted + count_trials(read_trials(study))
+        screen = Screen(console, study, trials=trials, slots=len(slots), expected=expected, searches=False)
+        received = follow(coordinator.stop, coordinator.run(), screen)
+        if received is not None:
+            console.print(f"Resume: {command_line(argv())}", markup=False, soft_wrap=True)
+            raise SystemExit(128 + received)
+
+    return show

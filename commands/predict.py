@@ -1,0 +1,91 @@
+"""`python study.py predict`: classifies pictures with an exported bundle."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from commands.options import DATA, SHOWN, DeviceOption, ResultsOption, StudyOption, count, flag
+from tuning import StudyError
+from tuning.folder import RESULTS
+
+if TYPE_CHECKING:
+    from model.predict import Prediction
+
+
+def predict(
+    *pictures: Annotated[Path, Parameter(metavar="PICTURE-OR-FOLDER")],
+    model: Annotated[Path | None, Parameter(group=DATA, metavar="PATH")] = None,
+    study: StudyOption = None,
+    top: Annotated[int, count(SHOWN)] = 3,
+    as_json: Annotated[bool, flag(SHOWN, "--json")] = False,
+    as_csv: Annotated[bool, flag(SHOWN, "--csv")] = False,
+    device: DeviceOption = "cpu",
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Classify pictures with an exported bundle.
+
+    Parameters
+    ----------
+    pictures
+        Picture files, and folders of them.
+    model
+        The bundle's folder, wherever it is. By default the one exported from a study.
+    study
+        Which study's bundle. By default that of the study that was run last.
+    top
+        How many classes are shown, the most probable first.
+    as_json
+        One JSON array instead of a table.
+    as_csv
+        CSV instead of a table.
+    """
+    from commands import predictions
+    from model.export.bundle import BundleError
+    from model.predict import Classifier, PredictError, pictures_in
+    from tuning import devices
+    from tuning.settings import recall
+
+    if not pictures:
+        raise StudyError("no pictures to classify: name at least one picture or folder; see study.py predict --help")
+    if as_json and as_csv:
+        raise StudyError("got both --json and --csv: choose one of them")
+    failures = shown = 0
+
+    def counted(found: Iterable[Prediction]) -> Iterator[Prediction]:
+        nonlocal failures, shown
+        for one in found:
+            shown += one.error is None
+            failures += one.error is not None
+            yield one
+
+    try:
+        folder = model or recall(results, study)[0] / "best"
+        classifier = Classifier.load(folder, devices.slots(device, 1)[0].device)
+        if model is None:
+            print(f"with {folder}", file=sys.stderr)
+        classes = classifier.bundle.classes
+        top = min(top, len(classes))
+        found = counted(classifier.predict(pictures_in(pictures), top=top))
+        if as_json:
+            predictions.write_json(found, sys.stdout)
+        elif as_csv:
+            predictions.write_csv(found, top, sys.stdout)
+        else:
+            predictions.write_table(found, classes, top, sys.stdout)
+        sys.stdout.flush()
+    except (BundleError, PredictError) as error:
+        raise StudyError(str(error)) from error
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does. What is still buffered is flushed at exit and needs a place to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    if failures:
+        print(f"{failures} of {failures + shown} pictures could not be classified", file=sys.stderr)
+    if not shown:
+        raise StudyError("no picture could be classified: name at least one, or a folder that has some")

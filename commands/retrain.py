@@ -1,0 +1,105 @@
+"""`python study.py retrain`: trains the best trials again, then the winner, and evaluates it on the test part."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from commands.options import (
+    RETRAINING,
+    CacheOption,
+    DeviceOption,
+    Injected,
+    MovedDataOption,
+    MovedTestOption,
+    PrecisionOption,
+    ResultsOption,
+    StorageOption,
+    StudyOption,
+    WorkersOption,
+    count,
+    find_study,
+    flag,
+    study_options,
+)
+from tuning.folder import RESULTS
+
+
+def retrain(
+    *,
+    study: StudyOption = None,
+    data: MovedDataOption = None,
+    test_data: MovedTestOption = None,
+    trial: Annotated[int | None, count(RETRAINING, least=0)] = None,
+    finalists: Annotated[int, count(RETRAINING)] = 3,
+    seeds: Annotated[int, count(RETRAINING)] = 3,
+    baseline: Annotated[bool, flag(RETRAINING)] = False,
+    retest: Annotated[bool, flag(RETRAINING)] = False,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    storage: StorageOption = None,
+    results: ResultsOption = RESULTS,
+    cache: CacheOption = None,
+    make_workers: Injected = None,
+) -> None:
+    """Train the best trials again with several seeds, then the winner on all but the test part, and test it once.
+
+    Run the same command again to resume it.
+
+    Parameters
+    ----------
+    trial
+        Take this trial instead of the best ones. It is first repeated exactly as it was trained.
+    finalists
+        How many of the best trials are trained again.
+    seeds
+        With how many seeds each. The best mean validation accuracy wins.
+    baseline
+        Train the baselines that every study starts with in the same way, to compare with; the hand-tuned recipe also
+        without its warm-up.
+    retest
+        Evaluate on the test part although other networks have been tested on it, which makes the result optimistic.
+    """
+    from commands import console as screen
+    from commands import results as shown
+    from commands.follow import follow_runs
+    from reporting.study_note import show_finalists
+    from reporting.trial_note import TrialNotes
+    from selection import finalists as best
+    from selection.fixed_runs import train
+    from selection.retraining import retrain_winner
+    from tuning import devices
+    from tuning.trials import METRIC, read_trials
+    from tuning.workers import LocalWorkers
+
+    console = screen.make_console()
+    slots = devices.slots(device, workers, precision)
+    found = find_study(console, results, study, storage)
+    with found.locked():
+        chosen = best.candidates(found.study, finalists) if trial is None else [best.candidate(found.study, trial)]
+        chosen += best.baseline_candidates(found.study) if baseline else []
+        session = found.reopen(
+            {one.config.image_size for one in chosen},
+            data=data,
+            test_data=test_data,
+            slots=slots,
+            cache_dir=cache,
+            track=screen.track(console),
+            make_workers=make_workers or LocalWorkers,
+            make_notes=TrialNotes,
+        )
+        screen.print_pictures(console, session.pictures, classes=False)
+        follow = follow_runs(console, session)
+        if trial is not None:
+            original = read_trials(found.study)[trial]
+            (again,) = train(session, best.KIND, METRIC, [best.replay(chosen[0], original)], follow)
+            shown.print_replay(console, original, again)
+        standings = best.train_finalists(session, chosen, seeds, follow)
+        show_finalists(session.study, session.folder)
+        shown.print_standings(console, standings)
+        winner, earlier = retrain_winner(session, standings, retest=retest, follow=follow)
+        if earlier:
+            shown.print_not_tested(console, earlier)
+        else:
+            shown.print_tested(console, winner, session.data.classes)
+        shown.print_next(console, session.folder, study_options(session.name, results))

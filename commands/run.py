@@ -1,0 +1,191 @@
+"""`python study.py`: runs a study or resumes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from commands.options import (
+    DATA,
+    EXTENT,
+    PLACE,
+    SEARCH,
+    CacheOption,
+    DeviceOption,
+    Injected,
+    PrecisionOption,
+    ResultsOption,
+    TestOption,
+    WorkersOption,
+    amount,
+    argv,
+    choice,
+    count,
+    study_options,
+)
+from tuning import StudyError
+from tuning.folder import RESULTS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from search_space import Profile
+
+
+def run(
+    *,
+    data: Annotated[str, Parameter(group=DATA, metavar="PATH|NAME")] = "field-guide",
+    test_data: TestOption = None,
+    pictures: Annotated[int | None, count(DATA)] = None,
+    study: Annotated[str | None, Parameter(group=DATA, metavar="NAME")] = None,
+    profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], choice(DATA)] = "auto",
+    trials: Annotated[int, count(EXTENT)] = 40,
+    epochs: Annotated[int | None, count(EXTENT)] = None,
+    timeout: Annotated[float | None, amount(EXTENT, "MINUTES")] = None,
+    patience: Annotated[int | None, count(EXTENT)] = None,
+    target: Annotated[float | None, Parameter(group=EXTENT, metavar="PERCENT", validator=Number(gt=0, lte=100))] = None,
+    max_params: Annotated[float | None, amount(SEARCH)] = None,
+    max_flops: Annotated[float | None, amount(SEARCH)] = None,
+    sampler: Annotated[Literal["tpe", "random"], choice(SEARCH)] = "tpe",
+    pruner: Annotated[Literal["median", "asha", "none"], choice(SEARCH)] = "median",
+    audit_pruner: Annotated[int | None, count(SEARCH)] = None,
+    seed: Annotated[int, count(SEARCH, least=0)] = 0,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    storage: Annotated[str | None, Parameter(group=PLACE, metavar="URL")] = None,
+    results: ResultsOption = RESULTS,
+    cache: CacheOption = None,
+    make_workers: Injected = None,
+) -> None:
+    """Run a study, or resume it: the default command.
+
+    Parameters
+    ----------
+    data
+        A folder with one folder of pictures per class; or "field-guide", nine genera of mushrooms drawn by the program;
+        or "kaggle", photographs of the same genera, downloaded.
+    pictures
+        Largest number of pictures in use. By default the profile's.
+    study
+        Name of the study, and of its folder under results/. By default the data's name.
+    profile
+        What a trial may cost: "quick", 40 trials in ten minutes on two CPU cores; "laptop", in a few hours; "gpu", the
+        full resolution; "auto", gpu with CUDA and quick otherwise. PROFILES in search_space.py has the figures.
+    trials
+        Number of trials in all, over restarts. A trial counts when it was trained, to its end or until it was pruned.
+    epochs
+        Epochs of a trial that is not pruned. By default the profile's.
+    timeout
+        Stop after this many minutes; run the command again to resume. By default there is no limit.
+    patience
+        Start no new trials after this many in a row without an improvement. By default there is no limit.
+    target
+        Start no new trials once one has reached this top-1 on the validation part.
+    max_params
+        Networks with more parameters, such as 3e5, are not trained, and the sampler learns to avoid them. By default
+        there is no limit.
+    max_flops
+        The same for the forward FLOPs of one picture, a multiply-add counting as two. By default the profile's.
+    sampler
+        How configurations are chosen: "tpe" learns from the finished trials, "random" does not.
+    pruner
+        Which trials end early: "median", those below the median of the others at the same epoch; "asha", by successive
+        halving; "none".
+    audit_pruner
+        At the end, train this many of the pruned trials to their last epoch and say how often the pruner was wrong.
+    seed
+        Seeds the search and every trial. With one worker on a CPU a study repeats bit for bit.
+    storage
+        The study's database, such as postgresql://user@host/name. By default an SQLite file in its folder.
+    """
+    from commands import console as screen
+    from commands.follow import follow, follow_runs
+    from commands.results import print_audit
+    from data.prepare import find_pictures
+    from reporting.study_note import StudyNote
+    from reporting.trial_note import TrialNotes
+    from selection.pruner_audit import audit_pruner as train_pruned
+    from tuning import devices, scheduling
+    from tuning.coordinator import Plan
+    from tuning.events import Ending
+    from tuning.session import open_session
+    from tuning.workers import LocalWorkers
+
+    if audit_pruner is not None and pruner == "none":
+        raise StudyError("--audit-pruner has nothing to train with --pruner none: omit one of them")
+    console = screen.make_console()
+    track = screen.track(console)
+    slots = devices.slots(device, workers, precision)
+    limits = _profile(profile, slots[0].device, epochs, pictures)
+    found = find_pictures(data, test_data=test_data, limit=limits.pictures, cache_dir=cache, track=track)
+    screen.print_pictures(console, found)
+    limits = _fitting(console, limits, found.catalog.median_short_side)
+    if storage is None:
+        screen.warn_of_network_file_system(console, results)
+    with open_session(
+        found,
+        plan=Plan(
+            trials=trials,
+            timeout=timeout * 60 if timeout else None,
+            patience=patience,
+            target=target / 100 if target else None,
+            max_parameters=max_params,
+            max_flops=max_flops,
+        ),
+        name=study,
+        profile=limits,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        slots=slots,
+        results=results,
+        storage=storage,
+        cache_dir=cache,
+        track=track,
+        make_workers=make_workers or LocalWorkers,
+        make_notes=TrialNotes,
+        argv=argv(),
+    ) as session:
+        note = StudyNote(
+            session.study, session.folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials
+        )
+        expected = 0.0
+        if wanted := session.searcher.wanted:
+            first = scheduling.first_pruning(pruner, limits.epochs)
+            expected = session.expected_seconds(pruned=first is not None)
+            screen.print_plan(console, session, wanted=wanted, first_pruning=first, expected=expected)
+            note.write_note()
+        shown = screen.Screen(console, session.study, trials=trials, slots=len(slots), expected=expected)
+        try:
+            received = follow(session.searcher.stop, session.run(), shown, note.receive)
+        finally:
+            note.update()
+        ending = session.searcher.ending
+        screen.print_end(console, session, ending, argv(), study_options(session.name, results))
+        if audit_pruner is not None and ending in (Ending.TRIALS, Ending.TARGET, Ending.PATIENCE):
+            print_audit(console, train_pruned(session, audit_pruner, follow_runs(console, session)))
+    if received is not None:
+        raise SystemExit(128 + received)
+
+
+def _profile(name: str, device: str, epochs: int | None, pictures: int | None) -> Profile:
+    from search_space import PROFILES
+
+    chosen = PROFILES[("gpu" if device.startswith("cuda") else "quick") if name == "auto" else name]
+    return replace(chosen, epochs=epochs or chosen.epochs, pictures=pictures or chosen.pictures)
+
+
+def _fitting(console: Console, profile: Profile, short_side: int) -> Profile:
+    """Leave out the image sizes that would only enlarge the pictures, and print that."""
+    fitting = profile.within(short_side)
+    if fitting.sizes != profile.sizes:
+        console.print(
+            f"Half of the pictures are at most {short_side} pixels on their shorter side, so image sizes are "
+            f"{', '.join(map(str, fitting.sizes))} instead of {', '.join(map(str, profile.sizes))}.",
+            highlight=False,
+        )
+    return fitting

@@ -1,0 +1,71 @@
+"""The export of the winner: its weights, what is known of it and sample pictures become a bundle that needs no study."""
+
+from __future__ import annotations
+
+from data.cache import open_part
+from model.export.bundle import Bundle, BundleError
+from model.export.formats import Published, publish
+from search_space import Config
+from selection.retraining import Bench, Winner, best_so_far, fit_temperature, load_network
+from tuning import StudyError
+from tuning.environment import processor, versions
+from tuning.session import OpenStudy, Session
+
+CHECKED = 64
+"""Pictures on which the formats of a bundle are compared."""
+
+
+def winner_of(study: OpenStudy) -> Winner:
+    """Return the retrained winner, or else the best trial, untested. Raises StudyError where there is neither."""
+    winner = Winner.load(study.folder) or best_so_far(study)
+    if winner.pictures != study.data_identity:
+        raise StudyError(
+            f"{study.folder / 'retrained.json'} is of other pictures than the study ({winner.pictures}): run python "
+            "study.py retrain again"
+        )
+    return winner
+
+
+def export(session: Session, winner: Winner | None = None) -> Published:
+    """Write the winner, by default the study's, into the folder best/ of the study.
+
+    Every format is read in a fresh process and must agree with the trained network. Raises StudyError where one does
+    not, or the weights are gone.
+    """
+    winner = winner or winner_of(session)
+    config, weights = Config.from_dict(winner.config), session.folder / winner.weights
+    network, pictures = load_network(config, weights), session.pictures
+    bench = Bench(data=session.data, folder=session.folder, device="cpu")
+    bundle = Bundle(
+        model=config.model,
+        classes=session.data.classes,
+        image_size=config.image_size,
+        temperature=winner.temperature or fit_temperature(config, [weights], bench),
+        provenance={
+            "study": session.name,
+            "trial": winner.trial,
+            "data": {
+                "name": pictures.name,
+                "source": pictures.citation,
+                "pictures": {part: len(places) for part, places in pictures.split.named()},
+                "trained on": " + ".join(winner.trained_on),
+                "fingerprint": session.data.fingerprint,
+                "split": session.data.split,
+            },
+            "epochs": winner.epochs,
+            "seed": winner.seed,
+            "config": winner.config,
+            "validation": winner.validation,
+            "trained with": winner.environment,
+            "exported with": versions(),
+            "exported on": processor(),
+        },
+        results=winner.results and winner.results | {"validation": winner.validation},
+    )
+    part = open_part(session.data, config.image_size, "validation")
+    every = max(1, len(part.indices) // CHECKED)  # the pictures are sorted by class
+    sample = part.images[part.indices[::every][:CHECKED]]
+    try:
+        return publish(session.folder / "best", bundle, network.state_dict(), sample)
+    except BundleError as error:
+        raise StudyError(str(error)) from error

@@ -1,0 +1,240 @@
+"""The database of a study: opening it, creating the study in it, and saying what is wrong where that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+import warnings
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy
+import sqlalchemy.exc
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+
+from tuning import StudyError
+from tuning.space import refuse_changes
+from tuning.trials import METRIC
+
+IDENTITY = "identity:"
+"""Prefix of the study attributes that must not change."""
+LOCKED_SECONDS = 300.0
+"""Seconds that SQLite waits for another program to release the database; its own default of 5 is short for a slow disk
+or a backup in progress. Ctrl-C takes effect when the wait is over."""
+ANOTHER = "use another study with --study NAME or another database with --storage URL"
+WAYS_OUT = {
+    "database is locked": f"another program has held it for more than {LOCKED_SECONDS:.0f} s: close that program, then "
+    "run the same command again to resume",
+    "disk is full": "free some space, then run the same command again to resume",
+    "disk i/o error": "repair the disk or raise its quota, then run the same command again to resume",
+    "gone": f"put it back, or {ANOTHER}",
+    "malformed": f"restore a copy of it, or {ANOTHER}",
+}
+"""What to do, by a part of the database's own message. Every finished epoch is also in the trials' checkpoints."""
+NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smbfs",
+    "smb3",
+    "afpfs",
+    "fuse.sshfs",
+    "9p",
+    "lustre",
+    "ceph",
+    "glusterfs",
+}
+
+
+def without_password(text: str) -> str:
+    """Return a storage URL, or a text that holds one, with its password masked, even if the URL cannot be parsed."""
+    # From the user's colon to the last @, whatever is in between: blanks, a second @, a mistyped scheme.
+    text = re.sub(r"(://[^:/]*:|^[^:/\\]{2,}:(?!/)|^[^:/\\]{2,}:/[^:/]*:).*@", r"\1***@", text, flags=re.DOTALL)
+    text = re.sub(r"(://[^:/@]*:)(?!\d+$)[^@/?]+$", r"\1***", text)  # neither an @ nor a port
+    return re.sub(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&]*", r"\1***", text, flags=re.IGNORECASE)
+
+
+def absolute(url: str) -> str:
+    """Return a storage URL that means the same in every working directory: an SQLite file gets its absolute path."""
+    try:
+        file, parsed = _file(url), sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # reported when it is opened
+        return url
+    if file is None or file.is_absolute() or str(parsed.database) != str(file):
+        return url
+    return parsed.set(database=str(file.absolute())).render_as_string(hide_password=False)
+
+
+def network_file_system(folder: Path) -> str | None:
+    """Return the kind of network file system that holds `folder`, on which SQLite's locks are unsafe; None if local."""
+    folder = folder.resolve()
+    mounts = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
+    kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower() if mounts else ""
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Generator[None]:
+    """Turn an error of the database into one StudyError that says what to do; nothing that was committed is lost."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
+        file = _file(url)
+        if file is not None and not file.exists():
+            reason += " (its file is gone)"  # SQLite calls a file that was removed read-only
+        way_out = next((way for said, way in WAYS_OUT.items() if said in reason.lower()), f"repair it, or {ANOTHER}")
+        raise StudyError(f"cannot use the database {without_password(url)} ({reason}): {way_out}") from error
+
+
+@contextlib.contextmanager
+def _legible(url: str) -> Generator[None]:
+    """Turn the errors that Optuna raises over nonsense in an intact database, such as a flipped bit, into StudyError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise StudyError(
+            f"cannot understand what the database {without_password(url)} holds ({type(error).__name__}: {reason}): "
+            f"{WAYS_OUT['malformed']}"
+        ) from error
+
+
+def _file(url: str) -> Path | None:
+    """Return the file of an SQLite database; None for any other database."""
+    parsed = sqlalchemy.make_url(url)
+    named = parsed.database if parsed.get_backend_name() == "sqlite" else None
+    return Path(named.removeprefix("file:")) if named and named != ":memory:" else None
+
+
+def _check(file: Path) -> None:
+    """Raise an error for an SQLite database that is damaged, or missing although its trials are still there."""
+    there = file.stat().st_size if file.is_file() else 0
+    trials = sorted(file.parent.glob("trials/[0-9][0-9][0-9][0-9]/*"))
+    if not there and not file.is_dir() and trials:
+        raise StudyError(
+            f"{file} is {'empty' if file.exists() else 'missing'}, but {trials[0].parent} belongs to a study: restore "
+            "a copy of the database, or start another study with --study NAME"
+        )
+    if there:
+        with contextlib.closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as connection:
+            # Left alone, SQLite finds a damaged page only when it reads it: in the middle of a study.
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"database disk image is malformed: {' '.join(found.split())}")
+
+
+def connect(url: str) -> optuna.storages.BaseStorage:
+    """Return the storage behind a URL. Raises StudyError where there is none, or one with another Optuna's schema."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise StudyError(
+            f"--storage {without_password(url)!r} is not a database URL: write it like sqlite:///study.db or "
+            "postgresql://user@host/name"
+        ) from None
+    if "@" in (parsed.host or ""):  # the driver would look up a host of that name, and print it
+        raise StudyError(
+            f"--storage {without_password(url)!r} has an unescaped character in its password: write @ as %40, / as %2F "
+            "and : as %3A"
+        )
+    file = _file(url)
+    arguments = {"connect_args": {"timeout": LOCKED_SECONDS}} if parsed.get_backend_name() == "sqlite" else {}
+    try:
+        with explained(url):
+            if file is not None:
+                _check(file)
+            return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=arguments))
+    except ImportError as error:
+        raise StudyError(
+            f"no driver for --storage {without_password(url)} is installed: pip install psycopg2-binary for "
+            "PostgreSQL, or mysqlclient for MySQL"
+        ) from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise StudyError(
+            f"cannot use the tables of {without_password(url)} with this version of Optuna ({reason}): {ANOTHER}"
+        ) from error
+
+
+def open_study(
+    url: str,
+    name: str,
+    *,
+    sampler: BaseSampler,
+    pruner: BasePruner,
+    identity: dict[str, Any],
+    first_trials: dict[str, dict[str, Any]],
+    metric: str = METRIC,
+) -> optuna.Study:
+    """Open a study and check that it is the same one, or create it with its first trials enqueued.
+
+    Args:
+        identity: JSON values by name; a study that was created with other values is refused.
+        first_trials: Parameters by the baseline's name, enqueued when the study is created.
+        metric: What the dashboard calls a trial's value.
+
+    Raises StudyError for another program's study, a changed identity, or a database that cannot be used.
+    """
+    storage = connect(url)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
+    with explained(url):
+        with _legible(url):
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                sampler=sampler,
+                pruner=pruner,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            trials = study.get_trials(deepcopy=False)
+            stored = {key[len(IDENTITY) :]: v for key, v in study.user_attrs.items() if key.startswith(IDENTITY)}
+        if study.directions != [StudyDirection.MAXIMIZE] or (trials and now and not stored):
+            raise StudyError(f"study '{name}' in {without_password(url)} was not created by this program: {ANOTHER}")
+        if trials:
+            with _legible(url):
+                refuse_changes(stored, now, name)
+        else:
+            # No trial yet: overwrite whatever an interrupted start has left.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names([metric])
+            for key, value in now.items():
+                study.set_user_attr(IDENTITY + key, value)
+        if len(trials) < len(first_trials):
+            for baseline, parameters in first_trials.items():
+                study.enqueue_trial(parameters, user_attrs={"baseline": baseline}, skip_if_exists=True)
+    return study
+
+
+def load_study(url: str, name: str) -> optuna.Study:
+    """Return a study that exists. Raises StudyError where it does not, or the database cannot be used."""
+    missing = StudyError(
+        f"no study '{name}' in {without_password(url)}: run it first with python study.py, or name another with "
+        "--study NAME"
+    )
+    if url.startswith("sqlite:///") and (file := _file(url)) is not None and not file.exists():
+        raise missing  # connecting would make an empty database
+    storage = connect(url)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with explained(url), _legible(url):
+        try:
+            study = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            raise missing from None
+        study.get_trials(deepcopy=False)
+        if not any(key.startswith(IDENTITY) for key in study.user_attrs):
+            raise StudyError(f"study '{name}' in {without_password(url)} was not created by this program: {ANOTHER}")
+    return study

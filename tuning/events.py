@@ -1,0 +1,87 @@
+"""What a running study reports: started, advanced, paused and ended trials, and how the run itself ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from model.network import Cost
+from model.training import EpochMetrics
+from tuning.jobs import Assignment, Progress
+from tuning.trials import Outcome
+
+
+class Ending(StrEnum):
+    """Why a run ended."""
+
+    TRIALS = "all trials are done"
+    TARGET = "the target is reached"
+    PATIENCE = "patience has run out"
+    TIMEOUT = "time is up"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStarted:
+    """A slot trains a trial, from the beginning or from its last checkpoint."""
+
+    slot: int
+    number: int
+    attempt: int
+    """1 for the first start; higher after an interruption or a pause."""
+    assignment: Assignment
+    cost: Cost
+    micro_batch: int | None = None
+    """Pictures per forward pass where memory was short; None for whole batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialAdvanced:
+    """A trial has moved on, within an epoch or to the end of one."""
+
+    slot: int
+    number: int
+    progress: Progress | EpochMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPaused:
+    """A trial has left its slot and waits for the scheduler to resume it."""
+
+    slot: int
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded:
+    """A trial has finished."""
+
+    number: int
+    outcome: Outcome | None
+    """None where another program ended the trial."""
+    reason: str
+    value: float | None
+    """Best validation top-1, 0 to 1; None where no epoch was trained."""
+    slot: int | None
+    """The slot that trained it; None where it was not in one."""
+
+
+StudyEvent = TrialStarted | TrialAdvanced | TrialPaused | TrialEnded | None
+"""What `Coordinator.run` yields; None at least once a second, so that clocks on a screen advance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """All that is known of a trial when it is reported as finished."""
+
+    assignment: Assignment
+    cost: Cost
+    history: list[EpochMetrics]
+    """Metrics of every trained epoch; empty where it was not trained."""
+    outcome: Outcome
+    reason: str
+
+    @property
+    def chosen(self) -> EpochMetrics | None:
+        """The epoch that stands for the trial: the best one, or the last one of a final run."""
+        return self.assignment.chosen_epoch(self.history) if self.history else None

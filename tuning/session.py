@@ -1,0 +1,321 @@
+"""The Python API: opens a study and builds its coordinator. Commands, tests and benchmarks use nothing else.
+
+    with open_session(find_pictures("photos"), plan=Plan(trials=40)) as session:
+        for event in session.run():
+            print(event)
+
+`find_study` opens a study that has been run, `OpenStudy.reopen` gives it slots and pictures to train with again.
+No command line, signal or screen is involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+
+from data import Track, no_track
+from data.cache import CacheHandle
+from data.changes import describe
+from data.prepare import Pictures, default_cache, find_pictures, identity
+from data.sources import NAMES
+from search_space import PROFILES, Config, Profile, baselines, suggest
+from tuning import StudyError, database, devices, forecast, settings
+from tuning.coordinator import KEPT_CHECKPOINTS, Coordinator, Plan, search
+from tuning.database import IDENTITY, load_study, open_study
+from tuning.devices import Slot
+from tuning.events import StudyEvent, TrialRecord
+from tuning.folder import RESULTS, sqlite_url, study_folder
+from tuning.jobs import Assignment, Workers
+from tuning.lock import sole_coordinator
+from tuning.sampling import SAMPLERS
+from tuning.scheduling import PRUNERS, PrunerScheduler, Scheduler
+from tuning.settings import Settings
+from tuning.space import describe_space
+from tuning.trials import read_trials, write_trials_csv
+from tuning.workers import LocalWorkers
+
+MakeWorkers = Callable[[Sequence[Slot]], Workers]
+Describe = Callable[[optuna.Trial, TrialRecord], None]
+"""Adds pictures and notes to a trial before it is reported as finished."""
+MakeNotes = Callable[[Path, CacheHandle], Describe]
+
+
+class Space(Protocol):
+    """Samples a configuration, as `search_space.suggest` does."""
+
+    def __call__(self, trial: Any, /, profile: Profile, classes: int) -> Config:
+        """Return a configuration that is sampled with the methods of an Optuna trial."""
+        ...
+
+
+def no_notes(folder: Path, data: CacheHandle) -> Describe:
+    """Return a `Describe` that adds nothing."""
+    return lambda trial, record: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenStudy:
+    """A study in its database, and where everything of it is."""
+
+    study: optuna.Study
+    folder: Path
+    """The study's folder under results/, of the same name."""
+    url: str
+    """URL of its database."""
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The study's name, which is also its folder's."""
+        return self.folder.name
+
+    @property
+    def data_identity(self) -> str:
+        """Text that identifies the pictures and their split."""
+        return self.study.user_attrs[IDENTITY + "data"]
+
+    @property
+    def seed(self) -> int:
+        """The study's own seed."""
+        return self.study.user_attrs[IDENTITY + "seed"]
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Hold the study's lock, and turn errors of its database into StudyError."""
+        with sole_coordinator(self.folder), database.explained(self.url):
+            yield
+
+    def reopen(
+        self,
+        sizes: Iterable[int],
+        *,
+        data: str | None = None,
+        test_data: Path | None = None,
+        slots: Sequence[Slot] | None = None,
+        cache_dir: Path | None = None,
+        track: Track = no_track,
+        make_workers: MakeWorkers = LocalWorkers,
+        make_notes: MakeNotes = no_notes,
+    ) -> Session:
+        """Read the study's pictures again and decode them at `sizes` (pixels).
+
+        `data` and `test_data`: where the pictures are now, if they have moved. Raises StudyError where they have
+        changed; DataError where they cannot be read.
+        """
+        place = data or self.settings.data
+        tested = test_data or (Path(self.settings.test_data) if self.settings.test_data else None)
+        cache_dir = cache_dir or default_cache()
+        pictures = find_pictures(
+            place, test_data=tested, limit=self.settings.pictures, cache_dir=cache_dir, track=track
+        )
+        handle = pictures.decode(sizes, cache_dir=cache_dir, track=track)
+        then, now = self.data_identity, identity(pictures, handle)
+        if then != now:
+            changes = describe(self.folder / "data_report.csv", pictures.catalog, pictures.split)
+            raise StudyError(
+                f"the pictures in {place} have changed since study '{self.name}' was started: {then} -> {now}"
+                f"{f' ({changes})' if changes else ''}: restore them, say where they are now with --data PATH, or "
+                "start another study with --study NAME"
+            )
+        return Session(
+            study=self.study,
+            folder=self.folder,
+            url=self.url,
+            settings=self.settings,
+            pictures=pictures,
+            data=handle,
+            slots=slots or devices.slots("auto", None),
+            make_workers=make_workers,
+            make_notes=make_notes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session(OpenStudy):
+    """An open study with decoded pictures and slots to train in."""
+
+    pictures: Pictures
+    data: CacheHandle
+    """The decoded pictures."""
+    slots: Sequence[Slot]
+    make_workers: MakeWorkers = LocalWorkers
+    make_notes: MakeNotes = no_notes
+
+    def coordinator(
+        self,
+        study: optuna.Study,
+        *,
+        assign: Callable[[optuna.Trial], Assignment],
+        plan: Plan,
+        scheduler: Scheduler,
+        folder: Path,
+        keep: int = KEPT_CHECKPOINTS,
+    ) -> Coordinator:
+        """Return a coordinator of this study, or of a sibling study, in the session's slots."""
+        return Coordinator(
+            study,
+            workers=self.make_workers(self.slots),
+            scheduler=scheduler,
+            assign=assign,
+            plan=plan,
+            data=self.data,
+            folder=folder,
+            keep=keep,
+            describe=self.make_notes(self.folder, self.data),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSession(Session):
+    """A session that searches: its coordinator samples, trains and prunes trials until the plan is fulfilled."""
+
+    profile: Profile
+    plan: Plan
+    draw: Callable[[Any], Config]
+    """Samples a configuration with the methods of an Optuna trial."""
+    searcher: Coordinator
+
+    def run(self) -> Generator[StudyEvent]:
+        """Run the search and yield what happens; trials.csv is written at the end. Raises what `Coordinator.run` does.
+
+        Leaving the loop early stops the workers; the next session continues from the last finished epochs.
+        """
+        try:
+            yield from self.searcher.run()
+        finally:
+            write_trials_csv(self.study, self.folder / "trials.csv")
+
+    def expected_seconds(self, *, pruned: bool) -> float:
+        """Return the expected duration of one trial in one slot; `pruned`: whether trials are."""
+        return forecast.seconds_so_far(read_trials(self.study), self.slots[0]) or forecast.seconds_per_trial(
+            self.draw,
+            feasible=self.plan.feasible,
+            pictures=len(self.pictures.split.train),
+            pruned=pruned,
+            slots=self.slots,
+        )
+
+
+@contextmanager
+def open_session(
+    pictures: Pictures,
+    *,
+    plan: Plan,
+    name: str | None = None,
+    profile: Profile = PROFILES["quick"],
+    space: Space = suggest,
+    sampler: str | BaseSampler = "tpe",
+    pruner: str | BasePruner = "median",
+    make_scheduler: Callable[[optuna.Study], Scheduler] = PrunerScheduler,
+    seed: int = 0,
+    slots: Sequence[Slot] | None = None,
+    results: Path = RESULTS,
+    storage: str | None = None,
+    cache_dir: Path | None = None,
+    track: Track = no_track,
+    make_workers: MakeWorkers = LocalWorkers,
+    make_notes: MakeNotes = no_notes,
+    argv: Sequence[str] = (),
+) -> Generator[SearchSession]:
+    """Start a study, or resume it, and hold its lock.
+
+    Args:
+        pictures: The data set, from `find_pictures` with the profile's limit.
+        plan: How many trials, and how far the run goes. Its FLOPs budget is the profile's where it has none.
+        name: The study's name, and its folder's; the data set's by default.
+        profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
+        space: Samples the configurations.
+        sampler: A name in `SAMPLERS`, or a sampler.
+        pruner: A name in `PRUNERS`, or a pruner.
+        make_scheduler: Returns the scheduler of the opened study.
+        seed: Seeds the search and every trial.
+        slots: Where trials are trained; by default one per CPU core or GPU.
+        results: The folder of all studies.
+        storage: URL of the database; by default an SQLite file in the study's folder.
+        cache_dir: Where decoded pictures are kept; by default the user's cache folder.
+        track: Shows the progress of decoding.
+        make_workers: Returns the workers of these slots.
+        make_notes: Returns what adds notes and pictures to trials, such as `reporting.trial_note.TrialNotes`.
+        argv: The command line that is stored for the commands after the study.
+
+    Raises StudyError: another coordinator holds the study, it was started with other settings, or its folder or
+    database cannot be used. Raises DataError: the pictures cannot be decoded.
+    """
+    slots = slots or devices.slots("auto", None)
+    profile = profile.within(pictures.catalog.median_short_side)
+    plan = replace(plan, max_flops=plan.max_flops or profile.max_flops)
+    name = name or pictures.name
+    folder = study_folder(results, name)
+    with sole_coordinator(folder):
+        handle = pictures.decode(profile.sizes, cache_dir=cache_dir or default_cache(), track=track)
+        draw = partial(space, profile=profile, classes=len(handle.classes))
+        facts = {
+            "data": identity(pictures, handle),
+            "profile": profile.name,
+            "epochs": profile.epochs,
+            "views": profile.views,
+            "batch size": profile.batch_size,
+            "max params": plan.max_parameters,
+            "max flops": plan.max_flops,
+            "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
+            "pruner": pruner if isinstance(pruner, str) else type(pruner).__name__,
+            "seed": seed,
+        }
+        url = storage or sqlite_url(folder)
+        with database.explained(url):
+            study = open_study(
+                url,
+                name,
+                sampler=SAMPLERS[sampler](seed) if isinstance(sampler, str) else sampler,
+                pruner=PRUNERS[pruner](profile.epochs) if isinstance(pruner, str) else pruner,
+                identity=facts | describe_space(draw),
+                first_trials=baselines(profile),
+            )
+            pictures.catalog.write_report(folder / "data_report.csv", pictures.split)
+            started = Settings(
+                data=pictures.source if pictures.source in NAMES else _absolute(Path(pictures.source)),
+                test_data=_absolute(pictures.test_data) if pictures.test_data else None,
+                pictures=pictures.limit,
+                storage=database.without_password(database.absolute(storage)) if storage else None,
+                argv=list(argv),
+            )
+            started.save(folder)
+            session = Session(
+                study=study,
+                folder=folder,
+                url=url,
+                settings=started,
+                pictures=pictures,
+                data=handle,
+                slots=slots,
+                make_workers=make_workers,
+                make_notes=make_notes,
+            )
+            yield SearchSession(
+                **vars(session),
+                profile=profile,
+                plan=plan,
+                draw=draw,
+                searcher=session.coordinator(
+                    study, assign=search(draw, seed), plan=plan, scheduler=make_scheduler(study), folder=folder
+                ),
+            )
+
+
+def find_study(results: Path = RESULTS, name: str | None = None, storage: str | None = None) -> OpenStudy:
+    """Open a study that has been run: the named one, or the one that was run last. Raises StudyError."""
+    folder, started = settings.recall(results, name)
+    url = settings.url(started, folder, storage)
+    return OpenStudy(study=load_study(url, folder.name), folder=folder, url=url, settings=started)
+
+
+def _absolute(path: Path) -> str:
+    return str(path.expanduser().absolute())

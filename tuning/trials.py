@@ -1,0 +1,436 @@
+"""The typed record of a trial: the one place that reads and writes the attributes of a trial in an Optuna study.
+
+    writing, while a trial runs:  write_work -> write_attempt -> write_environment -> write_result, before Optuna's tell
+    reading, at any time:         read_trials(study) -> Trial ...
+
+It stays a plain Optuna study that `optuna-dashboard` and Optuna's own command line read without this program.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from model.files import why
+from model.network import Cost
+from model.training import EpochMetrics
+from search_space import Config
+from tuning import StudyError
+from tuning.folder import replace_file, trial_directory
+
+METRIC = "validation top-1"
+"""What the dashboard calls a trial's value."""
+LONGEST_ATTRIBUTE = 2045
+"""Characters of JSON that every database accepts as one attribute."""
+EARLIER_NAMES = {"improved by hand": "hand-tuned recipe"}
+"""Names of baselines in studies that were started before they were renamed."""
+
+
+class Outcome(StrEnum):
+    """How a trial ended, stored as its attribute `outcome`; Optuna's state says less."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    INFEASIBLE = "infeasible"
+    DUPLICATE = "duplicate"
+    FAILED = "failed"
+
+
+_OUTCOMES = {str(outcome): outcome for outcome in Outcome}
+_BY_STATE = {
+    TrialState.COMPLETE: Outcome.COMPLETE,
+    TrialState.PRUNED: Outcome.PRUNED,
+    TrialState.FAIL: Outcome.FAILED,
+}
+_STATES = {
+    Outcome.COMPLETE: TrialState.COMPLETE,
+    Outcome.DUPLICATE: TrialState.FAIL,
+    Outcome.FAILED: TrialState.FAIL,
+}
+
+
+def state_of(outcome: Outcome) -> TrialState:
+    """Return the Optuna state with which a trial of this outcome is told."""
+    return _STATES.get(outcome, TrialState.PRUNED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a trial reached on the validation part, by its best epoch."""
+
+    epoch: int
+    """The best epoch, from 0."""
+    top1: float
+    """Share of the validation pictures, 0 to 1."""
+    top3: float
+    seconds: float
+    """Training time of all epochs together."""
+    peak_memory: int | None
+    """Bytes."""
+    per_class: Sequence[float | None] | None
+    """Top-1 of each class; None for a class without pictures, and where the list is too long for the database."""
+    confusion: Sequence[Sequence[int]] | None
+    """Pictures by true class and predicted class; None where it is too long for the database."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a study as it stands in the database."""
+
+    frozen: FrozenTrial
+    """Optuna's own record of it."""
+
+    @property
+    def number(self) -> int:
+        """The trial's number in its study, from 0."""
+        return self.frozen.number
+
+    @property
+    def state(self) -> TrialState:
+        """Optuna's state."""
+        return self.frozen.state
+
+    @property
+    def value(self) -> float | None:
+        """Best validation top-1, 0 to 1, of a complete trial; None otherwise."""
+        return self.frozen.value if self.state is TrialState.COMPLETE else None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The sampled parameters by name."""
+        return self.frozen.params
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The distributions that the parameters were sampled from, by name."""
+        return self.frozen.distributions
+
+    @property
+    def started(self) -> datetime | None:
+        """When the trial was created."""
+        return self.frozen.datetime_start
+
+    @property
+    def ended(self) -> datetime | None:
+        """When the trial was reported as finished."""
+        return self.frozen.datetime_complete
+
+    @property
+    def curve(self) -> dict[int, float]:
+        """Validation top-1, 0 to 1, by epoch from 0, in order."""
+        return dict(sorted(self.frozen.intermediate_values.items()))
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs reported so far."""
+        return len(self.frozen.intermediate_values)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the trial has started and not finished; it may be paused, or left by an interrupted run."""
+        return self.state is TrialState.RUNNING
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the trial is enqueued and has not started."""
+        return self.state is TrialState.WAITING
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the trial has an outcome."""
+        return self.state.is_finished()
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the trial ended; None before. A trial finished by another program has Optuna's state alone."""
+        if not self.is_finished:
+            return None
+        return _OUTCOMES.get(str(self._attributes.get("outcome"))) or _BY_STATE[self.state]
+
+    @property
+    def is_duplicate(self) -> bool:
+        """Whether the trial was found to repeat an earlier one, even where it was interrupted before its end."""
+        return self._attributes.get("outcome") == Outcome.DUPLICATE
+
+    @property
+    def counts(self) -> bool:
+        """Whether the trial is one of `--trials`: it has been trained and is finished."""
+        return self.outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the trial waits for its scheduler to resume it."""
+        return self.is_running and bool(self._attributes.get("paused"))
+
+    @property
+    def reached(self) -> float | None:
+        """Best validation top-1, 0 to 1, of the epochs trained so far; None without one."""
+        if self.value is not None:
+            return self.value
+        return max(filter(math.isfinite, self.frozen.intermediate_values.values()), default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Training time in seconds; where none was stored, the time between the trial's start and its end."""
+        if (stored := self._attributes.get("seconds")) is not None:
+            return float(stored)
+        return self.frozen.duration.total_seconds() if self.frozen.duration else 0.0
+
+    @property
+    def reason(self) -> str | None:
+        """Why the trial ended as it did, in one line."""
+        return self._attributes.get("reason")
+
+    @property
+    def result(self) -> Result | None:
+        """What the trial reached; None where no epoch was trained, or before it has finished."""
+        noted = self._attributes
+        if "best_top1" not in noted:
+            return None
+        return Result(
+            epoch=noted["best_epoch"],
+            top1=noted["best_top1"],
+            top3=noted["best_top3"],
+            seconds=noted["seconds"],
+            peak_memory=noted.get("peak_memory"),
+            per_class=noted.get("per_class"),
+            confusion=noted.get("confusion"),
+        )
+
+    @cached_property
+    def config(self) -> Config | None:
+        """The configuration; None before the trial has started, and where this version of the space cannot read it."""
+        try:
+            return Config.from_dict(self._attributes["config"])
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @property
+    def key(self) -> str | None:
+        """Equal for trials that would train the same network."""
+        return self._attributes.get("key")
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the weights, the order of pictures, augmentation and dropout."""
+        return self._attributes.get("seed")
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of the network's parameters."""
+        return self._attributes.get("parameters")
+
+    @property
+    def flops(self) -> int | None:
+        """Forward FLOPs of one picture."""
+        return self._attributes.get("flops")
+
+    @property
+    def baseline(self) -> str | None:
+        """Name of the baseline that the trial is; None for a sampled configuration."""
+        name = self._attributes.get("baseline", self._attributes.get("known_good"))
+        return EARLIER_NAMES.get(name, name) if isinstance(name, str) else None
+
+    @property
+    def attempts(self) -> int:
+        """How often training was started or resumed."""
+        return self._attributes.get("attempts", 0)
+
+    @property
+    def slot(self) -> int | None:
+        """The slot that trained it last."""
+        return self._attributes.get("slot")
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Pictures per forward pass where memory was short; None for whole batches."""
+        return self._attributes.get("micro_batch")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Facts of the machine that trained it last, as `tuning.environment` gives them."""
+        noted = self._attributes.get("environment")
+        return noted if isinstance(noted, dict) else {}
+
+    @property
+    def run(self) -> str | None:
+        """The key of the fixed run that the trial is; None in a search."""
+        return self._attributes.get("run")
+
+    @property
+    def name(self) -> str | None:
+        """What a fixed run, or a baseline, is called."""
+        return self._attributes.get("name", self.baseline)
+
+    @property
+    def planned_epochs(self) -> int:
+        """Epochs of a fixed run."""
+        return self._attributes["epochs"]
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a fixed run trains on the validation pictures too."""
+        return self._attributes.get("final", False)
+
+    @property
+    def expected_seconds(self) -> float:
+        """Expected duration of a fixed run."""
+        return self._attributes.get("expected_seconds", 0.0)
+
+    @property
+    def _attributes(self) -> dict[str, Any]:
+        return self.frozen.user_attrs
+
+
+def read_trials(study: optuna.Study) -> list[Trial]:
+    """Return all trials of a study in the order of their numbers."""
+    return [Trial(frozen) for frozen in study.get_trials(deepcopy=False)]
+
+
+def read_trial(trial: optuna.Trial) -> Trial:
+    """Return a live trial as it stands in the database now. Raises KeyError where it has been deleted."""
+    return Trial(trial.storage.get_trial(trial._trial_id))  # pyright: ignore[reportPrivateUsage]
+
+
+def live_trial(study: optuna.Study, number: int) -> optuna.Trial:
+    """Return an unfinished trial that an earlier run created as the object that Optuna's `tell` takes."""
+    storage, study_id = study._storage, study._study_id  # pyright: ignore[reportPrivateUsage]
+    return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
+
+
+def top(trials: Iterable[Trial], count: int) -> list[Trial]:
+    """Return the best `count` complete trials, best first; of equals the earlier one first."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
+
+
+def count_trials(trials: Iterable[Trial]) -> int:
+    """Return how many trials count towards `--trials`."""
+    return sum(trial.counts for trial in trials)
+
+
+def trials_since_best(trials: Iterable[Trial]) -> int:
+    """Return how many counted trials have ended since the best value was reached.
+
+    After a clock was set back, some ends lie in the future; they are taken as earlier than all others. Sorted by time
+    they would stay the last for hours, and patience would never run out.
+    """
+    now = datetime.now()
+
+    def order(trial: Trial) -> tuple[bool, datetime, int]:
+        ended = trial.ended or now
+        return ended <= now, ended, trial.number
+
+    best, since = -1.0, 0
+    for trial in sorted((trial for trial in trials if trial.counts), key=order):
+        since += 1
+        if trial.value is not None and trial.value > best:
+            best, since = trial.value, 0
+    return since
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing, by the coordinator alone; Optuna rejects all of it once a trial has finished
+
+
+def write_work(trial: optuna.Trial, config: Config, cost: Cost, *, seed: int, key: str | None) -> None:
+    """Store what a trial trains, once."""
+    facts = {
+        "config": config.to_dict(),
+        "key": key,
+        "seed": seed,
+        "parameters": cost.parameters,
+        "flops": cost.flops,
+    }
+    there = trial.user_attrs
+    for name, value in facts.items():
+        if name not in there and value is not None:
+            trial.set_user_attr(name, value)
+
+
+def write_attempt(trial: optuna.Trial, attempt: int, slot: int) -> None:
+    """Store that a slot trains the trial, for the `attempt`-th time."""
+    trial.set_user_attr("attempts", attempt)
+    trial.set_user_attr("slot", slot)
+
+
+def write_environment(trial: optuna.Trial, environment: Mapping[str, str]) -> None:
+    """Store the facts of the machine that trains the trial, as its worker gave them."""
+    trial.set_user_attr("environment", dict(environment))
+
+
+def write_micro_batch(trial: optuna.Trial, pictures: int) -> None:
+    """Store how many pictures a forward pass takes, as memory was short."""
+    trial.set_user_attr("micro_batch", pictures)
+
+
+def write_paused(trial: optuna.Trial, paused: bool) -> None:
+    """Store that a trial waits, or no longer waits, to be resumed."""
+    trial.set_user_attr("paused", paused)
+
+
+def write_result(
+    trial: optuna.Trial, outcome: Outcome, reason: str, best: EpochMetrics | None, history: Sequence[EpochMetrics]
+) -> None:
+    """Store how a trial ended and what its best epoch reached; None where no epoch was trained."""
+    if best is not None:
+        facts = {
+            "best_epoch": best.epoch,
+            "best_top1": best.top1,
+            "best_top3": best.top3,
+            "per_class": [None if math.isnan(share) else share for share in best.per_class],
+            "confusion": best.confusion,
+            "seconds": round(sum(metrics.seconds for metrics in history), 2),
+            "peak_memory": max(metrics.peak_memory for metrics in history),
+        }
+        for name, value in facts.items():
+            if len(json.dumps(value)) <= LONGEST_ATTRIBUTE:
+                trial.set_user_attr(name, value)
+    trial.set_user_attr("reason", reason[-LONGEST_ATTRIBUTE // 2 :])
+    trial.set_user_attr("outcome", outcome)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beside the database
+
+
+def write_history(folder: Path, number: int, history: Sequence[EpochMetrics]) -> None:
+    """Write every epoch's metrics of a trial into history.json in its directory. Raises StudyError."""
+    text = json.dumps([metrics.to_dict() for metrics in history])
+    replace_file(trial_directory(folder, number) / "history.json", lambda path: path.write_text(text))
+
+
+def read_history(folder: Path, number: int) -> list[EpochMetrics]:
+    """Return every epoch's metrics of a trial; an empty list where none were written or the file was removed.
+
+    Raises StudyError for a file that this program did not write.
+    """
+    path = trial_directory(folder, number) / "history.json"
+    try:
+        return [EpochMetrics.from_dict(record) for record in json.loads(path.read_bytes())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = why(error) if isinstance(error, OSError | ValueError) else "not a list of epochs"
+        raise StudyError(f"cannot read {path} ({reason}): remove it, its curves are then left out") from error
+
+
+def write_trials_csv(study: optuna.Study, path: Path) -> None:
+    """Write one line per trial: number, state, value, times, parameters and attributes. Raises StudyError."""
+    table = study.trials_dataframe(
+        attrs=("number", "state", "value", "datetime_start", "datetime_complete", "duration", "params", "user_attrs")
+    )
+    table = table.rename(columns={f"value_{METRIC}": "value"})
+    replace_file(path, lambda temporary: table.to_csv(temporary, index=False))
