@@ -1,4 +1,4 @@
-"""What `--data` may name, which layouts are understood, and what is said when it is neither."""
+"""Sources: what `--data` may name, which layouts are understood, and the errors for everything else."""
 
 import sys
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_test_data_becomes_the_test_part(tmp_path: Path):
 
 def test_the_field_guide_is_drawn_into_the_cache_folder(tmp_path: Path):
     root = tmp_path / "field-guide" / f"126-v{field_guide.VERSION}"
-    for genus, number in field_guide.counts(126).items():  # there already, but for the last: drawing takes its time
+    for genus, number in field_guide.counts(126).items():  # all but the last are there already: drawing takes time
         (root / genus).mkdir(parents=True)
         for index in range(1, number + 1):
             (root / genus / f"{genus}_{index:04d}.jpg").touch()
@@ -76,34 +76,29 @@ def test_the_field_guide_is_drawn_into_the_cache_folder(tmp_path: Path):
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path):
-    assert refusal(tmp_path / "nowhere", tmp_path) == (
-        f"--data must be 'field-guide', 'kaggle' or a folder of class folders, but got '{tmp_path / 'nowhere'}', "
-        f"and there is no {tmp_path / 'nowhere'}"
-    )
-    assert "must be 'field-guide', 'kaggle' or a folder" in refusal("", tmp_path)
+    for data in (tmp_path / "nowhere", ""):
+        text = refusal(data, tmp_path)
+        assert f"--data '{data}'" in text and "'field-guide' or 'kaggle'" in text
 
 
 def test_a_file_is_refused(tmp_path: Path):
     (tmp_path / "set.zip").touch()
-    assert refusal(tmp_path / "set.zip", tmp_path) == (
-        f"--data must be a folder of class folders, but {tmp_path / 'set.zip'} is a file; "
-        "if it is an archive, unpack it"
-    )
+    text = refusal(tmp_path / "set.zip", tmp_path)
+    assert f"--data {tmp_path / 'set.zip'} is a file" in text and "unpack" in text
 
 
 def test_a_folder_of_loose_pictures_is_refused(tmp_path: Path):
     (tmp_path / "loose").mkdir()
     for seed in range(3):
         picture(seed).save(tmp_path / "loose" / f"{seed}.jpg")
-    assert refusal(tmp_path / "loose", tmp_path) == (
-        f"a data set needs at least 2 class folders, but {tmp_path / 'loose'} has none and 3 files beside; "
-        "put the pictures of each class in a folder of its own"
-    )
+    text = refusal(tmp_path / "loose", tmp_path)
+    assert str(tmp_path / "loose") in text and "no class folder and 3 files" in text
 
 
 def test_one_class_is_refused(tmp_path: Path):
     class_folders(tmp_path / "set", classes=1, each=1)
-    assert f"{tmp_path / 'set'} has only 'Agaricus' and 0 files beside" in refusal(tmp_path / "set", tmp_path)
+    text = refusal(tmp_path / "set", tmp_path)
+    assert str(tmp_path / "set") in text and "only one class folder, 'Agaricus'" in text and "0 files" in text
 
 
 def test_parts_with_other_classes_are_refused(tmp_path: Path):
@@ -111,42 +106,48 @@ def test_parts_with_other_classes_are_refused(tmp_path: Path):
     test = class_folders(tmp_path / "official", classes=2, each=1)
     (test / "Boletes").mkdir()
     text = refusal(root, tmp_path, test)
-    assert f"'Boletus' is only in {root}" in text and f"'Boletes' is only in {test}" in text
+    assert f"only in {root}: 'Boletus'" in text and f"only in {test}: 'Boletes'" in text
 
 
 def test_test_data_inside_data_is_refused(tmp_path: Path):
     root = class_folders(tmp_path / "set", each=1)
-    assert "must lie apart from --data" in refusal(root, tmp_path, root)
-    assert "is not a folder" in refusal(root, tmp_path, tmp_path / "nowhere")
+    text = refusal(root, tmp_path, root)
+    assert f"--test-data {root}" in text and f"--data {root}" in text
+
+
+def test_test_data_that_is_not_there_is_refused(tmp_path: Path):
+    root = class_folders(tmp_path / "set", each=1)
+    assert f"--test-data {tmp_path / 'nowhere'}" in refusal(root, tmp_path, tmp_path / "nowhere")
 
 
 def test_two_test_parts_are_refused(tmp_path: Path):
     for folder in ("set/train", "set/test", "official"):
         class_folders(tmp_path / folder, each=1)
     text = refusal(tmp_path / "set", tmp_path, tmp_path / "official")
-    assert "there is one test part" in text and "leave out --test-data" in text
+    assert str(tmp_path / "set") in text and f"--test-data gives {tmp_path / 'official'}" in text
 
 
 def test_class_names_that_differ_only_in_case_or_form_are_refused(tmp_path: Path):
     root = class_folders(tmp_path / "set", each=1)
     (root / "agaricus").mkdir(exist_ok=True)
     if len(list(root.iterdir())) == 3:
-        pytest.skip("this file system does not tell case")
-    assert "has 'Agaricus' and 'agaricus'; rename or merge them" in refusal(root, tmp_path)
+        pytest.skip("this file system ignores case")
+    assert "'Agaricus' and 'agaricus'" in refusal(root, tmp_path)
     (root / "agaricus").rmdir()
     (root / "Caf\u00e9").mkdir()
     (root / "Cafe\u0301").mkdir()
-    assert "must differ in more than case" in refusal(root, tmp_path)
+    assert "'Cafe\u0301' and 'Caf\u00e9'" in refusal(root, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
 def test_a_blank_class_name_is_refused(tmp_path: Path):
     root = class_folders(tmp_path / "set", each=1)
     (root / " ").mkdir()
-    assert f"a class needs a name, but {root} has a folder named ' '; rename it" == refusal(root, tmp_path)
+    text = refusal(root, tmp_path)
+    assert str(root) in text and "' '" in text
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_a_class_that_is_a_link_out_is_refused_and_a_linked_data_set_is_not(tmp_path: Path):
     root = class_folders(tmp_path / "set", each=1)
     (tmp_path / "link").symlink_to(root)
@@ -154,17 +155,17 @@ def test_a_class_that_is_a_link_out_is_refused_and_a_linked_data_set_is_not(tmp_
     (tmp_path / "Outside").mkdir()
     (root / "Outside").symlink_to(tmp_path / "Outside")
     text = refusal(root, tmp_path)
-    assert f"{root / 'Outside'} is a link to {tmp_path / 'Outside'}" in text
+    assert str(root / "Outside") in text and f"to {tmp_path / 'Outside'}" in text
 
 
-def test_hidden_folders_are_no_classes(tmp_path: Path):
+def test_hidden_folders_are_not_classes(tmp_path: Path):
     root = class_folders(tmp_path / "set", each=1)
     (root / ".git").mkdir()
     (root / "__MACOSX").mkdir()
     assert list(classes_in(root)) == ["Agaricus", "Amanita", "Boletus"]
 
 
-def test_odd_names_are_shown_without_effect():
+def test_control_characters_in_names_are_escaped():
     assert printable("a\nb\x1b[31m\udcff") == "a\\nb\\x1b[31m\\udcff"
     assert printable("Pfifferling é 茸") == "Pfifferling é 茸"
 
@@ -176,14 +177,14 @@ def test_kaggle_without_its_package_says_how_to_get_it(tmp_path: Path, monkeypat
 
 
 def kagglehub_that(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of that name whose download does what is asked."""
+    """Install a package of that name whose download runs this line of code."""
     folder.mkdir()
     (folder / "kagglehub.py").write_text(f"def dataset_download(handle):\n    {does}\n", encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "kagglehub", raising=False)
 
 
-def test_a_failed_download_is_one_line_with_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_download_is_one_line_that_says_how_to_do_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kagglehub_that("raise OSError('no route to host\\nmore')", tmp_path / "fake", monkeypatch)
     text = refusal("kaggle", tmp_path)
     assert "(no route to host)" in text and "KAGGLE_KEY" in text and "pass the folder with --data" in text
