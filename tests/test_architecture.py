@@ -1,4 +1,4 @@
-"""The house: imports run one way, and what every worker process imports again stays light."""
+"""The architecture: imports run one way, and what every worker process imports again stays light."""
 
 import ast
 import re
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("study", "reporting", "tuning", "search_space", "data", "model")
+ROOMS = ("study", "commands", "reporting", "selection", "tuning", "search_space", "data", "model")
 """Each may import those to its right."""
+WITH_OPTUNA = {"commands", "reporting", "selection", "tuning", "search_space"}
 HEAVY = {"optuna", "pandas", "plotly", "matplotlib", "torchvision"}
 SPAWNED = ("study.py", "tuning/__init__.py", "tuning/workers.py", "search_space.py")
 """What a worker process imports before it has heard of its first trial."""
@@ -38,7 +39,22 @@ def test_imports_run_one_way(room: str) -> None:
                 assert ROOMS.index(room) <= ROOMS.index(other), f"{file} imports {name}"
                 if (room, other) == ("data", "model"):
                     assert name.startswith(("model.preprocessing", "model.files")), f"{file} imports {name}"
-            assert other != "optuna" or room in ("reporting", "tuning", "search_space"), f"{file} imports {name}"
+            assert other != "optuna" or room in WITH_OPTUNA, f"{file} imports {name}"
+
+
+def test_tests_do_not_import_benchmarks() -> None:
+    for file in (ROOT / "tests").rglob("*.py"):
+        names = list(imported(ast.parse(file.read_text(encoding="utf-8"))))
+        assert not [name for name in names if name.partition(".")[0] == "benchmarks"], file
+
+
+def test_one_module_reads_and_writes_the_attributes_of_trials() -> None:
+    """Attributes of studies are read elsewhere, too."""
+    for file in [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in ("user_attrs", "set_user_attr"):
+                owner = ast.unparse(node.value)
+                assert owner.endswith("study") or file == ROOT / "tuning" / "trials.py", f"{file}: {owner}.{node.attr}"
 
 
 @pytest.mark.parametrize("name", SPAWNED)
@@ -66,7 +82,8 @@ def test_help_does_not_wait_for_torch() -> None:
 def test_the_readme_has_a_line_for_every_module() -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8")
     modules = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    shown = [module if module.parent.name != "sections" else module.parent for module in modules]
+    folders = ("sections", "field_guide")
+    shown = [module.parent if module.parent.name in folders else module for module in modules]
     assert not {path.as_posix() for path in shown if path.name != "__init__.py" and f"`{path.as_posix()}" not in table}
 
 
