@@ -1,14 +1,14 @@
-"""JSON that a stranger may have written: read strictly, so that what comes out is what a person sees in the file.
+"""Strict reading of JSON that a stranger may have written: what comes out is what a person sees in the file.
 
-bytes -> `parse`: UTF-8, no name twice, no NaN, no infinity, not too deep -> `fill`: a dataclass, each field of its type
-Python's own reader takes what `parse` refuses, and answers a hundred thousand brackets with a RecursionError.
+bytes -> `parse`: UTF-8, no name twice, no NaN or infinity, not too deep -> `fill`: a dataclass, each field of its type
+Python's own reader accepts what `parse` refuses, and answers a hundred thousand brackets with a RecursionError.
 """
 
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -16,21 +16,21 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from model.files import open_regular
 
 MAX_BYTES = 4 * 2**20
-"""Of a file; what this program writes has some thousands."""
+"""Largest file that is read: a bundle of a thousand classes with their confusion matrix fits."""
 MAX_DEPTH = 32
-"""Levels; what this program writes has five."""
+"""Deepest nesting that is read, in levels; this program's own files have five."""
 
 Filled = TypeVar("Filled")
 
 
 def read(path: Path) -> Any:
-    """What a file says. Raises OSError where it cannot be read, and ValueError as `parse` does."""
+    """Return the contents of a JSON file. Raises OSError if it cannot be read, and ValueError as `parse` does."""
     with open_regular(path, MAX_BYTES) as file:
         return parse(file.read())
 
 
 def parse(content: bytes) -> Any:
-    """What bytes say. Raises ValueError with the reason where they are no such JSON."""
+    """Return the value that JSON text stands for. Raises ValueError with the reason if it is not strict JSON."""
     try:
         value: Any = json.loads(
             content.decode("utf-8"), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
@@ -42,56 +42,74 @@ def parse(content: bytes) -> Any:
     return value
 
 
-def fill(kind: type[Filled], values: Any) -> Filled:
-    """A dataclass from a JSON object with its fields' names, each value of its field's type; True is no number.
+def fill(kind: type[Filled], values: Any, prefix: str = "") -> Filled:
+    """Return a dataclass made from a JSON object with its fields' names; nested dataclasses are filled likewise.
 
-    Raises ValueError with the reason, and what the dataclass itself raises.
+    A field with a default may be missing, so that a file written before the field existed still opens. `prefix` is put
+    before the names in errors. Raises ValueError, and whatever the dataclass itself raises, if a field is missing,
+    unknown or of another type; True is not a number.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"{kind.__name__} is an object, but got {short(cast(object, values))}")
-    given, hints = cast(dict[str, Any], values), get_type_hints(kind)
+        raise ValueError(f"{short(cast(object, values))} is not an object")
+    given, hints, made = cast(dict[str, Any], values), get_type_hints(kind), dict[str, Any]()
     known = fields(cast(Any, kind))
-    needed = {field.name for field in known if field.default is MISSING and field.default_factory is MISSING}
-    if wrong := (needed - given.keys()) | (given.keys() - hints.keys()):
-        name = min(wrong)
-        raise ValueError(f"{kind.__name__} {'needs' if name in needed else 'has no'} {short(name)}")
+    required = {field.name for field in known if field.default is MISSING and field.default_factory is MISSING}
+    for problem, names in (("missing", required - given.keys()), ("unknown", given.keys() - hints.keys())):
+        if names:
+            raise ValueError(f"{problem} fields: {few(prefix + name for name in names)}")
     for name, value in given.items():
-        if not fits(value, hints[name]):
-            raise ValueError(f"{kind.__name__} has {short(value)} as {short(name)}")
-    return kind(**given)
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as annotated: plain types, unions, literals, lists, tuples of one kind, objects."""
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(fits(value, one) for one in args)
-    if origin is Literal:
-        return isinstance(value, str) and value in args
-    if origin in (list, tuple):
-        return type(value) is origin and all(fits(item, args[0]) for item in value)
-    if origin is dict:
-        return type(value) is dict and all(fits(item, args[1]) for item in cast(dict[Any, Any], value).values())
-    return type(value) in (int, float) if hint is float else type(value) is hint
+        if is_dataclass(hint := hints[name]) and isinstance(value, dict):
+            made[name] = fill(cast(type[Any], hint), value, f"{prefix}{name}.")
+        elif _fits(value, hint):
+            made[name] = value
+        else:
+            raise ValueError(f"{short(prefix + name)} is {short(value)}, not {_described(hint)}")
+    return kind(**made)
 
 
 def short(value: object) -> str:
-    """A value from a stranger's file: in one line, and not longer than it helps."""
+    """Return a value from a stranger's file as Python writes it, cut to 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:56]} ..."
 
 
-def twice(names: Iterable[str]) -> str | None:
-    """A name that is there more than once, if any."""
+def few(names: Iterable[str]) -> str:
+    """Return the first three of the names in sorted order, and how many more there are."""
+    listed = [short(name) for name in sorted(names)]
+    return ", ".join(listed[:3]) + f" and {len(listed) - 3} more" * (len(listed) > 3)
+
+
+def duplicate(names: Iterable[str]) -> str | None:
+    """Return a name that occurs more than once, or None."""
     counts = Counter(names).most_common(1)
     return counts[0][0] if counts and counts[0][1] > 1 else None
 
 
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has a type, as annotated: plain types, unions, literals, lists, tuples of one kind, objects."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in args)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    if origin in (list, tuple):
+        return type(value) is origin and all(_fits(item, args[0]) for item in value)
+    if origin is dict:
+        return type(value) is dict and all(_fits(item, args[1]) for item in cast(dict[Any, Any], value).values())
+    return type(value) in (int, float) if hint is float else type(value) is hint
+
+
+def _described(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if (name := twice(name for name, _ in pairs)) is not None:
-        raise ValueError(f"{short(name)} is there twice")
+    if (name := duplicate(name for name, _ in pairs)) is not None:
+        raise ValueError(f"duplicate name {short(name)}")
     return dict(pairs)
 
 
@@ -102,7 +120,7 @@ def _finite(text: str) -> float:
 
 
 def _deeper(value: object, depth: int) -> bool:
-    """Whether lists and objects nest more than `depth` levels; level by level, as recursion is what must not happen."""
+    """Whether lists and objects nest more than `depth` levels; without recursion, which deep nesting would break."""
     level: list[Any] = [value]
     for _ in range(depth + 1):
         level = [item for item in level if isinstance(item, (dict, list))]

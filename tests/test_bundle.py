@@ -8,7 +8,7 @@ import re
 import shutil
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.export.bundle import CONFIG, FORMAT, MAX_CONFIG, WEIGHTS, Bundle, BundleError, load, save, seal, verify
+from model.export.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, load, save, seal, verify
 from model.network import ModelConfig, MushroomCNN
-from model.plain_json import MAX_DEPTH
+from model.plain_json import MAX_BYTES, MAX_DEPTH
 from model.preprocessing import VERSION
 
 MODEL = ModelConfig(classes=3, width=0.25, stride_pattern="every", dilation_pattern="alternating", dropout=0.1)
@@ -30,12 +30,17 @@ BUNDLE = Bundle(
     image_size=32,
     temperature=1.25,
     provenance={"study": "tiny", "trial": 7, "versions": {"torch": "2.15.0"}},
-    results={"looks": 1, "pictures": 3, "confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 1]], "per_class": [1.0, None, 0.5]},
+    results={
+        "evaluations": 1,
+        "pictures": 3,
+        "confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        "per_class": [1.0, None, 0.5],
+    },
 )
 
 
 def weights(config: ModelConfig = MODEL) -> dict[str, torch.Tensor]:
-    """Of a network in the memory layout of training, with statistics that are not the initial ones."""
+    """Return a network's weights in the memory layout of training, with statistics that are not the initial ones."""
     torch.manual_seed(0)
     network = MushroomCNN(config).to(memory_format=torch.channels_last)
     network(torch.randn(4, 3, 32, 32))
@@ -55,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, path: Path | None = None) -> str:
-    """The one line that refuses it and names `path`, by default the folder."""
+    """Return the one line that refuses the bundle and names `path`, by default the folder."""
     with pytest.raises(BundleError) as raised:
         load(folder)
     message = str(raised.value)
@@ -65,14 +70,14 @@ def refused(folder: Path, path: Path | None = None) -> str:
 
 
 def alter(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes config.json as somebody with an editor would."""
+    """Change config.json as somebody with an editor would."""
     contents = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     change(contents)
     (folder / CONFIG).write_text(json.dumps(contents), encoding="utf-8")
 
 
 def replace_weights(folder: Path, content: bytes) -> None:
-    """Other weights, and the hash that goes with them: the work of somebody who knows the format."""
+    """Replace the weights and their hash, as somebody who knows the format would."""
     (folder / WEIGHTS).write_bytes(content)
     alter(folder, lambda config: config["files"].update({WEIGHTS: hashlib.sha256(content).hexdigest()}))
 
@@ -127,7 +132,7 @@ def test_a_person_can_read_the_description(folder: Path) -> None:
     contents = json.loads(text)
     assert contents["architecture"] == asdict(MODEL)
     assert contents["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
-    assert contents["preprocessing"]["crop"] == "the central square"
+    assert contents["preprocessing"]["crop"] == "central square"
 
 
 def test_a_class_folder_whose_name_is_no_utf8_makes_the_round_trip(folder: Path) -> None:
@@ -139,9 +144,9 @@ def test_a_class_folder_whose_name_is_no_utf8_makes_the_round_trip(folder: Path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ("a", "", "c")}, "every class needs a name, but `classes` has ''"),
-        ({"classes": ("a", "b", "a")}, "no two classes may share a name, but `classes` has 'a' twice"),
-        ({"classes": ("a", "b")}, "`classes` must name every logit, but has 2 names for 3 logits"),
+        ({"classes": ("a", "", "c")}, "a class is named ''"),
+        ({"classes": ("a", "b", "a")}, "two classes are named 'a'"),
+        ({"classes": ("a", "b")}, "2 class names for 3 logits"),
         ({"image_size": 15}, "`16 <= image_size <= 4096` must hold, but got 15"),
         ({"image_size": 4097}, "`16 <= image_size <= 4096` must hold, but got 4097"),
         ({"temperature": 0.0}, "`0.001 <= temperature <= 1000` must hold, but got 0.0"),
@@ -166,11 +171,11 @@ def test_sealing_lists_every_file(folder: Path) -> None:
 
 def test_verify_names_what_differs(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(b"new")
-    with pytest.raises(BundleError, match=r"list the files beside it, but .* and the folder differ in 'model.onnx'"):
+    with pytest.raises(BundleError, match=r"config\.json .*differ in 'model\.onnx'"):
         verify(folder)
     seal(folder, BUNDLE)
     (folder / "model.onnx").write_bytes(b"other")
-    with pytest.raises(BundleError, match=r"bundle's model.onnx must have the sha256 that config.json gives"):
+    with pytest.raises(BundleError, match=r"model\.onnx .*sha256"):
         verify(folder)
 
 
@@ -189,33 +194,36 @@ def test_only_what_is_opened_must_be_there(folder: Path) -> None:
 
 def test_no_folder(tmp_path: Path) -> None:
     message = refused(tmp_path / "nothing")
-    assert message.startswith("a bundle is a folder with config.json and model.safetensors, but there is no ")
-    assert "`python study.py export` makes one, `--model FOLDER` names another" in message
+    assert message.startswith("no bundle in ")
+    assert "python study.py export" in message
+    assert "--model" in message
 
 
 def test_a_folder_without_a_bundle(tmp_path: Path) -> None:
-    assert "there is no" in refused(tmp_path, tmp_path / CONFIG)
+    assert f"{CONFIG} is missing" in refused(tmp_path)
 
 
 def test_a_file_instead_of_its_folder(folder: Path) -> None:
-    assert "a bundle is a folder" in refused(folder / CONFIG)
+    assert "no bundle in" in refused(folder / CONFIG)
 
 
 def test_a_description_without_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    assert "there is no" in refused(folder, folder / WEIGHTS)
+    assert f"{WEIGHTS} is missing" in refused(folder)
 
 
 @pytest.mark.parametrize("number", [2, 10, 999])
 def test_a_newer_format(folder: Path, number: int) -> None:
     alter(folder, lambda config: config.update(format=f"mushroom-study bundle {number}"))
     message = refused(folder, folder / CONFIG)
-    assert f"says 'mushroom-study bundle {number}': made by a newer version; update this program" in message
+    assert f"'mushroom-study bundle {number}'" in message
+    assert "newer version" in message
+    assert "update this program" in message
 
 
 def test_a_newer_format_is_named_before_its_new_fields(folder: Path) -> None:
     alter(folder, lambda config: (config.update(format="mushroom-study bundle 2", layers=[]), config.pop("classes")))
-    assert "made by a newer version" in refused(folder)
+    assert "newer version" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -224,26 +232,25 @@ def test_a_newer_format_is_named_before_its_new_fields(folder: Path) -> None:
 def test_another_format(folder: Path, found: object) -> None:
     alter(folder, lambda config: config.update(format=found))
     message = refused(folder, folder / CONFIG)
-    assert f"must say {FORMAT!r} as its format, but" in message
-    assert f"says {found!r}: it is of something else" in message
+    assert f"its format is {found!r}, not {FORMAT!r}" in message
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "be JSON, but"),
-        (b"\xff\xfe", "be JSON, but"),
-        (b'{"format": ', "be JSON, but"),
-        (b"[1, 2]", "be a JSON object, but"),
-        (b'{"format": 1, "format": 2}', "'format' is there twice"),
+        (b"", "Expecting value"),
+        (b"\xff\xfe", "'utf-8'"),
+        (b'{"format": ', "Expecting value"),
+        (b"[1, 2]", "[1, 2] is not an object"),
+        (b'{"format": 1, "format": 2}', "duplicate name 'format'"),
         (b'{"temperature": NaN}', "'NaN' is not a finite number"),
         (b'{"temperature": -Infinity}', "'-Infinity' is not a finite number"),
         (b'{"temperature": 1e999}', "'1e999' is not a finite number"),
-        (b'{"temperature": ' + b"9" * 5000 + b"}", "be JSON, but"),
+        (b'{"temperature": ' + b"9" * 5000 + b"}", "5000 digits"),
         (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", f"more than {MAX_DEPTH} levels"),
         (b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", f"more than {MAX_DEPTH} levels"),
-        (b" " * (MAX_CONFIG + 1), f"have at most {MAX_CONFIG:,} bytes, but"),
-        (pickle.dumps({"format": FORMAT}), "is a pickle, which may run code; it was not opened"),
+        (b" " * (MAX_BYTES + 1), f"more than {MAX_BYTES:,} bytes"),
+        (pickle.dumps({"format": FORMAT}), "a pickle, which may run code"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -263,15 +270,39 @@ def test_as_deep_as_allowed_is_allowed(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["format", "classes", "architecture", "image_size", "temperature", "results", "files"])
 def test_a_field_that_is_missing(folder: Path, name: str) -> None:
     alter(folder, lambda config: config.pop(name))
-    reason = "says None" if name == "format" else f"must have all its fields, but {folder / CONFIG} lacks '{name}'"
-    assert reason in refused(folder)
+    reason = "format is None" if name == "format" else f"missing fields: '{name}'"
+    assert reason in refused(folder, folder / CONFIG)
+
+
+@pytest.mark.parametrize("name", sorted(asdict(MODEL).keys() - {"classes"}))
+def test_an_older_bundle_without_a_knob_opens_with_its_default(folder: Path, name: str) -> None:
+    default = replace(MODEL, **{name: getattr(ModelConfig(classes=3), name)})
+    save(folder, replace(BUNDLE, model=default), weights(default))
+    alter(folder, lambda config: config["architecture"].pop(name))
+    assert load(folder)[0].model == default
+
+
+def test_a_knob_without_a_default_is_required(folder: Path) -> None:
+    alter(folder, lambda config: config["architecture"].pop("classes"))
+    assert "missing fields: 'architecture.classes'" in refused(folder, folder / CONFIG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithOneKnobMore(ModelConfig):
+    squeeze_ratio: float = 0.0625
+
+
+def test_a_new_knob_is_in_the_description_without_further_ado(folder: Path) -> None:
+    seal(folder, replace(BUNDLE, model=WithOneKnobMore(**asdict(MODEL))))
+    contents = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    assert contents["architecture"] == asdict(MODEL) | {"squeeze_ratio": 0.0625}
 
 
 def test_fields_that_are_not_known(folder: Path) -> None:
     alter(folder, lambda config: config["architecture"].update(layers=3))
-    assert f"no other fields than its own, but {folder / CONFIG} has 'architecture.layers'" in refused(folder)
+    assert "unknown fields: 'architecture.layers'" in refused(folder, folder / CONFIG)
     alter(folder, lambda config: (config["architecture"].pop("layers"), config.update({"\x1b[31m": 1, "b": 2})))
-    assert "has '\\x1b[31m', 'b'" in refused(folder)
+    assert "unknown fields: '\\x1b[31m', 'b'" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +322,7 @@ def test_fields_that_are_not_known(folder: Path) -> None:
 )
 def test_a_field_of_the_wrong_type(folder: Path, name: str, value: object) -> None:
     alter(folder, lambda config: config.update({name: value}))
-    assert f"fields of the right type, but {folder / CONFIG} has {value!r} as '{name}'" in refused(folder)
+    assert f"'{name}' is {value!r}, not " in refused(folder, folder / CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +331,7 @@ def test_a_field_of_the_wrong_type(folder: Path, name: str, value: object) -> No
 )
 def test_an_architecture_of_the_wrong_type(folder: Path, name: str, value: object) -> None:
     alter(folder, lambda config: config["architecture"].update({name: value}))
-    assert f"has {value!r} as 'architecture.{name}'" in refused(folder)
+    assert f"'architecture.{name}' is {value!r}, not " in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -310,13 +341,13 @@ def test_an_architecture_of_the_wrong_type(folder: Path, name: str, value: objec
         ({"image_size": 10**300}, "`16 <= image_size <= 4096` must hold"),
         ({"temperature": 0}, "`0.001 <= temperature <= 1000` must hold, but got 0"),
         ({"temperature": 10**400}, "`0.001 <= temperature <= 1000` must hold"),
-        ({"classes": ["a", "b"]}, "has 2 names for 3 logits"),
-        ({"classes": ["a", "b", "b"]}, "has 'b' twice"),
-        ({"classes": ["a", "b", ""]}, "every class needs a name, but `classes` has ''"),
-        ({"classes": ["a", "b", 3]}, "every class needs a name, but `classes` has 3"),
+        ({"classes": ["a", "b"]}, "2 class names for 3 logits"),
+        ({"classes": ["a", "b", "b"]}, "two classes are named 'b'"),
+        ({"classes": ["a", "b", ""]}, "a class is named ''"),
+        ({"classes": ["a", "b", 3]}, "a class is named 3"),
         ({"architecture": asdict(MODEL) | {"width": 9}}, "`0 < width <= 8` must hold, but got 9"),
-        ({"architecture": asdict(MODEL) | {"classes": 10**12}}, "has 3 names for 1000000000000 logits"),
-        ({"architecture": asdict(MODEL) | {"pooling": "x" * 9000}}, "`pooling` must be one of 'avg', 'max', 'avg+max'"),
+        ({"architecture": asdict(MODEL) | {"classes": 10**12}}, "3 class names for 1000000000000 logits"),
+        ({"architecture": asdict(MODEL) | {"pooling": "x" * 9000}}, "not one of 'avg', 'max', 'avg+max'"),
     ],
 )
 def test_a_description_that_breaks_a_rule(folder: Path, change: dict[str, Any], rule: str) -> None:
@@ -332,8 +363,8 @@ def test_a_description_that_breaks_a_rule(folder: Path, change: dict[str, Any], 
 def test_other_preprocessing(folder: Path, name: str, value: object) -> None:
     alter(folder, lambda config: config["preprocessing"].update({name: value}))
     message = refused(folder, folder / CONFIG)
-    assert "pictures must be prepared as this program does it" in message
-    assert f"has {name} {value}; use the program's version that made it" in message
+    assert f"other preprocessing: {name} is {value}, not " in message
+    assert "version of this program that made it" in message
 
 
 # Files
@@ -345,18 +376,18 @@ def test_other_preprocessing(folder: Path, name: str, value: object) -> None:
 )
 def test_a_file_name_that_leaves_the_folder(folder: Path, name: str) -> None:
     alter(folder, lambda config: config["files"].update({name: "0" * 64}))
-    assert f"name files of its own folder only, but {folder / CONFIG} names {name!r}" in refused(folder)
+    assert f"lists {name!r}, which is not the name of a file" in refused(folder, folder / CONFIG)
 
 
 @pytest.mark.parametrize("value", ["0" * 63, "Z" * 64, 7, None, ["0" * 64], "0" * 64 + "\n"])
 def test_a_hash_that_is_none(folder: Path, value: object) -> None:
     alter(folder, lambda config: config["files"].update({WEIGHTS: value}))
-    assert "give the sha256 of every file in 64 hex digits" in refused(folder)
+    assert "not 64 hex digits" in refused(folder, folder / CONFIG)
 
 
 def test_weights_without_a_hash(folder: Path) -> None:
     alter(folder, lambda config: config["files"].clear())
-    assert "give the sha256 of model.safetensors, but" in refused(folder, folder / CONFIG)
+    assert "no sha256 of model.safetensors" in refused(folder, folder / CONFIG)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right that Windows does not give everybody")
@@ -368,7 +399,7 @@ def test_a_link_that_leaves_the_folder(folder: Path, name: str) -> None:
     shutil.move(folder / name, outside)
     (folder / name).symlink_to(outside)
     message = refused(folder, folder / name)
-    assert "is a link that leaves it; put the file itself there" in message
+    assert "a link that leads out of the bundle's folder" in message
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right that Windows does not give everybody")
@@ -386,7 +417,7 @@ def test_links_in_a_circle_and_links_that_stay(folder: Path) -> None:
 def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    assert "be an ordinary file" in refused(folder, folder / name)
+    assert "not a regular file" in refused(folder, folder / name)
 
 
 def test_a_folder_in_place_of_a_file(folder: Path) -> None:
@@ -398,7 +429,7 @@ def test_a_folder_in_place_of_a_file(folder: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is readable here")
 def test_a_file_that_cannot_be_read(folder: Path) -> None:
     (folder / WEIGHTS).chmod(0)
-    assert "must be readable" in refused(folder, folder / WEIGHTS)
+    assert "Permission denied" in refused(folder, folder / WEIGHTS)
 
 
 # Weights
@@ -424,15 +455,14 @@ def test_a_pickle_in_disguise_is_named_and_never_opened(folder: Path, protocol: 
     else:
         (folder / WEIGHTS).write_bytes(content)
     message = refused(folder, folder / WEIGHTS)
-    assert "must hold tensors and JSON alone" in message
-    assert "is a pickle, which may run code; it was not opened" in message
+    assert "a pickle, which may run code; it was not opened" in message
     assert not trap.exists()
 
 
 def test_what_torch_saves_is_named_and_never_opened(folder: Path) -> None:
     torch.save(WEIGHTS_SAVED, folder / WEIGHTS)
     replace_weights(folder, (folder / WEIGHTS).read_bytes())
-    assert "is a zip archive such as torch.save writes, which may run code" in refused(folder, folder / WEIGHTS)
+    assert "a zip archive such as torch.save writes, which may run code" in refused(folder, folder / WEIGHTS)
 
 
 def test_an_old_pickle_without_a_signature_is_not_opened_either(folder: Path) -> None:
@@ -440,7 +470,7 @@ def test_an_old_pickle_without_a_signature_is_not_opened_either(folder: Path) ->
     replace_weights(
         folder, pickle.dumps({"state": Trap(trap), "padding": "x" * len((folder / WEIGHTS).read_bytes())}, protocol=0)
     )
-    assert "be whole safetensors" in refused(folder, folder / WEIGHTS)
+    assert "not valid safetensors" in refused(folder, folder / WEIGHTS)
     assert not trap.exists()
 
 
@@ -449,29 +479,29 @@ def test_truncated_weights(folder: Path) -> None:
     for length in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         replace_weights(folder, whole[:length])
         message = refused(folder, folder / WEIGHTS)
-        assert "truncated" in message or "be whole safetensors" in message
+        assert "truncated" in message or "not valid safetensors" in message
 
 
 def test_weights_that_are_too_large_are_not_parsed(folder: Path) -> None:
     replace_weights(folder, (folder / WEIGHTS).read_bytes() + b"\0" * 2**21)
-    assert re.search(r"must have at most [\d,]+ bytes, but .* has more", refused(folder, folder / WEIGHTS))
+    assert re.search(r"more than [\d,]+ bytes", refused(folder, folder / WEIGHTS))
 
 
 def test_weights_that_were_altered(folder: Path) -> None:
     content = bytearray((folder / WEIGHTS).read_bytes())
     content[-3] ^= 1
     (folder / WEIGHTS).write_bytes(content)
-    assert "has another: one of the two was altered" in refused(folder, folder / WEIGHTS)
+    assert "one of the two was altered" in refused(folder, folder / WEIGHTS)
 
 
 def test_tensors_that_are_missing_or_too_many(folder: Path) -> None:
     without = {name: tensor for name, tensor in WEIGHTS_SAVED.items() if not name.startswith("head")}
     replace_weights(folder, as_safetensors(without | {"pad": torch.zeros(999)}))
-    assert "must have its architecture's tensors, but" in refused(folder, folder / WEIGHTS)
-    assert "lacks 'head.bias', 'head.weight'" in refused(folder)
+    refused(folder, folder / WEIGHTS)
+    assert "missing tensors: 'head.bias', 'head.weight'" in refused(folder)
     extra = WEIGHTS_SAVED | {f"extra.{number}": torch.zeros(1) for number in range(5)}
     replace_weights(folder, as_safetensors(extra))
-    assert "has 'extra.0', 'extra.1', 'extra.2' and 2 more" in refused(folder, folder / WEIGHTS)
+    assert "unknown tensors: 'extra.0', 'extra.1', 'extra.2' and 2 more" in refused(folder, folder / WEIGHTS)
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> None:
@@ -479,34 +509,30 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> No
     other = WEIGHTS_SAVED | {"head.weight": torch.zeros(features, 3)}
     replace_weights(folder, as_safetensors(other))
     message = refused(folder, folder / WEIGHTS)
-    assert f"must hold head.weight as 3 x {features}, as its architecture has it" in message
-    assert f"has {features} x 3;" in message
+    assert f"head.weight is F32 {features} x 3, where its architecture has F32 3 x {features}" in message
 
 
 def test_weights_of_a_wider_network(folder: Path) -> None:
     replace_weights(folder, as_safetensors(weights(replace(MODEL, width=0.3))))
-    assert "must hold block2.branch.0.weight as 32 x 16 x 3 x 3, as its architecture has it" in refused(folder)
+    assert "block2.branch.0.weight is F32 40 x 16 x 3 x 3, where its architecture has F32 32 x 16" in refused(folder)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "F64"), (torch.int32, "I32")])
 def test_a_tensor_of_another_type(folder: Path, dtype: torch.dtype, name: str) -> None:
     replace_weights(folder, as_safetensors(WEIGHTS_SAVED | {"head.bias": torch.zeros(3, dtype=dtype)}))
-    message = refused(folder, folder / WEIGHTS)
-    assert "must hold head.bias as F32, but" in message
-    assert f"has {name};" in message
+    assert f"head.bias is {name} 3, where its architecture has F32 3" in refused(folder, folder / WEIGHTS)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
     replace_weights(folder, as_safetensors(WEIGHTS_SAVED | {"head.bias": torch.tensor([0, value, 0])}))
-    assert "must hold finite numbers, but" in refused(folder, folder / WEIGHTS)
-    assert "has NaN or infinity in head.bias" in refused(folder)
+    assert "head.bias has NaN or infinity" in refused(folder, folder / WEIGHTS)
 
 
 def test_a_negative_variance(folder: Path) -> None:
     name = "stem.1.running_var"
     replace_weights(folder, as_safetensors(WEIGHTS_SAVED | {name: -WEIGHTS_SAVED[name]}))
-    assert "must hold variances of 0 or more, but" in refused(folder, folder / WEIGHTS)
+    assert f"{name} has a negative variance" in refused(folder, folder / WEIGHTS)
 
 
 def test_a_header_of_the_wrong_kind(folder: Path) -> None:
@@ -515,13 +541,13 @@ def test_a_header_of_the_wrong_kind(folder: Path) -> None:
     for header in (b"[]", b'{"a": 1}', b'{"a": {"dtype": "F4", "shape": [1], "data_offsets": [0, 1]}}', b"{" * 5000):
         content = struct.pack("<Q", len(header)) + header
         replace_weights(folder, content + b"\0" * (size - len(content)))
-        assert "be whole safetensors" in refused(folder, folder / WEIGHTS)
+        assert "not valid safetensors" in refused(folder, folder / WEIGHTS)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_gives_anything_but_the_bundle_or_a_refusal(folder: Path, data: st.DataObject) -> None:
-    """Bits flipped, bytes cut, bytes put in, in either file, with the hash mended or not."""
+    """Bits flipped, bytes cut, bytes put in, in either file, with the hash adjusted or not."""
     name = data.draw(st.sampled_from([CONFIG, WEIGHTS]), "file")
     path = folder / name
     whole = {file: (folder / file).read_bytes() for file in (CONFIG, WEIGHTS)}
@@ -538,7 +564,7 @@ def test_no_damage_gives_anything_but_the_bundle_or_a_refusal(folder: Path, data
             case _:
                 content[place:place] = data.draw(st.binary(min_size=1, max_size=9), "bytes")
     try:
-        if name == WEIGHTS and data.draw(st.booleans(), "hash mended"):
+        if name == WEIGHTS and data.draw(st.booleans(), "hash adjusted"):
             replace_weights(folder, bytes(content))
         else:
             path.write_bytes(content)

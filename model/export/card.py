@@ -2,13 +2,13 @@
 
     Bundle, parity and sizes of its files -> YAML front matter -> Markdown sections -> one text
 
-Names of classes, studies and data are anybody's: they are shown as they are, never as markup.
+Names of classes, studies and data may be anything: they are shown as they are, never as markup.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NotRequired, TypedDict, cast
 
 from model.export.bundle import Bundle
@@ -16,39 +16,36 @@ from model.files import printable
 from model.network import cost
 
 MATRIX_CLASSES = 30
-"""Up to so many classes the confusion matrix is shown; a wider table can no longer be read."""
+"""Largest number of classes whose confusion matrix is shown; a wider table is unreadable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """One file of weights, read in a fresh process, against the eager network on the same real pictures."""
+    """How far one exported file, opened in a fresh process, is from the network on the same real pictures."""
 
     pictures: int
-    """How many were compared."""
+    """Number of pictures compared."""
     batch_sizes: tuple[int, ...]
-    """Each picture was seen in batches of each of these."""
+    """Batch sizes in which every picture was seen."""
     probability: float
     """Largest |difference| of a probability."""
     log_probability: float
-    """Largest |difference| of the natural logarithm of a probability: of logits, but for a constant."""
+    """Largest |difference| of a probability's natural logarithm: of logits, up to a constant."""
     disagreements: int
-    """Pictures with another first choice, summed over the batch sizes; a tie may fall either way."""
-    grey_levels: int | None = None
-    """Where the resize is inside: the largest |difference| of a pixel, of 255, from `to_square`'s."""
+    """Pictures with another most probable class, summed over the batch sizes; a tie may fall either way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds that one picture takes."""
+    """Milliseconds per picture: the median and both quartiles."""
 
     median: float
     low: float
     high: float
-    """The quartiles."""
 
 
 class SeedResult(TypedDict):
-    """Of one seed's model on the test part."""
+    """One seed's test result, as shares of 1."""
 
     seed: int
     top1: float
@@ -57,33 +54,33 @@ class SeedResult(TypedDict):
 
 
 class Validation(TypedDict):
-    """How much the study's one run flattered."""
+    """Validation top-1 of the winning configuration, in the search and when it was trained again."""
 
     recorded: float
-    """The trial's own top-1 on the validation part."""
+    """Top-1 of the search's single run."""
     finalists_mean: float
     finalists_sd: float | None
-    """None of one seed."""
+    """None for a single seed."""
 
 
 class Baseline(TypedDict):
-    """A known recipe, trained by the same code, seeds and data."""
+    """Test top-1 of a baseline recipe, trained by the same code on the same data with the same seeds."""
 
     name: str
     top1_mean: float
     top1_sd: float | None
-    """None of one seed."""
+    """None for a single seed."""
     top1: list[float]
-    """One per seed that did not diverge."""
+    """One value per seed that did not diverge."""
     diverged: NotRequired[int]
-    """Runs that did."""
+    """Runs that diverged."""
 
 
 class Results(TypedDict):
-    """`Bundle.results`: the test part, as shares of 1; the model exported is that of the first seed."""
+    """The contents of `Bundle.results`: the test set, as shares of 1; the exported model is that of the first seed."""
 
-    looks: int
-    """How often models have been measured on this test part, this time included."""
+    evaluations: int
+    """How often models have been evaluated on this test set, this time included."""
     pictures: int
     top1: float
     top1_interval: Sequence[float]
@@ -94,41 +91,42 @@ class Results(TypedDict):
     """Expected calibration error, after the temperature."""
     loss: float
     per_class: Sequence[float | None]
-    """Top-1 of each class; None where the test part has none of it."""
+    """Top-1 within each class; None for a class without test pictures."""
     confusion: NotRequired[Sequence[Sequence[int]]]
-    """Truth x prediction."""
+    """Pictures by true class (rows) and predicted class (columns)."""
     seeds: NotRequired[Sequence[SeedResult]]
-    """Those that did not diverge."""
+    """The seeds that did not diverge."""
     diverged: NotRequired[int]
-    """Runs that did."""
+    """Runs that diverged."""
     top1_mean: NotRequired[float]
     top1_sd: NotRequired[float | None]
     validation: NotRequired[Validation]
     baselines: NotRequired[Sequence[Baseline]]
     tested: NotRequired[str]
-    """ISO date."""
+    """ISO date, perhaps with a time."""
 
 
 def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int], latency: Latency) -> str:
-    """The whole README.md; `parity` and `sizes` (bytes) are of the files of weights, by name."""
+    """Return the whole README.md; `parity` and `sizes` (bytes) are those of the weight files, by name."""
     results = cast(Results | None, bundle.results)
     sections = [
         _front_matter(bundle, results),
-        _what_it_is(bundle),
-        _use(bundle.image_size),
-        _data(bundle),
+        _summary(bundle),
+        _usage(bundle.image_size),
+        f"## Data\n\n{_listed(_mapping(bundle.provenance.get('data')))}",
+        _training(bundle),
         _results(bundle, results),
         _calibration(bundle, results),
         _files(parity, sizes),
-        _latency(bundle, latency),
-        _LIMITS,
+        _speed(bundle, latency),
+        _LIMITATIONS,
         _provenance(bundle),
     ]
     return "\n\n".join(section.strip("\n") for section in sections) + "\n"
 
 
 def _front_matter(bundle: Bundle, results: Results | None) -> str:
-    """What hubs index; every string in JSON's quotes, which are YAML's."""
+    """Return what hubs index; every string is in JSON's quotes, which YAML reads as its own."""
     lines = [
         "---",
         "library_name: mushroom-study",
@@ -152,24 +150,20 @@ def _front_matter(bundle: Bundle, results: Results | None) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _what_it_is(bundle: Bundle) -> str:
-    model, weight = bundle.model, cost(bundle.model, bundle.image_size)
+def _summary(bundle: Bundle) -> str:
+    size, cost_ = bundle.image_size, cost(bundle.model, bundle.image_size)
     rows = [
-        ("input", f"RGB pictures, {bundle.image_size} x {bundle.image_size} pixels"),
-        ("output", f"probabilities of {model.classes} classes"),
-        ("parameters", f"{weight.parameters:,}"),
-        ("arithmetic", f"{weight.flops / 1e6:,.1f} MFLOP a picture"),
-        ("width", f"{model.width:g}"),
-        ("stride pattern", model.stride_pattern),
-        ("dilation pattern", model.dilation_pattern),
-        ("pooling", model.pooling),
-        ("dropout in training", f"{model.dropout:g}"),
+        ("input", f"RGB pictures of {size} x {size} pixels"),
+        ("output", f"probabilities of {bundle.model.classes} classes"),
+        ("parameters", f"{cost_.parameters:,}"),
+        ("computation", f"{cost_.flops / 1e6:,.1f} MFLOPs per picture"),
+        *_knobs({name: value for name, value in asdict(bundle.model).items() if name != "classes"}),
     ]
     return f"""
 # {_text(_name(bundle))}
 
-A small residual convolutional network that tells {model.classes} classes of pictures apart. Its architecture and
-training were found by an [Optuna](https://optuna.org) study, and it was trained from scratch.
+A small residual convolutional network that sorts pictures into {bundle.model.classes} classes. An
+[Optuna](https://optuna.org) study found its architecture and its training recipe, and it was trained from scratch.
 
 {_table(("", ""), rows)}
 
@@ -179,43 +173,42 @@ training were found by an [Optuna](https://optuna.org) study, and it was trained
 """
 
 
-def _use(size: int) -> str:
+def _usage(size: int) -> str:
     return f"""
-## How to use it
+## Usage
 
-With the program that made it, in three lines:
+With the program that made it:
 
 ```python
 {in_python()}
 ```
 
-With onnxruntime, Pillow and numpy alone, in this folder:
+With ONNX Runtime, Pillow and NumPy alone, in this folder:
 
 ```python
 {with_onnxruntime(size)}
 ```
 
-`model.onnx` and `model.pt2` take uint8 pictures of shape (n, {size}, {size}, 3), any n, and give calibrated
-probabilities: normalisation and temperature are inside. What comes before is spelt out under `preprocessing` in
-`config.json`, and is what the lines above do: upright, RGB, shorter side to {size} pixels with antialiased bicubic
-interpolation, central square. Transparent pictures are first laid over white.
+`model.onnx` and `model.pt2` take uint8 pictures of shape (n, {size}, {size}, 3), for any n, and return calibrated
+probabilities: normalisation and temperature are part of the graph. `config.json` describes the preprocessing up to
+there, and the code above does the same: turn the picture upright, convert it to RGB, resize its shorter side to
+{size} pixels with antialiased bicubic interpolation, and cut out the central square. Two kinds of pictures need one
+more step before that, which the program takes by itself: paste transparent pictures onto white, and divide 16-bit
+ones by 256.
 
-`model-any-size.onnx` resizes by itself: it takes one upright RGB picture, uint8 (1, height, width, 3), and also gives
-the square that it looked at. On pictures of many sizes that differed from Pillow's by the grey levels, of 255, below.
-
-`model.safetensors` and `config.json` hold tensors and text only. Open `model.pt2` from people you trust.
+`model.safetensors` and `config.json` contain only tensors and text. Open `model.pt2` only if you trust its source.
 """
 
 
 def in_python() -> str:
-    """The README's three lines."""
+    """Return the card's example for this program."""
     return """from model.predict import Classifier
 classifier = Classifier.load("path/to/this/folder")
 print(next(classifier.predict(["picture.jpg"])))"""
 
 
 def with_onnxruntime(size: int) -> str:
-    """A program that says of picture.jpg what the bundle says, pixel for pixel, without torch and without this code."""
+    """Return the card's example for ONNX Runtime: it classifies picture.jpg as `predict` does, without torch."""
     return f"""import json, numpy, onnxruntime
 from PIL import Image, ImageOps
 
@@ -228,8 +221,17 @@ square = ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), ({size}, 
 print([(classes[label], float(probabilities[label])) for label in probabilities.argsort()[::-1][:3]])"""
 
 
-def _data(bundle: Bundle) -> str:
-    return f"## Data\n\n{_listed(_mapping(bundle.provenance.get('data')))}"
+def _training(bundle: Bundle) -> str:
+    recipe = {name: value for name, value in _mapping(bundle.provenance.get("config")).items() if name != "model"}
+    if not recipe:
+        return "## Training recipe\n\nNot recorded."
+    return f"""
+## Training recipe
+
+{_table(("", ""), _knobs(recipe))}
+
+The list includes settings that the chosen optimizer or schedule does not use; those had no effect.
+"""
 
 
 def _results(bundle: Bundle, results: Results | None) -> str:
@@ -237,25 +239,29 @@ def _results(bundle: Bundle, results: Results | None) -> str:
         return """
 ## Results
 
-**Not tested.** This model has not been measured on pictures that played no part in its making, so nobody knows how
-often it is right. `python study.py retrain` measures it.
+**Not tested.** This model has not been evaluated on pictures that were kept apart while it was made, so nobody knows
+how accurate it is. `python study.py retrain` evaluates it.
 """
-    looks = results["looks"]
-    seen = "the first look at them" if looks == 1 else f"look number {looks} at them, so they flatter a little"
-    when = f" on {_text(results['tested'])}" if "tested" in results else ""
+    when = f" on {_text(results['tested'][:10])}" if "tested" in results else ""
+    times = results["evaluations"]
+    nth = (
+        "This was the first evaluation on these pictures."
+        if times == 1
+        else f"This was evaluation number {times} on these pictures, so the result may be slightly optimistic."
+    )
     rows = [
         ("top-1 accuracy", _percent(results["top1"]), _interval(results["top1_interval"])),
         ("top-3 accuracy", _percent(results["top3"]), _interval(results["top3_interval"])),
-        ("expected calibration error", _percent(results["ece"]), ""),
+        ("expected calibration error (ECE)", _percent(results["ece"]), ""),
         ("cross-entropy", f"{results['loss']:.4f}", ""),
     ]
     parts = [
         "## Results",
-        f"Measured{when} on {results['pictures']:,} test pictures that played no part in choosing or training; "
-        f"this was {seen}.",
+        f"Evaluated{when} on {results['pictures']:,} test pictures that were used neither for training nor for "
+        f"choosing the model. {nth}",
         _table(("", "this model", "95 % Wilson interval"), rows),
         *_spread(results),
-        "### Per class",
+        "### Accuracy per class",
         _per_class(bundle.classes, results),
     ]
     confusion = results.get("confusion")
@@ -263,7 +269,7 @@ often it is right. `python study.py retrain` measures it.
         numbers = [str(label) for label in range(len(confusion))]
         parts += [
             "### Confusion matrix",
-            "Rows are what the pictures show, columns what the model says, by class number.",
+            "Each row is a true class, each column a predicted one, by number.",
             _table(
                 ("", *numbers),
                 [(f"{label} {_text(bundle.classes[label])}", *map(str, row)) for label, row in enumerate(confusion)],
@@ -273,23 +279,23 @@ often it is right. `python study.py retrain` measures it.
 
 
 def _spread(results: Results) -> list[str]:
-    """How much of a result is luck, and what simpler recipes reach."""
+    """Return how much of the result is luck, and what the baselines reach."""
     parts: list[str] = []
     if seeds := results.get("seeds"):
-        mean, sd = results.get("top1_mean"), results.get("top1_sd")
-        summary = f": {_percent(mean)} on average, standard deviation {_points(sd)}" if mean is not None else ""
+        runs = _runs(len(seeds), results.get("diverged", 0))
         rows = [(str(s["seed"]), *(_percent(s[name]) for name in ("top1", "top3", "ece"))) for s in seeds]
         parts += [
-            f"The same recipe over {_runs(len(seeds), results.get('diverged', 0))}{summary}. "
-            "The first one's model is this one.",
+            f"Trained with {runs}, the same recipe reached {_mean(results.get('top1_mean'), results.get('top1_sd'))}. "
+            "This model is the one of the first seed.",
             _table(("seed", "top-1", "top-3", "ECE"), rows),
         ]
     if validation := results.get("validation"):
-        flattered = 100 * (validation["recorded"] - validation["finalists_mean"])
+        gap = 100 * (validation["recorded"] - validation["finalists_mean"])
         parts.append(
-            f"The study had recorded {_percent(validation['recorded'])} on the validation part, for one run. Trained "
-            f"again over several seeds it is {_percent(validation['finalists_mean'])} there (standard deviation "
-            f"{_points(validation['finalists_sd'])}): the record was {flattered:+.2f} points off."
+            f"In the search, a single run of this configuration reached {_percent(validation['recorded'])} on the "
+            "validation pictures. Trained again with several seeds, it reached "
+            f"{_mean(validation['finalists_mean'], validation['finalists_sd'])} there: the single run was "
+            f"{abs(gap):.2f} points {'above' if gap >= 0 else 'below'} the mean over seeds."
         )
     if baselines := results.get("baselines"):
         rows = [
@@ -302,8 +308,8 @@ def _spread(results: Results) -> list[str]:
             for b in baselines
         ]
         parts += [
-            "Known recipes on the same data, by the same code and seeds:",
-            _table(("recipe", "top-1, mean", "standard deviation", "over"), rows),
+            "Baselines, trained by the same code on the same data with the same seeds:",
+            _table(("recipe", "mean top-1", "standard deviation", "runs"), rows),
         ]
     return parts
 
@@ -321,14 +327,14 @@ def _per_class(classes: tuple[str, ...], results: Results) -> str:
 
 def _calibration(bundle: Bundle, results: Results | None) -> str:
     text = (
-        f"Logits are divided by the temperature {bundle.temperature:.4g}, fitted on validation pictures, before "
-        "softmax: of the pictures given 70 %, about 70 in a hundred should be right."
+        f"Before the softmax the logits are divided by the temperature {bundle.temperature:.4g}, fitted on validation "
+        "pictures: of the predictions made with a probability of 70 %, about 70 in 100 should be right."
         if bundle.temperature != 1
-        else "The temperature is 1: probabilities are the network's own, which in most networks promise too much."
+        else "The temperature is 1: the probabilities are the network's own, and most networks are overconfident."
     )
     if results is not None:
-        text += f" On the test part they are off by {_points(results['ece'])} on average (expected calibration error)."
-    return f"## Calibration\n\n{text} That holds for pictures like those of the data, and for no others."
+        text += f" On the test pictures the probabilities are off by {_points(results['ece'])} on average (ECE)."
+    return f"## Calibration\n\n{text} This holds only for pictures like those of the data."
 
 
 def _files(parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
@@ -336,51 +342,52 @@ def _files(parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
         (
             f"`{name}`",
             f"{sizes[name]:,}",
-            f"{proof.probability:.1e}",
-            f"{proof.log_probability:.1e}",
-            str(proof.disagreements),
-            "-" if proof.grey_levels is None else str(proof.grey_levels),
+            f"{one.probability:.1e}",
+            f"{one.log_probability:.1e}",
+            f"{one.disagreements}",
         )
-        for name, proof in parity.items()
+        for name, one in parity.items()
     ]
-    heading = ("file", "bytes", "probability", "log-probability", "other first choices", "grey levels")
-    said = ""
-    for proof in list(parity.values())[:1]:
-        batches = ", ".join(map(str, proof.batch_sizes))
-        said = (
-            f"Each was read in a fresh process and compared with the network on {proof.pictures} real pictures, in "
-            f"batches of {batches}; the columns give the largest differences. "
-        )
-    return f"## Files\n\n{said}`config.json` has the sha256 of every file.\n\n{_table(heading, rows)}"
+    one = next(iter(parity.values()))
+    return f"""
+## Files
+
+Each file was opened in a fresh process and compared with the trained network on {one.pictures} real pictures, in
+batches of {", ".join(map(str, one.batch_sizes))}. The table shows the largest difference of a probability and of its
+natural logarithm, and how many pictures got another most probable class. `config.json` has the sha256 of every file.
+
+{_table(("file", "bytes", "probability", "log-probability", "changed class"), rows)}
+"""
 
 
-def _latency(bundle: Bundle, latency: Latency) -> str:
+def _speed(bundle: Bundle, latency: Latency) -> str:
     machine = _text(str(bundle.provenance.get("exported on", "the machine that exported it")))
     return (
-        f"One picture takes {latency.median:.2f} ms (quartiles {latency.low:.2f} to {latency.high:.2f}) through "
-        f"`model.onnx`, by ONNX Runtime on one thread of {machine}; decoding and resizing come on top."
+        f"With ONNX Runtime, `model.onnx` takes {latency.median:.2f} ms per picture (quartiles {latency.low:.2f} to "
+        f"{latency.high:.2f}) on one thread of {machine}, without decoding and resizing."
     )
 
 
-_LIMITS = """
+_LIMITATIONS = """
 ## Intended use
 
 Sorting and exploring pictures of these classes, and learning how such models are made.
 
-## Limits
+## Limitations
 
-**Never eat by this.** No picture and no probability tells whether something is safe to eat, to touch or to take; what
-is named here as harmless may kill. Nor is it made for any other decision about health, safety or people.
+**Never eat anything because of this model.** No picture and no probability can tell whether something is safe to eat,
+touch or pick, and what the model takes for harmless may kill. It is not made for any other decision about health,
+safety or people either.
 
-- It knows its classes alone and has no word for anything else: whatever it is shown gets one of their names, often with
-  a high probability.
-- Other cameras, places, seasons and backgrounds than those of the data lower its accuracy, by how much nobody knows.
-- It was trained from scratch; where a pretrained network is allowed, that will be better on photographs.
+- It knows only its own classes: whatever it is shown gets one of their names, often with a high probability.
+- It is less accurate on pictures from other cameras, places, seasons or backgrounds than those of the data, by an
+  unknown amount.
+- It was trained from scratch. Where a pretrained network is allowed, expect one to be better on photographs.
 """
 
 
 def _provenance(bundle: Bundle) -> str:
-    rest = {name: value for name, value in bundle.provenance.items() if name != "data"}
+    rest = {name: value for name, value in bundle.provenance.items() if name not in ("data", "config")}
     return f"## Provenance\n\n{_listed(rest)}"
 
 
@@ -395,20 +402,28 @@ def _mapping(value: object) -> dict[str, Any]:
     return cast(dict[str, Any], value) if isinstance(value, dict) else {}
 
 
-def _listed(values: dict[str, Any]) -> str:
-    """One row per value; what is nested gets dotted names."""
-    rows: list[tuple[str, str]] = []
+def _knobs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return one row per setting of a configuration, its name in words: "training: learning rate" for training.lr."""
+    return [(_text(_in_words(name)), value) for name, value in _flat(values)]
 
-    def walk(nested: dict[str, Any], prefix: str) -> None:
-        for name, value in nested.items():
-            if isinstance(value, dict):
-                walk(cast(dict[str, Any], value), f"{prefix}{name}.")
-            else:
-                shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                rows.append((_text(prefix + name), _text(shown)))
 
-    walk(values, "")
+def _in_words(name: str) -> str:
+    return re.sub(r"\blr\b", "learning rate", name.replace("_", " ").replace(".", ": "))
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    rows = [(_text(name), value) for name, value in _flat(values)]
     return _table(("", ""), rows) if rows else "Not recorded."
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each value as Markdown, with its name; values in nested mappings have dotted names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(cast(dict[str, Any], value), f"{prefix}{name}.")
+        else:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            yield prefix + name, _text(shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False))
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -416,14 +431,13 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that Markdown, and the HTML inside it, show as it is and in one line; it never stands at a line's start."""
+    """Return text that Markdown, and HTML inside it, show as it is on one line; it must not begin a line."""
     entities = {"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;"}
     escaped = re.sub(r"[\\`*_\[\]#|~$:@]|(?<=www)\.", r"\\\g<0>", printable(text), flags=re.IGNORECASE)
     return "".join(entities.get(character, character) for character in escaped)
 
 
 def _yaml(text: str) -> str:
-    """In JSON's quotes, which YAML reads as its own."""
     return json.dumps(printable(text), ensure_ascii=False)
 
 
@@ -433,6 +447,10 @@ def _percent(share: float | None) -> str:
 
 def _points(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} points"
+
+
+def _mean(mean: float | None, sd: float | None) -> str:
+    return f"{_percent(mean)} on average" + ("" if sd is None else f" (standard deviation {_points(sd)})")
 
 
 def _interval(interval: Sequence[float]) -> str:
