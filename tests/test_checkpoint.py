@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from model.checkpoint import FORMAT, Checkpoint, CheckpointError, load, save
+from model.files import UNFINISHED
 from model.network import ModelConfig, MushroomCNN
 from model.training import EpochMetrics, TrainingConfig, make_optimizer
 
@@ -25,7 +25,7 @@ METRICS = EpochMetrics(
 
 
 def checkpoint(attempt: int = 1, optimizer: Any = "adamw") -> Checkpoint:
-    """Of a network that has made one step, so that the optimizer has a state."""
+    """Return the checkpoint of a network that has made one step, so that the optimizer has a state."""
     torch.manual_seed(attempt)
     model = MushroomCNN(ModelConfig(classes=2, width=0.25)).to(memory_format=torch.channels_last)
     recipe = TrainingConfig(optimizer=optimizer, lr=0.01, schedule="cosine", epochs=1, batch_size=2)
@@ -77,7 +77,7 @@ def test_an_optimizer_gets_its_whole_state_back_step_counters_included(tmp_path:
     assert_same(saved.optimizer, optimizer.state_dict())
 
 
-def test_a_checkpoint_may_leave_the_optimizer_out(tmp_path: Path) -> None:
+def test_a_checkpoint_may_omit_the_optimizer(tmp_path: Path) -> None:
     only_weights = Checkpoint(attempt=0, job_digest="", history=(), model=checkpoint().model, optimizer=None)
     save(tmp_path / "best.pt", only_weights)
     assert load(tmp_path / "best.pt").optimizer is None
@@ -117,7 +117,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in [0, 1, 4, 100, *range(1000, len(whole), len(whole) // 50), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        assert "it is torn" in refused(path)
+        assert "torn" in refused(path)
 
 
 def test_a_flipped_bit_in_a_weight_is_refused(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_flipped_bit_in_a_weight_is_refused(tmp_path: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[largest.header_offset + largest.file_size // 2 + 64] ^= 1
     path.write_bytes(damaged)
-    assert "it is torn" in refused(path)
+    assert "torn" in refused(path)
 
 
 class Trap:
@@ -164,7 +164,9 @@ def test_a_foreign_file_is_refused(contents: bytes, tmp_path: Path) -> None:
 def test_a_file_of_another_format_is_refused(contents: object, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     torch.save(contents, path)
-    assert refused(path) == f"a checkpoint must say {FORMAT!r}, but {path} does not; it is of something else: remove it"
+    message = refused(path)
+    assert f"not {FORMAT!r}" in message
+    assert message.endswith("remove it")
 
 
 @pytest.mark.parametrize("field", ["attempt", "job_digest", "history", "model", "optimizer"])
@@ -178,9 +180,7 @@ def test_a_field_that_is_missing_or_of_another_type_is_refused(field: str, value
     else:
         contents[field] = value
     torch.save(contents, path)
-    assert re.fullmatch(
-        rf"a checkpoint must have all its fields, but {re.escape(str(path))} has .*{field}.*", refused(path)
-    )
+    assert field in refused(path)
 
 
 def test_a_record_of_the_history_with_other_keys_is_refused(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_record_of_the_history_with_other_keys_is_refused(tmp_path: Path) -> N
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     gone = tmp_path / "gone.pt"
-    assert refused(gone) == f"a checkpoint must be readable, but {gone} is not: No such file or directory"
+    assert "No such file or directory" in refused(gone)
     refused(tmp_path)
 
 
@@ -224,6 +224,8 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path: Path) -> 
     seen = {load(path).attempt for _ in range(50)}  # read while it is being replaced: whole every time
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert all(left.name.endswith(UNFINISHED) for left in tmp_path.iterdir() if left != path)
+    save(path, load(path))  # not disturbed by what the killed process left
     found = load(path)
     assert_same(expected[found.attempt].model, found.model)
     assert_same(expected[found.attempt].optimizer, found.optimizer)
