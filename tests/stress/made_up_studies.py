@@ -1,11 +1,11 @@
-"""Made-up studies, as large as one likes: what a coordinator and `retrain` leave, without any training.
+"""Made-up studies of any size: what a coordinator and `retrain` leave, without any training.
 
-Points of the real search space with learning curves that depend on them, and a quartile that prunes.
+The trials are points of the real search space. Their learning curves depend on the parameters, and the lowest quarter
+is pruned.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -18,124 +18,122 @@ import numpy as np
 import optuna
 import sqlalchemy.event
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from data.file_checks import Verdict
-from search_space import PROFILES, Config, known_good, suggest
+from model.training import EpochMetrics
+from search_space import PROFILES, Config, baselines, suggest
 from selection.retraining import best_so_far
-from tuning.folder import sqlite_url
+from tuning.database import IDENTITY
+from tuning.folder import sqlite_url, trial_directory
+from tuning.session import OpenStudy
+from tuning.settings import Settings
 from tuning.space import describe_space
-from tuning.storage import IDENTITY, METRIC, Outcome
+from tuning.trials import (
+    METRIC,
+    Outcome,
+    read_trials,
+    state_of,
+    top,
+    write_attempt,
+    write_environment,
+    write_history,
+    write_result,
+    write_work,
+)
 
 CLASSES = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus")
 PICTURES = 210
-"""In the validation part of a made-up study."""
+"""Number of validation pictures."""
 PROFILE = PROFILES["quick"]
 WORKERS = 2
 
 
-def random_trial(rng: np.random.Generator, forced: dict[str, Any] | None = None) -> optuna.Trial:
-    """Return a trial, of a study of its own in memory, whose parameters are `forced` or else drawn at random."""
+def random_trial(
+    rng: np.random.Generator, forced: dict[str, Any] | None = None, baseline: str | None = None
+) -> optuna.Trial:
+    """Return a trial of an in-memory study of its own, with `forced` parameters and otherwise random ones."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=RandomSampler(int(rng.integers(2**31))))
-    if forced:
-        study.enqueue_trial(forced)
+    study.enqueue_trial(forced or {}, user_attrs={"baseline": baseline} if baseline else None)
     return study.ask()
 
 
 def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) -> list[FrozenTrial]:
-    """`count` finished trials as a coordinator leaves them: known-good ones first, then points that get better."""
+    """Return `count` finished trials as a coordinator leaves them: the baselines, then points that get better."""
     rng = np.random.default_rng([seed, count])
-    begun = datetime(2026, 3, 14, 9, 0)
-    free = [begun] * WORKERS
+    free = [datetime(2026, 3, 14, 9, 0)] * WORKERS
     trials: list[FrozenTrial] = []
-    at_step: list[list[float]] = [[] for _ in range(PROFILE.epochs)]
-    recipes = list(known_good(PROFILE).items())
+    at_epoch: list[list[float]] = [[] for _ in range(PROFILE.epochs)]
+    recipes = list(baselines(PROFILE).items())
     best: list[tuple[float, dict[str, Any]]] = []
     for number in range(count):
-        name, forced = recipes[number] if number < len(recipes) else (None, _inherited(best, rng))
-        point = random_trial(rng, forced)
-        config = suggest(point, PROFILE, classes)
-        slot = min(range(WORKERS), key=lambda slot: free[slot])
-        price = config.cost
-        attributes: dict[str, Any] = {
-            "config": config.to_dict(),
-            "key": config.digest,
-            "seed": number,
-            "parameters": price.parameters,
-            "flops": price.flops,
-        }
-        if name:
-            attributes["known_good"] = name
-        values: dict[int, float] = {}
-        state, end, reason = TrialState.COMPLETE, Outcome.COMPLETE, "trained to its last epoch"
-        constraints = {"flops": (price.flops - (PROFILE.max_flops or math.inf)) / (PROFILE.max_flops or 1.0)}
-        if constraints["flops"] > 0:
-            state, end = TrialState.PRUNED, Outcome.INFEASIBLE
-            reason = f"flops {constraints['flops']:.0%} over budget"
+        baseline, forced = recipes[number] if number < len(recipes) else (None, _inherited(best, rng))
+        trial = random_trial(rng, forced, baseline)
+        config = suggest(trial, PROFILE, classes)
+        cost, key, curve = config.cost, config.digest, list[float]()
+        outcome, reason = Outcome.COMPLETE, "trained to its last epoch"
+        excess = (cost.flops - (PROFILE.max_flops or math.inf)) / (PROFILE.max_flops or 1.0)
+        trial.set_constraint("flops", excess)
+        if excess > 0:
+            outcome, reason = Outcome.INFEASIBLE, f"flops {excess:.0%} over budget"
         elif number and number % 23 == 0:
-            twin = int(rng.integers(number))
-            state, end, reason = TrialState.FAIL, Outcome.DUPLICATE, f"duplicate of trial {twin}"
+            earlier = int(rng.integers(number))
+            outcome, reason, key = Outcome.DUPLICATE, f"duplicate of trial {earlier}", trials[earlier].user_attrs["key"]
         elif number % 41 == 40:
-            values = {0: 1 / classes}
-            state, end = TrialState.PRUNED, Outcome.DIVERGED
+            curve, outcome = [1 / classes], Outcome.DIVERGED
             reason = f"the loss was nan in epoch 2, step {number % 30}, at lr {config.training.lr:.3g}"
-            constraints["diverged"] = 1.0
+            trial.set_constraint("diverged", 1.0)
         else:
             for epoch, value in enumerate(_curve(config, classes, rng)):
-                values[epoch] = value
-                peers = at_step[epoch]
-                prunable = epoch >= 3 and name is None and len(peers) >= 5
-                if prunable and max(values.values()) < statistics.quantiles(peers, n=4)[0]:
-                    state, end, reason = TrialState.PRUNED, Outcome.PRUNED, f"pruned after epoch {epoch + 1}"
+                curve.append(value)
+                others = at_epoch[epoch]
+                prunable = epoch >= 3 and baseline is None and len(others) >= 5
+                if prunable and max(curve) < statistics.quantiles(others, n=4)[0]:
+                    outcome, reason = Outcome.PRUNED, f"pruned after epoch {epoch + 1}"
                     break
             else:
-                for epoch, value in values.items():
-                    at_step[epoch].append(value)
-        length = len(values) * price.flops * 1063 * 3.3 / 4e10
-        start = free[slot]
-        if values:
-            free[slot] = start + timedelta(seconds=length + 0.3)
-            confusion = _confusion(max(values.values()), classes, rng)
-            attributes |= {
-                "attempts": 1,
-                "slot": slot,
-                "best_epoch": max(values, key=lambda epoch: values[epoch]),
-                "best_top1": max(values.values()),
-                "best_top3": min(1.0, max(values.values()) + 0.2),
-                "seconds": round(length, 2),
-                "peak_memory": 900_000_000,
-                "environment": {"device": "cpu: AMD EPYC (AVX2)", "threads": "1", "torch": "2.15.0"},
-            }
-            if len(json.dumps(confusion)) <= 2045:
-                attributes["confusion"] = confusion
-            if state is TrialState.COMPLETE:
-                best = sorted([*best, (max(values.values()), point.params)], key=lambda pair: -pair[0])[:20]
-        attributes |= {"outcome": end, "reason": reason}
-        trial = optuna.trial.create_trial(
-            state=state,
-            value=_told(state, values),
-            params=point.params,
-            distributions=point.distributions,
-            user_attrs=attributes,
-            intermediate_values=values,
-            constraints=constraints,
-        )
-        trial.number = trial._trial_id = number  # pyright: ignore[reportPrivateUsage]
-        trial.datetime_start, trial.datetime_complete = start, free[slot] if values else start
-        trials.append(trial)
+                for epoch, value in enumerate(curve):
+                    at_epoch[epoch].append(value)
+        slot = min(range(WORKERS), key=lambda slot: free[slot])
+        start, seconds = free[slot], cost.flops * 1063 * 3.3 / 4e10
+        write_work(trial, config, cost, seed=number, key=key)
+        if curve:
+            free[slot] = start + timedelta(seconds=len(curve) * seconds + 0.3)
+            write_attempt(trial, 1, slot)
+            write_environment(trial, {"device": "cpu: AMD EPYC (AVX2)", "threads": "1", "torch": "2.15.0"})
+            for epoch, value in enumerate(curve):
+                trial.report(value, epoch)
+        confusion = _confusion(max(curve, default=0.0), classes, rng)
+        history = [_metrics(epoch, value, confusion, seconds) for epoch, value in enumerate(curve)]
+        write_result(trial, outcome, reason, max(history, key=lambda one: one.top1, default=None), history)
+        if outcome is Outcome.COMPLETE:
+            best = sorted([*best, (max(curve), trial.params)], key=lambda pair: -pair[0])[:20]
+        trial.study.tell(trial, max(curve) if outcome is Outcome.COMPLETE else None, state_of(outcome))
+        (frozen,) = trial.study.trials
+        frozen.number = frozen._trial_id = number  # pyright: ignore[reportPrivateUsage]
+        frozen.datetime_start, frozen.datetime_complete = start, free[slot] if curve else start
+        trials.append(frozen)
     return trials
 
 
-def _told(state: TrialState, values: dict[int, float]) -> float | None:
-    """A trial's value: of a pruned one Optuna takes its last epoch's."""
-    if not values:
-        return None
-    return max(values.values()) if state is TrialState.COMPLETE else values[max(values)]
+def _metrics(epoch: int, top1: float, confusion: list[list[int]], seconds: float) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=2.2 * math.exp(-epoch / 5) + 0.1,
+        train_top1=min(1.0, top1 + 0.02 * epoch),
+        validation_loss=2.0 * math.exp(-epoch / 4) + 0.6 + 0.015 * epoch,
+        top1=top1,
+        top3=min(1.0, top1 + 0.2),
+        confusion=tuple(map(tuple, confusion)),
+        lr=0.01 * (1 - epoch / PROFILE.epochs),
+        seconds=seconds,
+        peak_memory=900_000_000,
+    )
 
 
 def _inherited(best: list[tuple[float, dict[str, Any]]], rng: np.random.Generator) -> dict[str, Any]:
-    """Two times of three most of a good trial's parameters, as a sampler that has learned proposes them."""
+    """Return most of a good trial's parameters two times out of three, as a sampler that has learned would."""
     if len(best) < 5 or rng.random() < 1 / 3:
         return {}
     _, parent = best[int(rng.integers(len(best)))]
@@ -143,7 +141,7 @@ def _inherited(best: list[tuple[float, dict[str, Any]]], rng: np.random.Generato
 
 
 def _curve(config: Config, classes: int, rng: np.random.Generator) -> list[float]:
-    """Validation top-1 by epoch: some knobs matter, most do not, and 210 pictures are noisy."""
+    """Return validation top-1 by epoch. Some knobs matter, most do not, and 210 pictures are noisy."""
     training, model = config.training, config.model
     ideal = {"sgd": 0.03, "adam": 1e-3, "adamw": 4e-3}[training.optimizer]
     score = 0.72 - 0.1 * math.log10(training.lr / ideal) ** 2
@@ -161,7 +159,7 @@ def _curve(config: Config, classes: int, rng: np.random.Generator) -> list[float
 
 
 def _confusion(share: float, classes: int, rng: np.random.Generator) -> list[list[int]]:
-    """A matrix of so many pictures right, its mistakes between neighbours."""
+    """Return a confusion matrix with this share of correct pictures; mistakes fall on neighbouring classes."""
     sizes = np.maximum(1, rng.multinomial(PICTURES, rng.dirichlet(np.full(classes, 8.0))))
     rows = np.zeros((classes, classes), dtype=int)
     for truth, size in enumerate(sizes):
@@ -176,7 +174,7 @@ def _confusion(share: float, classes: int, rng: np.random.Generator) -> list[lis
 def made_up_study(
     trials: Sequence[FrozenTrial], *, name: str = "made-up", storage: optuna.storages.BaseStorage | None = None
 ) -> optuna.Study:
-    """A study of these trials with the identity that one of this program has, in memory where no storage is given."""
+    """Return a study of these trials with the identity of a real one, in memory if no storage is given."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         direction="maximize", study_name=name, storage=storage or optuna.storages.InMemoryStorage()
@@ -201,7 +199,7 @@ def made_up_study(
 
 
 def careless_storage(url: str) -> optuna.storages.RDBStorage:
-    """SQLite that does not wait for the disk after each of a made-up study's many thousand commits."""
+    """Return an SQLite storage that does not wait for the disk after each of the many thousand commits."""
     storage = optuna.storages.RDBStorage(url)
 
     def hurry(connection: Any, _: object) -> None:
@@ -214,29 +212,15 @@ def careless_storage(url: str) -> optuna.storages.RDBStorage:
 
 
 def write_files(study: optuna.Study, folder: Path, *, classes: Sequence[str] = CLASSES, histories: int = 50) -> None:
-    """What lies beside a study's database: histories of the first trained trials, and the data report."""
+    """Write what lies beside a study's database: histories of the best trained trials, and the data report."""
     rng = np.random.default_rng(0)
+    ranked = sorted(read_trials(study), key=lambda trial: -(trial.frozen.value or 0.0))
+    for trial in [trial for trial in ranked if trial.curve][:histories]:
+        trial_directory(folder, trial.number).mkdir(parents=True, exist_ok=True)
+        confusions = {epoch: _confusion(top1, len(classes), rng) for epoch, top1 in trial.curve.items()}
+        history = [_metrics(epoch, top1, confusions[epoch], 2.0) for epoch, top1 in trial.curve.items()]
+        write_history(folder, trial.number, history)
     folder.mkdir(parents=True, exist_ok=True)
-    ranked = sorted(study.get_trials(deepcopy=False), key=lambda trial: -(trial.value or 0.0))
-    for trial in [trial for trial in ranked if trial.intermediate_values][:histories]:
-        place = folder / "trials" / f"{trial.number:04d}"
-        place.mkdir(parents=True, exist_ok=True)
-        rows = [
-            {
-                "epoch": epoch,
-                "train_loss": 2.2 * math.exp(-epoch / 5) + 0.1,
-                "train_top1": min(1.0, value + 0.02 * epoch),
-                "validation_loss": 2.0 * math.exp(-epoch / 4) + 0.6 + 0.015 * epoch,
-                "top1": value,
-                "top3": min(1.0, value + 0.2),
-                "confusion": _confusion(value, len(classes), rng),
-                "lr": 0.01 * (1 - epoch / PROFILE.epochs),
-                "seconds": 2.0,
-                "peak_memory": 900_000_000,
-            }
-            for epoch, value in sorted(trial.intermediate_values.items())
-        ]
-        (place / "history.json").write_text(json.dumps(rows), encoding="utf-8")
     lines = ["path,class,part,verdict,reason,width,height,mode,bytes,group,split"]
     for name in classes:
         quoted = '"' + name.replace('"', '""') + '"'
@@ -247,13 +231,12 @@ def write_files(study: optuna.Study, folder: Path, *, classes: Sequence[str] = C
     (folder / "data_report.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_finals(study: optuna.Study, folder: Path, *, classes: Sequence[str] = CLASSES, looks: int = 1) -> None:
-    """What `retrain` leaves: finalists.csv and retrained.json. The study's best trial comes out second."""
+def write_finals(study: optuna.Study, folder: Path, *, classes: Sequence[str] = CLASSES, evaluations: int = 1) -> None:
+    """Write what `retrain` leaves: finalists.csv and retrained.json. The study's second-best trial has won."""
     rng = np.random.default_rng(1)
-    best = sorted(study.get_trials(deepcopy=False), key=lambda trial: -(trial.value or 0.0))[:3]
-    won = best[1]
+    first, won, third = top(read_trials(study), 3)
     lines = ["name,trial,seed,outcome,top1,best_epoch"]
-    for place, trial in enumerate((won, best[0], best[2])):
+    for place, trial in enumerate((won, first, third)):
         for seed in range(3):
             top1 = (won.value or 0.0) - 0.02 * (1 + place) + float(rng.normal(0, 0.005))
             lines.append(f"trial {trial.number},{trial.number},{seed},complete,{top1},8")
@@ -262,7 +245,7 @@ def write_finals(study: optuna.Study, folder: Path, *, classes: Sequence[str] = 
     pictures = sum(map(sum, confusion))
     top1 = sum(row[label] for label, row in enumerate(confusion)) / pictures
     results = {
-        "looks": looks,
+        "evaluations": evaluations,
         "pictures": pictures,
         "top1": top1,
         "top1_interval": [top1 - 0.06, top1 + 0.06],
@@ -275,21 +258,22 @@ def write_finals(study: optuna.Study, folder: Path, *, classes: Sequence[str] = 
         "top1_sd": 0.01,
         "diverged": 0,
         "baselines": [
-            {"name": "improved by hand", "top1": [0.41, 0.4], "top1_mean": 0.405, "top1_sd": 0.007, "diverged": 1}
+            {"name": "hand-tuned recipe", "top1": [0.41, 0.4], "top1_mean": 0.405, "top1_sd": 0.007, "diverged": 1}
         ],
     }
+    settings = Settings(data="made-up pictures", test_data=None, pictures=None, storage=None)
     replace(
-        best_so_far(study, "made-up pictures"),
+        best_so_far(OpenStudy(study=study, folder=folder, url="", settings=settings)),
         name=f"trial {won.number}",
         trial=won.number,
-        config=won.user_attrs["config"],
+        config=won.config.to_dict() if won.config else {},
         trained_on=["train", "validation"],
         results=results,
     ).save(folder)
 
 
 def fill(folder: Path, count: int) -> None:
-    """A study of `count` trials in its folder, database and all."""
+    """Write a study of `count` trials into its folder, database and all."""
     study = made_up_study(made_up_trials(count), storage=careless_storage(sqlite_url(folder)))
     write_files(study, folder)
     write_finals(study, folder)
