@@ -73,7 +73,7 @@ def _serve_with_clock(connection: Any) -> None:
         (optimizer.Optimizer, "zero_grad", "optimizer"),
         (batches, "draw", "draw"),
         (batches.TrainingBatches, "order", "draw"),
-        (batches.Pictures, "__getitem__", "gather"),
+        (batches.DevicePictures, "__getitem__", "gather"),
         (batches, "normalise", "normalise"),
         (batches, "augment", "augment"),
         (training, "evaluate", "evaluation"),

@@ -1,11 +1,11 @@
-"""The forager's six augmentations for a whole batch at once: one warp per picture, then a blur for those that drew it.
+"""The original recipe's six augmentations for a whole batch at once: one warp per picture, then a blur where drawn.
 
-config -> `draw`: for each picture one or two of the six, as one homography and one sigma -> `augment`: one grid, one
-`grid_sample`. A homography maps a place in the new picture to the place in the old one that it shows; both are counted
+config -> `draw`: one or two of the six for each picture, as one homography and one sigma -> `augment`: one grid, one
+`grid_sample`. A homography maps a point of the new picture to the point of the old one that it shows. Coordinates run
 from -1 to 1 between the picture's outer edges, so that pixel i of S has its centre at (2i + 1) / S - 1
-(`align_corners=False`). Steps compose by matrix product, so two of them blur the picture by interpolation only once.
+(`align_corners=False`). Steps are composed by matrix product, so that two of them interpolate the picture only once.
 
-Measured against a loop over pictures with torchvision's operations in benchmarks/augment.py.
+Measured against torchvision's operations, picture by picture, in benchmarks/README.md.
 """
 
 from collections.abc import Callable
@@ -17,42 +17,45 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 
+from data.transfer import to_device
+
 Floats = npt.NDArray[np.float64]
 
 STEPS = ("crop", "flip", "perspective", "rotation", "translation", "blur")
-"""In the order in which a picture that drew two of them gets them."""
+"""In the order of application where a picture draws two."""
 
 MAX_ROTATION = 30.0
-"""Degrees, either way, at strength 1."""
+"""Degrees, in either direction, at strength 1."""
 
 MIN_AREA = 0.3
-"""Of the picture, for a crop at strength 1. Torchvision's default of 0.08 often shows litter and no mushroom."""
+"""Smallest area of a crop, as a share of the picture, at strength 1. Torchvision's 0.08 often misses the mushroom."""
 
 MAX_RATIO = 4 / 3
-"""Of a crop's sides, either way, at strength 1: torchvision's default."""
+"""Largest ratio of a crop's sides, in either direction, at strength 1: torchvision's default."""
 
 MAX_TRANSLATION = 0.1
-"""Of the side, along each axis, either way, at strength 1."""
+"""Largest shift as a share of the side, along each axis and in either direction, at strength 1."""
 
 MAX_DISTORTION = 0.2
-"""Of half a side, along each axis, that perspective moves a corner inwards, at strength 1."""
+"""Largest move of a corner inwards by perspective, as a share of half a side, along each axis, at strength 1."""
 
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0
-"""Pixels, of the 3x3 Gaussian, at strength 1."""
-
+"""Range of the 3x3 Gaussian's sigma in pixels, at strength 1."""
 
 CACHED_PIXELS = 2**17
-"""That a CPU works on at once: two pictures of 256 px."""
+"""Pixels that a CPU augments at a time, so that they fit its cache: two pictures of 256 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
+    """How training pictures are augmented."""
+
     strength: float
-    """Scales every magnitude: 0 is none at all, 1 the forager's, 2 the most. A flip has none and stays a flip."""
+    """Scale of every magnitude, 0 to 2: 0 is no augmentation, 1 the original recipe. Flips are unaffected above 0."""
     reuse_originals: bool
-    """One view in three is the picture itself, as in the forager's recipe; otherwise every view is augmented."""
+    """Show the picture itself in one view of three, as the original recipe does; otherwise augment every view."""
     fresh: bool
-    """Draw anew every epoch; otherwise a picture's augmented copies are the same in every epoch."""
+    """Draw new augmentations in every epoch; otherwise a picture's augmented copies are the same in every epoch."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 2:
@@ -61,23 +64,23 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What n pictures drew."""
+    """Augmentations drawn for n pictures."""
 
     homographies: npt.NDArray[np.float32]
-    """(n, 3, 3), new place -> old place."""
+    """(n, 3, 3), from new to old coordinates."""
     warped: npt.NDArray[np.bool_]
-    """(n,), whether the homography is to be applied."""
+    """(n,), whether to apply the homography."""
     sigmas: npt.NDArray[np.float32]
-    """(n,), pixels; 0 is no blur."""
+    """(n,), in pixels; 0 means no blur."""
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Self:
         return type(self)(homographies=self.homographies[rows], warped=self.warped[rows], sigmas=self.sigmas[rows])
 
 
 def draw(strength: float, plain: npt.NDArray[np.bool_], rng: np.random.Generator) -> Draws:
-    """One or two steps, at even odds, for each of n pictures; none where `plain` (n,) says so, none at strength 0.
+    """Draw one or two steps, at even odds, for each of n pictures; none where `plain` (n,) is true or strength is 0.
 
-    What a picture draws depends on `rng` and its place alone, not on who else is plain.
+    A picture's draw depends only on `rng` and its position, not on which other pictures are plain.
     """
     n = len(plain)
     ranks = rng.random((n, len(STEPS))).argsort(axis=1).argsort(axis=1)
@@ -112,27 +115,21 @@ def draw(strength: float, plain: npt.NDArray[np.bool_], rng: np.random.Generator
 
 
 def augment(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Normalised float32 (n, 3, S, S) -> as many, channels_last, on the same device; a plain picture bit for bit.
+    """Return augmented copies of normalised float32 pictures (n, 3, S, S), channels_last, on the same device.
 
-    What lies outside the old picture is its mirror image: natural texture up to the edge, where a grey wedge would tell
-    the network how the picture was turned.
+    Plain pictures are copied bit for bit. Beyond its edges a picture is continued by its mirror image, because a grey
+    wedge would tell the network how the picture was rotated.
     """
     out = pictures.clone(memory_format=torch.channels_last)
-    _replace(out, np.flatnonzero(draws.warped), draws.homographies, warp)
-    _replace(out, np.flatnonzero(draws.sigmas), draws.sigmas, blur)
+    _apply(out, np.flatnonzero(draws.warped), draws.homographies, warp)
+    _apply(out, np.flatnonzero(draws.sigmas), draws.sigmas, blur)
     return out
 
 
-def moved(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    """An array on a device. On the way to a GPU through pinned memory, so that nobody waits for what it is doing."""
-    tensor = torch.as_tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def warp(pictures: torch.Tensor, homographies: torch.Tensor) -> torch.Tensor:
-    """(n, 3, S, S) seen through (n, 3, 3), bilinear, mirrored at the edges (F.grid_sample)."""
+    """Warp pictures (n, 3, S, S) by homographies (n, 3, 3): bilinear, mirrored at the edges."""
     n, _, height, width = pictures.shape
-    # Each row and column is multiplied once and the grid is their sums: 8 times as quick as a product per pixel.
+    # Rows and columns are multiplied once and the grid is their sum: 8 times as fast as one product per pixel.
     along_x = homographies[:, :, 0, None] * _centres(width, pictures.device)
     along_y = homographies[:, :, 1, None] * _centres(height, pictures.device) + homographies[:, :, 2, None]
     seen = along_x[:, :, None, :] + along_y[:, :, :, None]
@@ -142,7 +139,7 @@ def warp(pictures: torch.Tensor, homographies: torch.Tensor) -> torch.Tensor:
 
 
 def blur(pictures: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """3x3 Gaussian of (n,) sigmas in pixels over (n, 3, S, S), mirrored at the edges; one axis after the other."""
+    """Blur pictures (n, 3, S, S) by 3x3 Gaussians of (n,) sigmas in pixels, mirrored at the edges, axis by axis."""
     side = torch.exp(-0.5 / sigmas**2).view(-1, 1, 1, 1)
     middle = 1 / (1 + 2 * side)
     side = side * middle
@@ -152,7 +149,7 @@ def blur(pictures: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
 
 
 def crop_map(sides: Floats, centres: Floats) -> Floats:
-    """A box with `sides` (n, 2: x, y; 1 is the whole) around `centres` (n, 2; -1 to 1), enlarged to the whole."""
+    """Return maps that enlarge a box to the whole picture: `sides` (n, 2: x, y; 1 = all), `centres` (n, 2; -1 to 1)."""
     maps = _identity(len(sides))
     maps[:, [0, 1], [0, 1]] = sides
     maps[:, :2, 2] = centres
@@ -160,14 +157,14 @@ def crop_map(sides: Floats, centres: Floats) -> Floats:
 
 
 def flip_map(flipped: npt.NDArray[np.bool_]) -> Floats:
-    """Left and right exchanged where (n,) says so."""
+    """Return maps that swap left and right where `flipped` (n,) is true."""
     maps = _identity(len(flipped))
     maps[:, 0, 0] = np.where(flipped, -1, 1)
     return maps
 
 
 def rotation_map(angles: Floats) -> Floats:
-    """Turned counter-clockwise, as seen, by (n,) radians about the centre; y points down."""
+    """Return maps that rotate by (n,) radians about the centre, counter-clockwise as seen; y points down."""
     maps = _identity(len(angles))
     maps[:, 0, 0] = maps[:, 1, 1] = np.cos(angles)
     maps[:, 1, 0] = np.sin(angles)
@@ -176,17 +173,17 @@ def rotation_map(angles: Floats) -> Floats:
 
 
 def translation_map(shifts: Floats) -> Floats:
-    """Moved by (n, 2: x, y), where the whole side is 2."""
+    """Return maps that shift by (n, 2: x, y), where the side has length 2."""
     maps = _identity(len(shifts))
     maps[:, :2, 2] = -shifts
     return maps
 
 
 def perspective_map(corners: Floats) -> Floats:
-    """Each corner moved inwards by (n, 4, 2: x, y), where half a side is 1; clockwise from the top left.
+    """Return maps that move each corner inwards by (n, 4, 2: x, y), in halves of a side; clockwise from the top left.
 
-    Old -> new takes the square to a quadrilateral (Heckbert, Fundamentals of Texture Mapping and Image Warping, 1989,
-    section 2.2.3, for the unit square); new -> old is its inverse.
+    From old to new, the square becomes a quadrilateral (Heckbert, Fundamentals of Texture Mapping and Image Warping,
+    1989, section 2.2.3, for the unit square); from new to old is the inverse.
     """
     outer = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64)
     p0, p1, p2, p3 = np.moveaxis(outer * (1 - corners), 1, 0)
@@ -202,24 +199,24 @@ def perspective_map(corners: Floats) -> Floats:
     return np.linalg.inv(quads @ to_unit_square).astype(np.float64)
 
 
-def _replace(
+def _apply(
     pictures: torch.Tensor,
     rows: npt.NDArray[np.intp],
     values: npt.NDArray[np.float32],
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Puts `step(pictures, values)` of these rows in their place; on a CPU few at a time, to stay in its cache."""
+    """Replace these rows with `step(pictures, values)`, a few at a time on a CPU, to stay in its cache."""
     at_once = max(1, CACHED_PIXELS // pictures[0, 0].numel()) if pictures.device.type == "cpu" else len(rows)
     for start in range(0, len(rows), max(1, at_once)):
         some = rows[start : start + at_once]
-        index = moved(some, pictures.device)
-        changed = step(pictures[index], moved(values[some], pictures.device))
-        # Of another memory format it would be copied one number at a time, which takes twice as long.
+        index = to_device(some, pictures.device)
+        changed = step(pictures[index], to_device(values[some], pictures.device))
+        # In another memory format it would be copied number by number, which takes twice as long.
         pictures.index_copy_(0, index, changed.contiguous(memory_format=torch.channels_last))
 
 
 def _centres(size: int, device: torch.device) -> torch.Tensor:
-    """Of the pixels of a row, from edge to edge -1 to 1."""
+    """Return the coordinates of the pixel centres in a row; its edges are -1 and 1."""
     return (torch.arange(size, device=device) * 2 + 1) / size - 1
 
 

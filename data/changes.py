@@ -1,4 +1,4 @@
-"""What has changed in a data set since a study wrote its `data_report.csv`."""
+"""Changes in a data set since a study wrote its `data_report.csv`."""
 
 import csv
 from pathlib import Path
@@ -7,20 +7,20 @@ from data.catalog import Catalog
 from data.split import Split
 
 NAMED = 3
-"""Examples of each kind."""
+"""Most examples of each kind of change."""
 
 
 def describe(report: Path, catalog: Catalog, split: Split) -> str:
-    """The used pictures that are gone, new, of another size in bytes, or in another part, with examples by path.
+    """Return the used pictures that are gone, new, of another size in bytes or in another part, with example paths.
 
-    "" where the report cannot be read, or names the same files: then bytes differ that it does not hold.
+    Returns "" if the report cannot be read, or shows no difference because files changed without changing their size.
     """
     try:
         with report.open(newline="", encoding="utf-8") as file:
             then = {row["path"]: (row["bytes"], row["split"]) for row in csv.DictReader(file) if row["split"]}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError):
         return ""
-    if not then:  # torn: a study's report has used pictures
+    if not then:  # a truncated file: every study uses some pictures
         return ""
     now = {row["path"]: (row["bytes"], row["split"]) for row in catalog.report_rows(split) if row["split"]}
     kinds = {

@@ -1,9 +1,9 @@
-"""Finds copies that were resized, recompressed or slightly changed: thumbnails in, groups out.
+"""Near-duplicates: finds copies that were resized, recompressed or slightly changed. Thumbnails in, groups out.
 
-A difference hash of 64 bits [1] finds candidates, the correlation of their thumbnails confirms them, confirmed pairs
-are joined. Two hashes that differ in at most 7 bits differ in at most 1 bit of one of four bands of 16 bits, so only
-pictures whose bands agree up to one bit are compared [2]: 60,000 pictures take seconds, not the hours of 1.8 billion
-pairs.
+A difference hash of 64 bits [1] finds candidates, the correlation of their thumbnails confirms them, and confirmed
+pairs are joined into groups. Hashes that differ in at most 7 bits differ in at most 1 bit in at least one of their four
+bands of 16 bits, so only pictures with such a band in common are compared [2]: 60,000 pictures take seconds, where all
+1.8 billion pairs would take hours.
 
 [1] N. Krawetz, "Kind of like that", 2013, https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html
 [2] G. S. Manku, A. Jain, A. Das Sarma, "Detecting near-duplicates for web crawling", WWW 2007
@@ -18,21 +18,22 @@ Positions = npt.NDArray[np.int64]
 
 MAX_BITS = 7
 MIN_CORRELATION = 0.95
-"""Of the 1.25 billion pairs in CIFAR-10's training pictures 241 pass both, and by eye each shows one object twice;
-within 3 bits, which need no band but an equal one, 86 do. Of copies saved as JPEG at quality 60, 99 % stay within 7.
-A copy that lost 3 % at two edges is found one time in five, one that lost 6 % never."""
+"""Largest difference of the hashes, and smallest correlation, of two near-duplicates. 241 of the 1.25 billion pairs of
+CIFAR-10's training pictures pass both, and by eye each shows one object twice; within 3 bits, for which equal bands
+would be enough, only 86 do. Of copies saved as JPEG at quality 60, 99 % stay within 7 bits. A copy that lost 3 % at two
+edges is found one time in five, one that lost 6 % never."""
 
 MIN_CONTRAST = 4.0
-"""Grey levels of standard deviation; a flatter thumbnail has a hash of noise and is nobody's near-duplicate."""
+"""Smallest standard deviation in grey levels. The hash of a flatter thumbnail is noise, so it is left ungrouped."""
 
 WINDOW = 64
-"""Neighbours compared in a bucket of equal bands; a larger one is sorted by its next bits, so that like lies near like.
-CIFAR-10 gives the same groups with 32 to 256; 60,000 small figures on black, the worst case known, take 27 s with 64
-and 200 s with 256, and of 10,000 noisy copies among 20,000 such figures 90 % are found with 64."""
+"""Most neighbours compared in a bucket of equal bands. Buckets are sorted by the bits that follow, so that neighbours
+are similar. CIFAR-10 gives the same groups with 32 to 256; 60,000 small figures on black, the worst case known, take
+27 s with 64 and 200 s with 256, and of 10,000 noisy copies among 20,000 such figures 90 % are found with 64."""
 
 
 def groups(thumbnails: npt.NDArray[np.uint8]) -> Positions:
-    """Grey thumbnails, uint8 (n, 16, 18) -> the group of each, int64 (n,): the smallest position in its group."""
+    """Group grey thumbnails, uint8 (n, 16, 18); return for each the smallest position in its group, int64 (n,)."""
     labels = np.arange(len(thumbnails))
     flat = thumbnails.reshape(-1, 16 * 18).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
@@ -49,14 +50,14 @@ def groups(thumbnails: npt.NDArray[np.uint8]) -> Positions:
 
 
 def difference_hash(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """uint8 (n, 16, 18) -> uint64 (n,): of 8 x 9 averages, whether each is brighter than its left neighbour."""
+    """Hash thumbnails, uint8 (n, 16, 18), to uint64 (n,): whether 8 x 9 means exceed their left neighbours."""
     small = thumbnails.reshape(-1, 8, 2, 9, 2).sum(axis=(2, 4), dtype=np.int32)
     bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(-1, 64)
     return np.packbits(bits, axis=1).view(np.uint64).reshape(-1)
 
 
 def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Positions]]:
-    """Pairs of positions at most MAX_BITS apart, in slices of at most 65,536; a pair may come more than once."""
+    """Yield pairs of positions up to MAX_BITS apart, up to 65,536 at a time; a pair may come more than once."""
     for band in range(4):
         shift = np.uint64(16 * band)
         rotated = (hashes << shift) | (hashes >> (np.uint64(64) - shift)) if band else hashes
@@ -65,7 +66,7 @@ def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Pos
         keys = rotated >> np.uint64(48)
         for probe in (0, *(1 << bit for bit in range(16))):
             wanted = keys ^ np.uint64(probe)
-            first = np.flatnonzero(wanted >= keys)  # the other half finds the same pairs from their other end
+            first = np.flatnonzero(wanted >= keys)  # the others find the same pairs from the other side
             low, high = np.searchsorted(keys, wanted[first]), np.searchsorted(keys, wanted[first], side="right")
             if probe:
                 nearest = np.searchsorted(rotated, rotated[first] ^ np.uint64(probe << 48))
@@ -84,7 +85,7 @@ def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Pos
 
 
 def _join(labels: Positions, a: Positions, b: Positions) -> Positions:
-    """Union-find over whole arrays: the larger root is hung under the smaller until every pair shares one."""
+    """Union-find on whole arrays: attach the larger root to the smaller one until both of every pair share a root."""
     while len(a):
         high, low = np.maximum(labels[a], labels[b]), np.minimum(labels[a], labels[b])
         if (high == low).all():

@@ -1,4 +1,4 @@
-"""Augmentation: equal to a slow per-pixel reference, and step by step to torchvision's own operations."""
+"""Augmentation equals a slow per-pixel reference, and each step equals torchvision's own operation."""
 
 import math
 
@@ -44,13 +44,13 @@ def draws(n: int, *, strength: float = 1.0, seed: int = 0, plain: bool = False) 
 
 
 def mirrored(place: float, size: int) -> float:
-    """A pixel coordinate brought inside by mirrors at the outer edges, -0.5 and size - 0.5."""
+    """Reflect a pixel coordinate at the outer edges, -0.5 and size - 0.5, into the picture."""
     place = (place + 0.5) % (2 * size)
     return min(place, 2 * size - place) - 0.5
 
 
 def slow_augment(image: np.ndarray, homography: np.ndarray, sigma: float) -> np.ndarray:
-    """One picture (3, S, S), one pixel at a time."""
+    """Augment one picture (3, S, S), pixel by pixel."""
     channels, size, _ = image.shape
 
     def pixel(x: int, y: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_a_batch_equals_the_slow_reference(strength: float):
 
 
 def inside(operation) -> torch.Tensor:
-    """Where torchvision's operation shows the old picture alone, and no fill."""
+    """Return where torchvision's operation shows only the old picture, without fill."""
     return operation(torch.ones(1, 1, SIZE, SIZE)) > 0.9999
 
 
@@ -126,7 +126,7 @@ def test_crop_is_torchvisions(top: int, left: int, height: int, width: int):
     centre = np.array([[2 * left + width, 2 * top + height]]) / SIZE - 1
     got = warped(image, crop_map(np.array([[width, height]]) / SIZE, centre))
     expected = tv.resized_crop(image, top, left, height, width, [SIZE, SIZE], antialias=False)
-    # Resizing stops at the box where the warp sees the picture beyond it, so the outermost pixels may differ.
+    # Resizing ends at the box, but the warp also sees the picture around it, so the outermost pixels may differ.
     torch.testing.assert_close(got[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=0, atol=1e-4)
 
 
@@ -139,14 +139,14 @@ def test_perspective_is_torchvisions():
         return tv.perspective(image, starts, ends, InterpolationMode.BILINEAR)
 
     image = pictures(smooth=True)
-    # Torchvision names corners from 0 to S - 1 on a scale where the outer edges are 0 and S: to its scale and back.
+    # Torchvision gives corners from 0 to S - 1 on a scale whose outer edges are 0 and S: convert to it and back.
     k = SIZE / (SIZE - 1)
     scale = np.array([[k, 0, k - 1], [0, k, k - 1], [0, 0, 1]])
     got = warped(image, np.linalg.inv(scale) @ perspective_map(corners * 2 / (SIZE - 1)) @ scale)
     assert ((got - look(image)).abs() * inside(look)).max() < 1e-3 and inside(look).float().mean() > 0.7
 
 
-def test_perspective_takes_the_corners_where_they_are_sent():
+def test_perspective_moves_the_corners_where_it_should():
     moved = np.array([[[0.1, 0.2], [0.0, 0.3], [0.4, 0.1], [0.2, 0.0]]])
     for (x, y), (inward_x, inward_y) in zip([(-1, -1), (1, -1), (1, 1), (-1, 1)], moved[0], strict=True):
         u, v, w = perspective_map(moved)[0] @ [x * (1 - inward_x), y * (1 - inward_y), 1]
@@ -161,7 +161,7 @@ def test_blur_is_torchvisions(sigma: float):
     )
 
 
-def test_two_steps_in_one_warp_are_the_steps_one_after_the_other():
+def test_two_steps_in_one_warp_equal_the_steps_one_after_the_other():
     image = pictures(smooth=True, size=64)
     first, second = rotation_map(np.radians([20])), crop_map(np.array([[0.6, 0.5]]), np.array([[0.1, -0.1]]))
     one = warped(image, first @ second)
@@ -169,7 +169,7 @@ def test_two_steps_in_one_warp_are_the_steps_one_after_the_other():
     assert (one - two)[..., 8:-8, 8:-8].abs().mean() < 0.01
 
 
-def test_a_plain_picture_comes_through_bit_for_bit():
+def test_a_plain_picture_is_copied_bit_for_bit():
     batch, drawn = pictures(64), draws(64)
     plain = np.arange(64) % 3 == 0
     mixed = draw(1.0, plain, np.random.default_rng(0))
@@ -179,7 +179,7 @@ def test_a_plain_picture_comes_through_bit_for_bit():
 
 
 @pytest.mark.parametrize("size", [16, 33])
-def test_the_result_is_channels_last_and_the_input_as_it_was(size: int):
+def test_the_result_is_channels_last_and_the_input_unchanged(size: int):
     batch = pictures(8, size)
     before = batch.clone()
     for drawn in (draws(8), draws(8, plain=True)):
@@ -194,7 +194,7 @@ def test_a_picture_does_not_depend_on_its_batch():
     torch.testing.assert_close(augment(batch[rows], drawn[rows]), augment(batch, drawn)[rows], rtol=0, atol=1e-6)
 
 
-def test_strength_0_is_none():
+def test_strength_0_changes_nothing():
     drawn = draws(200, strength=0.0)
     assert not drawn.warped.any() and not drawn.sigmas.any()
     assert (drawn.homographies == np.eye(3)).all()
@@ -204,7 +204,7 @@ def test_each_picture_draws_one_or_two_of_six():
     drawn = draws(60_000)
     blurred, warps = drawn.sigmas > 0, drawn.warped
     assert (blurred | warps).all()
-    # One or two at even odds: blur is in one of six, or two of six; it is the only one half the time that one is drawn.
+    # With one or two steps at even odds, blur is drawn in 1/6 or 2/6 of cases, and alone in half of the 1/6.
     assert blurred.mean() == pytest.approx((1 / 6 + 2 / 6) / 2, abs=0.01)
     assert (blurred & ~warps).mean() == pytest.approx(1 / 12, abs=0.01)
     flipped = np.linalg.det(drawn.homographies[:, :2, :2]) < 0
@@ -226,7 +226,7 @@ def test_magnitudes_stay_within_the_strength(strength: float, seed: int):
     assert np.abs(np.linalg.det(upright)).min() > 0.1 * min(1, 1.05 - strength * (1 - MIN_AREA) * 0.5)
 
 
-def test_at_full_strength_a_sole_rotation_covers_its_range():
+def test_at_strength_1_rotations_cover_their_range():
     homographies = draws(40_000).homographies
     sines = homographies[:, 1, 0]
     turned = (
@@ -238,5 +238,5 @@ def test_at_full_strength_a_sole_rotation_covers_its_range():
 
 
 def test_a_strength_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"`0 <= strength <= 2` must hold, but got strength=2\.5"):
+    with pytest.raises(ValueError, match=r"strength=2\.5"):
         AugmentConfig(strength=2.5, reuse_originals=True, fresh=True)

@@ -1,4 +1,4 @@
-"""Batches: what an epoch holds, that (seed, epoch) alone decide it, and the recipe's shares."""
+"""Batches: the contents of an epoch depend only on (seed, epoch), and plain views have the original recipe's share."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augment import AugmentConfig
-from data.batches import EvaluationBatches, Pictures, TrainingBatches, evaluated_at_once
+from data.batches import DevicePictures, EvaluationBatches, TrainingBatches, evaluated_at_once
 from data.cache import Part
 from model.preprocessing import normalise
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def part(*counts: int, size: int = 8) -> Part:
-    """Pictures of which the first pixel tells the place; `indices` are scattered over more pictures than the part's."""
+    """Return pictures whose first pixel tells their position; `indices` are scattered among other parts' pictures."""
     n = sum(counts)
     rng = np.random.default_rng(n)
     images = rng.integers(0, 256, (n + 7, size, size, 3), dtype=np.uint8)
@@ -50,7 +50,7 @@ def batches(
 
 
 def places(images: torch.Tensor) -> list[int]:
-    """Whose pictures these are, where nothing was augmented."""
+    """Return the positions of pictures that were not augmented."""
     corner = (images[:, :2, 0, 0] * 0.25 + 0.5) * 255
     return (corner.round().long() * torch.tensor([1, 256])).sum(1).tolist()
 
@@ -61,9 +61,9 @@ def epoch(of: TrainingBatches, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plain_places(of: TrainingBatches, whole: Part, n: int) -> list[int]:
-    """The pictures that `plain` promises unchanged in epoch n, and proof by their pixels that they are.
+    """Return the pictures that `plain` says are unchanged in epoch n, after checking their pixels.
 
-    Pixels alone do not tell: the 3x3 blur of the smallest sigmas changes no bit.
+    Pixels alone would not tell, because the 3x3 blur with the smallest sigmas changes no bit.
     """
     pictures, views = of.order(n)
     plain = of.plain(pictures, views, n)
@@ -83,7 +83,7 @@ COUNTS = st.lists(st.integers(1, 20), min_size=2, max_size=4)
 
 @settings(max_examples=60, deadline=None)
 @given(COUNTS, SHAPES, st.integers(0, 50))
-def test_an_epoch_is_one_permutation_after_another(counts: list[int], shape: dict[str, int], n: int):
+def test_an_epoch_is_one_permutation_per_view(counts: list[int], shape: dict[str, int], n: int):
     whole = part(*counts)
     images, labels = epoch(batches(whole, strength=0, **shape), n)
     seen = places(images)
@@ -117,7 +117,7 @@ def test_a_batch_size_larger_than_the_set_gives_one_batch():
 
 @settings(max_examples=25, deadline=None)
 @given(COUNTS, SHAPES, st.booleans(), st.booleans(), st.integers(1, 4))
-def test_resuming_at_an_epoch_equals_going_straight_to_it(
+def test_an_epoch_is_the_same_after_a_resume(
     counts: list[int], shape: dict[str, int], oversample: bool, fresh: bool, n: int
 ):
     whole = part(*counts)
@@ -156,7 +156,7 @@ def test_three_views_are_the_picture_and_two_copies_in_every_epoch():
 
 
 @pytest.mark.parametrize("views", [1, 2, 4, 5])
-def test_any_number_of_views_has_the_recipes_share_over_three_epochs(views: int):
+def test_any_number_of_views_has_the_original_recipes_share_over_three_epochs(views: int):
     whole = part(17, 12)
     of = batches(whole, views=views)
     each = [plain_places(of, whole, n) for n in range(3)]
@@ -177,12 +177,12 @@ def test_fresh_copies_differ_between_epochs_and_fixed_ones_do_not():
 
     assert copies(False, 0) == copies(False, 4)
     assert len(copies(False, 0)) > 50
-    assert 20 <= len(copies(True, 0) & copies(True, 4)) < 30  # the originals, and some that were only flipped
+    assert 20 <= len(copies(True, 0) & copies(True, 4)) < 30  # plain views, and some that were only flipped
 
 
 @settings(max_examples=40, deadline=None)
 @given(COUNTS, SHAPES, st.integers(0, 9))
-def test_oversampling_gives_equal_shares_and_goes_through_each_class_evenly(
+def test_oversampling_gives_classes_equal_shares_and_their_pictures_equal_turns(
     counts: list[int], shape: dict[str, int], n: int
 ):
     whole = part(*counts)
@@ -243,8 +243,8 @@ def test_evaluation_shows_each_picture_once_in_order_and_plain():
 def test_pictures_kept_on_the_device_are_the_same_as_gathered_ones():
     whole = part(9, 8)
     needed = 17 * 8 * 8 * 3
-    kept, gathered = Pictures(whole, CPU, room=needed), Pictures(whole, CPU, room=needed - 1)
-    assert (kept.resident, gathered.resident, Pictures(whole, CPU).resident) == (True, False, False)
+    kept, gathered = DevicePictures(whole, CPU, room=needed), DevicePictures(whole, CPU, room=needed - 1)
+    assert (kept.resident, gathered.resident, DevicePictures(whole, CPU).resident) == (True, False, False)
     rows = np.array([16, 0, 3, 3], dtype=np.int64)
     for one, other in zip(kept[rows], gathered[rows], strict=True):
         assert torch.equal(one, other)
@@ -267,13 +267,13 @@ def test_on_a_gpu_a_batch_is_the_cpus():
 
 
 @pytest.mark.parametrize(("size", "count"), [(32, 256), (90, 256), (128, 128), (256, 32), (4096, 1)])
-def test_large_pictures_are_evaluated_fewer_at_a_time(size: int, count: int):
+def test_fewer_large_pictures_are_evaluated_at_a_time(size: int, count: int):
     assert evaluated_at_once(size) == count
 
 
 @pytest.mark.parametrize("values", [{"batch_size": 0}, {"views": 0}])
-def test_nonsense_is_refused(values: dict[str, int]):
-    with pytest.raises(ValueError, match=r"`1 <= batch_size, views` must hold, but got batch_size=\d+, views=\d+"):
+def test_batch_sizes_and_views_below_1_are_refused(values: dict[str, int]):
+    with pytest.raises(ValueError, match=r"batch_size=\d+, views=\d+"):
         batches(part(9, 8), **values)
-    with pytest.raises(ValueError, match="`1 <= batch_size` must hold, but got batch_size=0"):
+    with pytest.raises(ValueError, match="batch_size=0"):
         EvaluationBatches(part(9, 8), batch_size=0, device=CPU)

@@ -1,12 +1,11 @@
-"""What has become of a data set since its report: named by path, kind by kind."""
+"""Changes in a data set since its report: named by path, kind by kind."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from pictures import class_folders, picture
+from pictures import class_folders, picture, scanned
 
-from data import catalog, sources
 from data.catalog import Catalog
 from data.changes import describe
 from data.split import Split, split
@@ -18,9 +17,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> tuple[Catalog, Split]:
-    source = sources.resolve(str(folder), cache_dir=folder.parent / "cache", pictures=None)
-    scanned = catalog.scan(source, cache_dir=folder.parent / "cache")
-    return scanned, split(scanned)
+    catalog = scanned(folder, folder.parent / "cache")
+    return catalog, split(catalog)
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def report(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "report.csv"
 
 
-def test_nothing_has_changed_in_the_same_pictures_elsewhere(folder: Path, report: Path, tmp_path: Path) -> None:
+def test_the_same_pictures_elsewhere_are_no_change(folder: Path, report: Path, tmp_path: Path) -> None:
     assert describe(report, *read(folder)) == ""
     shutil.move(folder, tmp_path / "moved")
     assert describe(report, *read(tmp_path / "moved")) == ""
@@ -59,20 +57,20 @@ def test_three_of_many_are_named(folder: Path, report: Path) -> None:
     )
 
 
-def test_a_picture_that_another_pushed_into_another_part_is_named(folder: Path, report: Path) -> None:
+def test_a_picture_that_moved_to_another_part_is_named(folder: Path, report: Path) -> None:
     found, parts = read(folder)
     swapped = Split(train=parts.validation, validation=parts.train, test=parts.test)
     said = describe(report, found, swapped)
     assert said.startswith(f"{len(parts.train) + len(parts.validation)} in another part (")
 
 
-def test_a_picture_that_is_left_out_is_gone(folder: Path, report: Path) -> None:
+def test_a_picture_that_is_now_left_out_is_gone(folder: Path, report: Path) -> None:
     (folder / "Amanita" / "0001.jpg").write_bytes(b"no picture")
     assert describe(report, *read(folder)).startswith("1 gone (Amanita/0001.jpg)")
 
 
 @pytest.mark.parametrize("text", [None, b"", b"\xff\xfe", b"a,b\n1,2\n", b"path,verdict,bytes\nx,kept,3\n"])
-def test_a_report_that_is_none_tells_nothing(text: bytes | None, folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_report_gives_no_changes(text: bytes | None, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "report.csv"
     if text is not None:
         path.write_bytes(text)
