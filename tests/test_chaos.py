@@ -1,7 +1,6 @@
-"""Whole studies under random signals: what `tests/stress/chaos.py` does for an hour, for half a minute.
+"""Whole studies under random signals: half a minute of what `tests/stress/chaos.py` does for an hour.
 
-The signals and their moments are drawn from a seed; on what they fall depends on the machine, what must come out does
-not.
+The signals and their times are drawn from a seed. What they hit depends on the machine; the result must not.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pytest
 from studies import HERE, Tiny, one_core, prepare, steady_threads
 
 if os.name == "nt":
-    pytest.skip("signals are POSIX's", allow_module_level=True)
+    pytest.skip("needs POSIX signals", allow_module_level=True)
 
 from tests.stress.chaos import Epochs, faults
 from tests.stress.monkey import Tally, disturb, strikes
@@ -37,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def struck(study: Tiny, seed: int, *, times: int, pause: float) -> Tally:
-    """Runs the command to its end, started again as often as it must be."""
+    """Run the command to its end, restarting it as often as necessary."""
     study.results.mkdir(parents=True, exist_ok=True)
     epochs = Epochs(folder=study.study_folder)
     tally = disturb(
@@ -45,9 +44,9 @@ def struck(study: Tiny, seed: int, *, times: int, pause: float) -> Tally:
         itertools.islice(strikes([seed], pause=pause, sleep=2.0), times),
         log=study.results / "output.txt",
         limit=300.0,
-        look=epochs.look,
+        inspect=epochs.inspect,
     )
-    epochs.look()
+    epochs.inspect()
     assert epochs.again == 0, "a finished epoch was trained again"
     assert tally.struck
     return tally

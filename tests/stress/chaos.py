@@ -1,21 +1,19 @@
-"""Studies that are killed again and again: this program's, and the plain way's, over the same pictures.
+"""Studies that are killed again and again: this program's, and those of plain Optuna over the same pictures.
 
     python tests/stress/chaos.py --kills 300
     nice python tests/stress/chaos.py --kills 300 --plain-kills 100 --at-once 2 --sleep 180
 
-A study of 40 small trials is run undisturbed. Then it is run anew, and killed, interrupted and put to sleep at random
-moments drawn from a seed, and started again whenever it has ended, until it ends by itself; and so on with the next
-seed, until there were so many kills. Each study is then searched for whatever should not be there. `--plain-kills`
-does the same, meanwhile, to two processes of `plain_optuna.py` on one SQLite file. Figures go to the screen as
-Markdown, what is wrong as well; the folders stay where `--into` says. Linux only: each study gets one core.
+A study of 40 small trials runs undisturbed. Then it runs again from the start, is killed, interrupted and put to sleep
+at random moments drawn from a seed, and is restarted whenever it has ended, until it ends by itself; then the next
+seed, until `--kills` kills were sent. Each study is then searched for faults. `--plain-kills` does the same at the same
+time to two processes of `plain_optuna.py` on one SQLite file. Figures and faults are printed as Markdown; the folders
+stay where `--into` says. Linux only: each study gets one core.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import sqlite3
 import sys
 import tempfile
@@ -25,33 +23,31 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 
 from data.field_guide import GENERA, draw
 from model import checkpoint
-from tests.stress.monkey import Kind, Tally, disturb, strikes
+from tests.stress.monkey import Kind, Strike, Tally, disturb, strikes
 from tests.stress.sameness import essence
+from tests.stress.script import ROOT, STUDY, header, machine, row, run
 from tuning.coordinator import KEPT_CHECKPOINTS
-from tuning.storage import counts
+from tuning.trials import Outcome, Trial, count_trials, read_trials
 
-ROOT = Path(__file__).resolve().parents[2]
 CLASSES, EACH, SIDE = 4, 14, 32
 """Classes, pictures of each, and their side in pixels: an epoch takes a fraction of a second."""
 LIMIT = 1800.0
-"""Seconds of one disturbed study after which it is left in peace, to see whether it ends."""
+"""Seconds after which a disturbed study is left alone to end by itself."""
 LEFT_OVER = "files left over"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What every study of a run has in common."""
+    """What all studies have in common."""
 
     into: Path
     trials: int
@@ -66,51 +62,41 @@ class Plan:
         """The folder of class folders."""
         return self.into / "pictures"
 
-    @property
-    def cache(self) -> Path:
-        """Of decoded pictures."""
-        return self.into / "cache"
-
     def command(self, results: Path, seed: int) -> list[str]:
-        """The command line of a study."""
-        words = [sys.executable, str(ROOT / "study.py"), "--data", str(self.pictures), "--device", "cpu"]
-        words += ["--cache", str(self.cache), "--results", str(results), "--study", "chaos", "--profile", "quick"]
-        words += ["--epochs", str(self.epochs), "--trials", str(self.trials), "--workers", str(self.workers)]
-        return [*words, "--seed", str(seed)]
+        """Return the command line of this program's study."""
+        argv = [*STUDY, "--data", self.pictures, "--device", "cpu", "--cache", self.into / "cache"]
+        argv += ["--results", results, "--study", "chaos", "--profile", "quick", "--epochs", self.epochs]
+        return list(map(str, [*argv, "--trials", self.trials, "--workers", self.workers, "--seed", seed]))
 
     def plain(self, results: Path) -> list[list[str]]:
-        """The two processes of the plain way."""
-        words = [
-            sys.executable,
-            str(ROOT / "benchmarks" / "plain_optuna.py"),
-            str(self.pictures),
-            "--cache",
-            str(self.cache),
-        ]
-        words += ["--storage", f"sqlite:///{results / 'plain.db'}"]
-        words += ["--trials", str(self.trials), "--epochs", str(self.epochs)]
-        return [words, words]
+        """Return the command lines of plain Optuna's two processes."""
+        argv = [sys.executable, ROOT / "tests" / "stress" / "plain_optuna.py", self.pictures]
+        argv += ["--cache", self.into / "cache", "--storage", f"sqlite:///{results / 'plain.db'}"]
+        return [list(map(str, [*argv, "--trials", self.trials, "--epochs", self.epochs]))] * 2
 
-    def strikes(self, *seed: int) -> Iterator[Any]:
-        """The disturbances of one study."""
-        return strikes([self.seed, *seed], pause=self.pause, sleep=self.sleep)
+    def strikes(self, number: int) -> Iterator[Strike]:
+        """Return the strikes of the study with this number."""
+        return strikes([self.seed, number], pause=self.pause, sleep=self.sleep)
 
 
 @dataclass(kw_only=True)
 class Ended:
-    """One study that has ended, disturbed or not."""
+    """A study that has ended, disturbed or not."""
 
     name: str
     tally: Tally
-    trials: list[FrozenTrial]
-    wrong: list[str]
+    trials: list[Trial]
+    faults: list[str]
     """Whatever should not be there, a line each."""
     undisturbed: float
-    """Seconds that the same took without."""
+    """Seconds of the same study when it ran undisturbed."""
     repeated: int = 0
-    """Finished epochs that were trained again."""
-    thrown_away: int = 0
-    """Reported epochs of trials that do not count."""
+    """Number of finished epochs that were trained again."""
+
+    @property
+    def thrown_away(self) -> int:
+        """Number of reported epochs of trials that do not count."""
+        return sum(trial.epochs for trial in self.trials if not trial.counts)
 
     @property
     def lost(self) -> float:
@@ -119,33 +105,33 @@ class Ended:
 
     @property
     def states(self) -> Counter[str]:
-        """Trials by state."""
+        """Number of trials by Optuna's state."""
         return Counter(trial.state.name for trial in self.trials)
 
     @property
-    def twice(self) -> int:
-        """Counted trials with the parameters of an earlier one."""
-        points = Counter(json.dumps(trial.params, sort_keys=True) for trial in self.trials if counts(trial))
+    def repeats(self) -> int:
+        """Number of counted trials with the parameters of an earlier one."""
+        points = Counter(json.dumps(trial.params, sort_keys=True) for trial in self.trials if trial.counts)
         return sum(count - 1 for count in points.values())
 
 
-# -- what is looked for
+# -- faults
 
 
 @dataclass(kw_only=True)
 class Epochs:
-    """Watches that no finished epoch is trained again: each has its own seconds, kept in checkpoint and history."""
+    """Counts finished epochs that are trained again: each epoch has its own seconds in checkpoint and history."""
 
     folder: Path
     seen: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
     again: int = 0
 
-    def look(self) -> None:
-        """Notes what the study's checkpoints and histories hold now."""
+    def inspect(self) -> None:
+        """Compare what the study's checkpoints and histories hold now with what they held before."""
         for path in self.folder.glob("trials/*/last.pt"):
             try:
                 self._note(path.parent.name, [metrics.to_dict() for metrics in checkpoint.load(path).history])
-            except checkpoint.CheckpointError:  # replaced or removed meanwhile
+            except checkpoint.CheckpointError:  # replaced or removed in the meantime
                 continue
         for path in self.folder.glob("trials/*/history.json"):
             self._note(path.parent.name, json.loads(path.read_text()))
@@ -156,82 +142,77 @@ class Epochs:
             self.seen[trial, record["epoch"]] = record["seconds"]
 
 
-def stored(database: Path, name: str) -> list[FrozenTrial]:
-    """The trials of a study, as anybody reads them."""
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{database}").get_trials()
+def stored(database: Path, name: str) -> list[Trial]:
+    """Return the trials of a study in an SQLite database."""
+    return read_trials(optuna.load_study(study_name=name, storage=f"sqlite:///{database}"))
 
 
 def faults(folder: Path, wanted: int, tally: Tally) -> list[str]:
-    """What a study that has been disturbed must not have, a line for each that it has.
+    """Return what a disturbed study has but must not have, a line each.
 
-    Args: `folder`: the study's; `wanted`: counted trials.
+    Args: `folder`: the study's; `wanted`: number of counted trials it should have.
     """
-    wrong = [f"orphan: {orphan}" for orphan in tally.orphans] + [f"crash: {crash}" for crash in tally.crashes]
+    found = [f"orphan: {orphan}" for orphan in tally.orphans] + [f"crash: {crash}" for crash in tally.crashes]
     with closing(sqlite3.connect(folder / "study.db", timeout=60)) as connection:
         (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
     if verdict != "ok":
-        wrong.append(f"database: {verdict}")
+        found.append(f"database: {verdict}")
     trials = stored(folder / "study.db", folder.name)
-    if (counted := sum(map(counts, trials))) != wanted:
-        wrong.append(f"{counted} counted trials instead of {wanted}")
+    if (counted := count_trials(trials)) != wanted:
+        found.append(f"{counted} counted trials instead of {wanted}")
     if [trial.number for trial in trials] != list(range(len(trials))):
-        wrong.append("numbers twice or missing")
+        found.append("repeated or missing trial numbers")
     for trial in trials:
-        wrong += [f"trial {trial.number}: {fault}" for fault in _trial_faults(folder, trial)]
+        found += [f"trial {trial.number}: {fault}" for fault in _trial_faults(folder, trial)]
     kept = {path.name for path in folder.glob("trials/*/*")} - {"best.pt", "history.json"}
-    complete = sum(trial.state is TrialState.COMPLETE for trial in trials)
+    complete = sum(trial.outcome is Outcome.COMPLETE for trial in trials)
     if kept or len(list(folder.glob("trials/*/best.pt"))) != min(KEPT_CHECKPOINTS, complete):
-        wrong.append(f"checkpoints of ended trials: {sorted(kept)}")
+        found.append(f"checkpoints of ended trials: {sorted(kept)}")
     if strays := [path.relative_to(folder) for path in folder.rglob(".*")]:
-        wrong.append(f"{LEFT_OVER}: {', '.join(map(str, strays))}")
-    if sum(trial.user_attrs.get("attempts", 1) - 1 for trial in trials) > sum(tally.struck.values()) * tally.starts:
-        wrong.append("more attempts than disturbances")
-    return wrong
+        found.append(f"{LEFT_OVER}: {', '.join(map(str, strays))}")
+    if sum(max(0, trial.attempts - 1) for trial in trials) > sum(tally.struck.values()) * tally.starts:
+        found.append("more attempts than disturbances")
+    return found
 
 
-def _trial_faults(folder: Path, trial: FrozenTrial) -> Iterator[str]:
-    if not trial.state.is_finished():
+def _trial_faults(folder: Path, trial: Trial) -> Iterator[str]:
+    if not trial.is_finished:
         yield f"left {trial.state.name}"
-    if trial.state is TrialState.FAIL and trial.user_attrs.get("outcome") != "duplicate":
-        yield f"failed: {trial.user_attrs.get('reason')}"
-    reported = trial.intermediate_values
+    if trial.outcome is Outcome.FAILED:
+        yield f"failed: {trial.reason}"
+    reported = trial.frozen.intermediate_values
     if list(reported) != list(range(len(reported))):
         yield f"epochs {list(reported)} reported"
     path = folder / "trials" / f"{trial.number:04d}" / "history.json"
     history = json.loads(path.read_text()) if path.exists() else []
     if {record["epoch"]: record["top1"] for record in history} != reported or len(history) != len(reported):
         yield f"{len(history)} epochs in its history, {len(reported)} reported"
-    if reported and trial.user_attrs.get("attempts", 0) < 1:
+    if reported and trial.attempts < 1:
         yield "trained in no attempt"
 
 
-# -- the studies
+# -- studies
 
 
-def undisturbed(plan: Plan, seed: int) -> Ended:
-    """This program's study of a seed in peace."""
-    results = plan.into / f"undisturbed-{seed}"
-    results.mkdir(parents=True)
-    tally = disturb([plan.command(results, seed)], iter(()), log=results / "output.txt", limit=LIMIT)
-    trials = stored(results / "chaos" / "study.db", "chaos")
-    wrong = faults(results / "chaos", plan.trials, tally)
-    return Ended(name=f"undisturbed {seed}", tally=tally, trials=trials, wrong=wrong, undisturbed=tally.seconds)
-
-
-def in_peace(plan: Plan, seeds: Sequence[int], at_once: int) -> list[Ended]:
-    """This program's studies of these seeds, so many at once as later, so that their seconds compare."""
+def undisturbed(plan: Plan, seeds: Sequence[int], at_once: int) -> list[Ended]:
+    """Run this program's study of each seed undisturbed, as many at once as later, so that their seconds compare."""
     cores = sorted(os.sched_getaffinity(0))
 
-    def run(seed: int) -> Ended:
+    def one(seed: int) -> Ended:
         os.sched_setaffinity(0, {cores[seed % at_once % len(cores)]})
-        return undisturbed(plan, seed)
+        results = plan.into / f"undisturbed-{seed}"
+        results.mkdir(parents=True)
+        tally = disturb([plan.command(results, seed)], iter(()), log=results / "output.txt", limit=LIMIT)
+        trials = stored(results / "chaos" / "study.db", "chaos")
+        found = faults(results / "chaos", plan.trials, tally)
+        return Ended(name=f"undisturbed {seed}", tally=tally, trials=trials, faults=found, undisturbed=tally.seconds)
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(run, seeds))
+        return list(pool.map(one, seeds))
 
 
 def disturbed(plan: Plan, number: int, seed: int, peace: Ended) -> Ended:
-    """This program's study of a seed, struck as the `number` says."""
+    """Run this program's study of a seed under the strikes of this number."""
     results = plan.into / f"disturbed-{number}"
     results.mkdir(parents=True)
     epochs = Epochs(folder=results / "chaos")
@@ -240,95 +221,87 @@ def disturbed(plan: Plan, number: int, seed: int, peace: Ended) -> Ended:
         plan.strikes(number),
         log=results / "output.txt",
         limit=LIMIT,
-        look=epochs.look,
+        inspect=epochs.inspect,
     )
-    epochs.look()
+    epochs.inspect()
     trials = stored(results / "chaos" / "study.db", "chaos")
-    wrong = faults(results / "chaos", plan.trials, tally)
-    if plan.workers == 1 and essence(trials) != essence(peace.trials):
-        wrong.append("not equal to the undisturbed study")
+    found = faults(results / "chaos", plan.trials, tally)
+    if plan.workers == 1 and essence([one.frozen for one in trials]) != essence([one.frozen for one in peace.trials]):
+        found.append("not equal to the undisturbed study")
     return Ended(
         name=f"study {seed}, kills {number}",
         tally=tally,
         trials=trials,
-        wrong=wrong,
+        faults=found,
         undisturbed=peace.tally.seconds,
         repeated=epochs.again,
-        thrown_away=sum(len(trial.intermediate_values) for trial in trials if not counts(trial)),
     )
 
 
 def plain(plan: Plan, number: int | None, peace: float = 0.0) -> Ended:
-    """The plain way's study, struck as the `number` says; None: in peace."""
+    """Run plain Optuna's study under the strikes of this number, or undisturbed where it is None."""
     results = plan.into / f"plain-{'undisturbed' if number is None else number}"
     results.mkdir(parents=True)
     planned = iter(()) if number is None else plan.strikes(number)
     tally = disturb(plan.plain(results), planned, log=results / "output.txt", limit=LIMIT)
-    trials = stored(results / "plain.db", "plain")
-    wrong = [f"crash: {crash}" for crash in tally.crashes]
     return Ended(
         name=f"plain, kills {number}",
         tally=tally,
-        trials=trials,
-        wrong=wrong,
+        trials=stored(results / "plain.db", "plain"),
+        faults=[f"crash: {crash}" for crash in tally.crashes],
         undisturbed=peace or tally.seconds,
-        thrown_away=sum(len(trial.intermediate_values) for trial in trials if not counts(trial)),
     )
 
 
-def until_enough(kills: int, at_once: int, run: Callable[[int], Ended]) -> list[Ended]:
-    """Runs studies 0, 1, ... so many at once, a core for each, until they were killed so often in all."""
+def until_enough(kills: int, at_once: int, study: Callable[[int], Ended]) -> list[Ended]:
+    """Run studies 0, 1, ..., `at_once` at a time and each on a core, until they were killed `kills` times in all."""
     ended: list[Ended] = []
     lock, numbers = threading.Lock(), iter(range(10**6))
     cores = sorted(os.sched_getaffinity(0))
 
     def more(place: int) -> None:
-        os.sched_setaffinity(0, {cores[place % len(cores)]})  # of this thread and what it starts
-        while sum(study.tally.kills for study in ended) < kills:
+        os.sched_setaffinity(0, {cores[place % len(cores)]})  # of this thread and of what it starts
+        while sum(one.tally.kills for one in ended) < kills:
             with lock:
                 number = next(numbers)
-            study = run(number)
-            ended.append(study)
-            print(row(study), flush=True)
+            ended.append(study(number))
+            print_study(ended[-1])
 
     with ThreadPoolExecutor(at_once) as pool:
-        for future in [pool.submit(more, place) for place in range(at_once)]:
-            future.result()
+        list(pool.map(more, range(at_once)))
     return ended
 
 
 # -- tables
 
-COLUMNS = ("study", "kills", "sleeps", "starts", "counted", "RUNNING or WAITING", "FAIL", "seconds", "asleep", "wrong")
+COLUMNS = ("study", "kills", "sleeps", "starts", "counted", "RUNNING or WAITING", "FAIL", "seconds", "asleep", "faults")
 
 
-def row(study: Ended) -> str:
-    """One line of the table of studies."""
+def print_study(study: Ended) -> None:
+    """Print a row of the table of studies."""
     tally, states = study.tally, study.states
-    cells = [
+    row(
         study.name,
         tally.kills,
         sum(tally.struck.values()) - tally.kills,
         tally.starts,
-        sum(map(counts, study.trials)),
+        count_trials(study.trials),
         states["RUNNING"] + states["WAITING"],
         states["FAIL"],
         f"{tally.seconds:.0f}",
         f"{tally.asleep:.0f}",
-        "; ".join(study.wrong) or "nothing",
-    ]
-    return f"| {' | '.join(map(str, cells))} |"
+        "; ".join(study.faults) or "none",
+    )
 
 
-def summary(heading: str, studies: list[Ended], wanted: int) -> str:
-    """What a way has lost over all its studies, as lines of a table."""
+def print_summary(heading: str, studies: list[Ended], wanted: int) -> None:
+    """Print the totals over all studies of this program, or of plain Optuna."""
     struck = sum((study.tally.struck for study in studies), Counter[Kind]())
     kills = sum(study.tally.kills for study in studies)
-    counted = [sum(map(counts, study.trials)) for study in studies]
-    attempts = sum(trial.user_attrs.get("attempts", 1) - 1 for study in studies for trial in study.trials)
-    epochs = sum(len(trial.intermediate_values) for study in studies for trial in study.trials if counts(trial))
-    wrong = Counter(fault.partition(":")[0] for study in studies for fault in study.wrong)
-    crashes = sum(len(study.tally.crashes) for study in studies)
+    counted = [count_trials(study.trials) for study in studies]
+    states = sum((study.states for study in studies), Counter[str]())
+    trials = [trial for study in studies for trial in study.trials]
+    found = Counter(fault.partition(":")[0] for study in studies for fault in study.faults)
     lines = {
         "studies": len(studies),
         "kills": kills,
@@ -337,84 +310,99 @@ def summary(heading: str, studies: list[Ended], wanted: int) -> str:
         "starts of a command": sum(study.tally.starts for study in studies),
         f"studies with exactly {wanted} counted trials": sum(number == wanted for number in counted),
         "counted trials, fewest and most": f"{min(counted)} and {max(counted)}",
-        "trials left RUNNING": sum(study.states["RUNNING"] for study in studies),
-        "trials left WAITING": sum(study.states["WAITING"] for study in studies),
-        "trials FAIL": sum(study.states["FAIL"] for study in studies),
-        "counted trials with the parameters of another": sum(study.twice for study in studies),
-        "epochs of counted trials": epochs,
+        "trials left RUNNING": states["RUNNING"],
+        "trials left WAITING": states["WAITING"],
+        "trials FAIL": states["FAIL"],
+        "counted trials with the parameters of another": sum(study.repeats for study in studies),
+        "epochs of counted trials": sum(trial.epochs for trial in trials if trial.counts),
         "finished epochs thrown away": sum(study.thrown_away for study in studies),
         "finished epochs trained again": sum(study.repeated for study in studies),
-        "begun epochs cut short, at most": attempts,
-        "ends with an error": crashes,
-        "processes left": sum(len(study.tally.orphans) for study in studies),
+        "unfinished epochs cut short, at most": sum(max(0, trial.attempts - 1) for trial in trials),
+        "ends that no signal explains": sum(len(study.tally.crashes) for study in studies),
+        "processes left over": sum(len(study.tally.orphans) for study in studies),
         "seconds undisturbed, mean": f"{sum(study.undisturbed for study in studies) / len(studies):.0f}",
         "seconds lost per kill": f"{sum(study.lost for study in studies) / max(1, kills):.1f}",
-        "studies with anything wrong": sum(bool(study.wrong) for study in studies),
-        "what": ", ".join(f"{count} x {fault}" for fault, count in wrong.items()) or "-",
+        "studies with a fault": sum(bool(study.faults) for study in studies),
+        "faults": ", ".join(f"{count} x {fault}" for fault, count in found.items()) or "none",
     }
-    return "\n".join([f"\n| | {heading} |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines.items())])
+    print()
+    header("", heading)
+    for name, value in lines.items():
+        row(name, value)
 
 
-def main() -> None:
-    """Runs the studies and prints the tables; exit code 1 where one of this program's has anything wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=300, help="of each way, over all its studies")
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=2, help="how many different studies")
-    parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--pause", type=float, default=10.0, help="mean seconds between two disturbances")
-    parser.add_argument("--sleep", type=float, default=20.0, help="the longest sleep, in seconds")
-    parser.add_argument("--at-once", type=int, default=1, help="how many disturbed studies, each with a core to itself")
-    parser.add_argument("--plain-kills", type=int, default=0, help="of the plain way, at the same time")
-    parser.add_argument("--into", type=Path, help="a new folder; by default a temporary one")
-    chosen = parser.parse_args()
+def main(
+    *,
+    kills: int = 300,
+    trials: int = 40,
+    epochs: int = 4,
+    workers: int = 1,
+    seeds: int = 2,
+    seed: int = 0,
+    pause: float = 10.0,
+    sleep: float = 20.0,
+    at_once: int = 1,
+    plain_kills: int = 0,
+    into: Path | None = None,
+) -> None:
+    """Run the studies and print the tables; the exit code is 1 if one of this program's studies has a fault.
 
+    Parameters
+    ----------
+    kills
+        Kills over all studies of this program.
+    seeds
+        Number of different studies.
+    seed
+        Seed of the strikes.
+    pause
+        Mean seconds between two strikes.
+    sleep
+        Seconds of the longest sleep.
+    at_once
+        Number of studies that are disturbed at the same time, each on its own core.
+    plain_kills
+        Kills over all studies of plain Optuna, which run at the same time.
+    into
+        A new folder; by default a temporary one.
+    """
     plan = Plan(
-        into=(chosen.into or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute(),
-        trials=chosen.trials,
-        epochs=chosen.epochs,
-        workers=chosen.workers,
-        pause=chosen.pause,
-        sleep=chosen.sleep,
-        seed=chosen.seed,
+        into=(into or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute(),
+        trials=trials,
+        epochs=epochs,
+        workers=workers,
+        pause=pause,
+        sleep=sleep,
+        seed=seed,
     )
     write_pictures(plan.pictures)
-    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "optuna"))
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}; {plan.into}\n"
-    )
-    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
+    print(f"{machine()}; {plan.into}\n")
+    header(*COLUMNS)
+
+    def ours() -> list[Ended]:
+        peace = undisturbed(plan, range(seeds), at_once)
+        for study in peace:
+            print_study(study)
+        return until_enough(
+            kills, at_once, lambda number: disturbed(plan, number, number % seeds, peace[number % seeds])
+        )
+
+    def theirs() -> list[Ended]:
+        peace = plain(plan, None)
+        print_study(peace)
+        return until_enough(plain_kills, 1, lambda number: plain(plan, number, peace.tally.seconds))
 
     with ThreadPoolExecutor(2) as pool:
-
-        def ours() -> list[Ended]:
-            peace = in_peace(plan, range(chosen.seeds), chosen.at_once)
-            for study in peace:
-                print(row(study), flush=True)
-
-            def run(number: int) -> Ended:
-                seed = number % chosen.seeds
-                return disturbed(plan, number, seed, peace[seed])
-
-            return until_enough(chosen.kills, chosen.at_once, run)
-
-        def theirs() -> list[Ended]:
-            peace = plain(plan, None)
-            print(row(peace), flush=True)
-            return until_enough(chosen.plain_kills, 1, lambda number: plain(plan, number, peace.tally.seconds))
-
-        mine, other = pool.submit(ours), pool.submit(theirs) if chosen.plain_kills else None
-        ended = mine.result()
-        print(summary(f"this program, {plan.workers} worker(s)", ended, plan.trials), flush=True)
-        if other is not None:
-            print(summary("plain Optuna, 2 processes", other.result(), plan.trials), flush=True)
-    raise SystemExit(any(study.wrong for study in ended))
+        our_run, their_run = pool.submit(ours), pool.submit(theirs) if plain_kills else None
+        ended = our_run.result()
+        print_summary(f"this program, {plan.workers} worker(s)", ended, plan.trials)
+        if their_run is not None:
+            print_summary("plain Optuna, 2 processes", their_run.result(), plan.trials)
+    raise SystemExit(any(study.faults for study in ended))
 
 
 def write_pictures(folder: Path) -> None:
-    """Small drawn mushrooms, a folder for each class."""
+    """Write small drawn mushrooms, a folder for each class."""
     for genus in list(GENERA)[:CLASSES]:
         (folder / genus).mkdir(parents=True)
         for index in range(EACH):
@@ -422,4 +410,4 @@ def write_pictures(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,16 +1,15 @@
-"""Feeds damaged files to every loader that reads what a stranger may have made, led by the code that they reach.
+"""Coverage-guided fuzzing of every loader that reads files which a stranger may have made.
 
     pip install -e ".[fuzz]"
     python tests/stress/fuzz.py --target pictures --seconds 300
 
-small valid files -> atheris (libFuzzer) cuts, splices and flips them, keeps what reaches new branches -> the loader.
-A loader may give its value, or raise its own error in one line. Anything else is a finding: another exception, an error
-text that a terminal would obey or of more than MAX_MESSAGE characters, more than SLOW seconds, more than MAX_MEMORY.
-Only Python's branches are seen; Pillow's, torch's and safetensors' own code is fed, but does not lead.
-Findings are written into --into, a file each, with `<name>.txt` beside it saying what happened.
+small valid files -> atheris (libFuzzer) cuts, splices and flips them, and keeps what reaches new branches -> a loader.
+A loader may return a value or raise its own error in one line. Anything else is a finding: another exception, an error
+text with control characters or of more than MAX_MESSAGE characters, more than SLOW seconds, more than MAX_MEMORY.
+Only branches in Python code are seen, not those in the C code of Pillow, torch and safetensors.
+Each finding is written into --into: its input, and beside it `<name>.txt` with the traceback.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -29,22 +28,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import atheris
+from cyclopts import Parameter
 
-HERE = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(HERE)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 INSTRUMENTED = ["PIL", "data", "model", "search_space", "tuning", "json", "zipfile"]
-"""Packages whose branches lead."""
+"""Packages whose branches guide the fuzzer."""
 
 with atheris.instrument_imports(include=INSTRUMENTED):  # pyright: ignore[reportAttributeAccessIssue]
     import numpy as np
     import torch
     from PIL import Image, features
 
-    from data import DataError, cache
-    from data import file_checks as verdicts
+    from data import DataError, cache, file_checks
     from data.augment import AugmentConfig
     from model import checkpoint
     from model.export import bundle
@@ -53,14 +51,16 @@ with atheris.instrument_imports(include=INSTRUMENTED):  # pyright: ignore[report
     from model.training import EpochMetrics, TrainingConfig
     from search_space import Config
     from selection.retraining import FORMAT, Winner
+    from tests.stress.script import run
     from tuning import StudyError
     from tuning.settings import Settings, recall
 
 SLOW = 5.0
-"""Seconds for one input."""
+"""Seconds that one input may take."""
 MAX_MEMORY = 3072
-"""MiB of the whole process: the largest picture that is allowed takes 1.5 GiB on its way to RGB."""
+"""MiB that the whole process may take; converting the largest permitted picture to RGB takes 1.5 GiB."""
 MAX_MESSAGE = 1500
+"""Characters that an error text may have."""
 
 MODEL = ModelConfig(classes=3, width=0.25)
 CONFIG = Config(
@@ -70,29 +70,26 @@ CONFIG = Config(
     augment=AugmentConfig(strength=0.5, reuse_originals=False, fresh=True),
     training=TrainingConfig(optimizer="adam", lr=1e-3, schedule="cosine", epochs=3, batch_size=16),
 )
-SPLIT = {
-    name: np.array(places)
-    for name, places in {
-        "labels": [0, 1, 0, 1],
-        "train": [0, 1],
-        "validation": [2],
-        "test": [3],
-    }.items()
+SPLIT: dict[str, Any] = {
+    "labels": np.array([0, 1, 0, 1]),
+    "train": np.array([0, 1]),
+    "validation": np.array([2]),
+    "test": np.array([3]),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A loader to be fed."""
+    """A loader to fuzz."""
 
     seeds: Callable[[Path], list[bytes]]
-    """Valid inputs, made in a folder."""
+    """Makes valid inputs in a folder."""
     load: Callable[[bytes, Path], object]
     """Reads one input; it may write into the folder."""
     expected: tuple[type[Exception], ...]
-    """The errors that its documentation names."""
+    """The loader's documented errors."""
     longest: int
-    """Bytes of an input."""
+    """Bytes of the longest input."""
 
 
 # --- pictures
@@ -124,15 +121,15 @@ def _encoded(image: Image.Image, name: str, **options: Any) -> bytes:
 
 
 def read_picture(content: bytes, _: Path) -> None:
-    """As predict and the cache do, and as the scan does."""
+    """Read a picture as the scan does, then as `predict` and the cache do."""
     content = _signed(content)
-    verdicts._look_into(io.BufferedReader(io.BytesIO(content)), True)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+    file_checks._check_open_file(io.BufferedReader(io.BytesIO(content)), True)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
     open_picture(io.BytesIO(content))
     load_square(io.BytesIO(content), 16)
 
 
 def _signed(content: bytes) -> bytes:
-    """A PNG's chunks with right checksums, without which no damage would get past them."""
+    """Give a PNG's chunks correct checksums; otherwise no damage would get past them."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return content
     out, place = bytearray(content[:8]), 8
@@ -174,7 +171,7 @@ def checkpoints(folder: Path) -> list[bytes]:
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """The members of a zip file one after the other: what is damaged there is packed again with right checksums."""
+    """Return the members of a zip file one after the other, to be damaged and packed again with correct checksums."""
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         members = [(one.filename.encode(), archive.read(one)) for one in archive.infolist()]
     return b"Z" + b"".join(struct.pack("<BH", len(name), len(body)) + name + body for name, body in members)
@@ -184,7 +181,7 @@ def _packed(content: bytes) -> bytes:
     if not content.startswith(b"Z"):
         return content
     file, place = io.BytesIO(), 1
-    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "w") as archive:  # of names that are twice
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "w") as archive:  # repeated names
         while place + 3 <= len(content):
             named, size = struct.unpack("<BH", content[place : place + 3])
             name = content[place + 3 : place + 3 + named].decode("latin-1")
@@ -208,13 +205,13 @@ def bundles(folder: Path) -> list[bytes]:
     bundle.save(folder, described, MushroomCNN(MODEL).state_dict())
     config, tensors = (folder / bundle.CONFIG).read_bytes(), (folder / bundle.WEIGHTS).read_bytes()
     (size,) = struct.unpack("<Q", tensors[:8])
-    (folder / "tensors").write_bytes(tensors[8 + size :])  # inputs stay small: numbers are not what is damaged
+    (folder / "tensors").write_bytes(tensors[8 + size :])  # kept out of the inputs, so that they stay small
     header = tensors[: 8 + size]
     return [struct.pack("<I", len(config)) + config + header]
 
 
 def read_bundle(content: bytes, folder: Path) -> None:
-    """A description, and the header of the weights; the hash is mended, without which no damage gets past it."""
+    """Read a description and the header of the weights; the hash is corrected, as no damage gets past a wrong one."""
     (size,) = struct.unpack("<I", content[:4].ljust(4, b"\0"))
     config, header = content[4 : 4 + size], content[4 + size :]
     tensors = header + (folder / "tensors").read_bytes()
@@ -222,14 +219,14 @@ def read_bundle(content: bytes, folder: Path) -> None:
         values = json.loads(config)
         values["files"][bundle.WEIGHTS] = hashlib.sha256(tensors).hexdigest()
         config = json.dumps(values).encode()
-    except (ValueError, TypeError, KeyError, RecursionError):  # then the description itself is what is tried
+    except (ValueError, TypeError, KeyError, RecursionError):  # the description itself is damaged
         pass
     (folder / bundle.CONFIG).write_bytes(config)
     (folder / bundle.WEIGHTS).write_bytes(tensors)
     bundle.load(folder)
 
 
-# --- configurations, and what else the program writes down for itself
+# --- configurations, and other files that the program writes for itself
 
 
 def configs(folder: Path) -> list[bytes]:
@@ -256,9 +253,9 @@ def configs(folder: Path) -> list[bytes]:
     image = Image.fromarray(np.zeros((20, 20, 3), np.uint8))
     (folder / "set" / "a").mkdir(parents=True)
     image.save(folder / "set" / "a" / "0.png")
-    list(verdicts.examine(folder / "set", _entries(folder), cache_dir=folder / "cache"))
+    list(file_checks.check_files(folder / "set", _entries(folder), cache_dir=folder / "cache"))
     (memory,) = (folder / "cache" / "scans").iterdir()
-    np.savez(folder / "split.npz", **SPLIT)  # pyright: ignore[reportArgumentType]
+    np.savez(folder / "split.npz", **SPLIT)
     np.save(folder / "8.npy", np.zeros((4, 8, 8, 3), np.uint8))
     found.append(b"\3" + _unpacked(memory.read_bytes()))
     found.append(b"\4" + _unpacked((folder / "split.npz").read_bytes()))
@@ -266,13 +263,13 @@ def configs(folder: Path) -> list[bytes]:
     return found
 
 
-def _entries(folder: Path) -> list[verdicts.Entry]:
+def _entries(folder: Path) -> list[file_checks.Entry]:
     inside = folder / "set"
-    return list(verdicts.walk(inside, {"a": inside / "a"}, within=(inside,)))
+    return list(file_checks.walk(inside, {"a": inside / "a"}, within=(inside,)))
 
 
 def read_config(content: bytes, folder: Path) -> None:
-    """One of six files, by the first byte."""
+    """Read one of six kinds of files; the first byte says which."""
     kind, content = content[:1], content[1:]
     if kind == b"\0":
         try:
@@ -290,12 +287,12 @@ def read_config(content: bytes, folder: Path) -> None:
     elif kind == b"\3":
         (memory,) = (folder / "cache" / "scans").iterdir()
         memory.write_bytes(_packed(content))
-        found = verdicts.examine(folder / "set", _entries(folder), cache_dir=folder / "cache")
+        found = file_checks.check_files(folder / "set", _entries(folder), cache_dir=folder / "cache")
         assert len(found) == 1, found
     else:
         digest = cache._digest(SPLIT["labels"], SPLIT)  # pyright: ignore[reportPrivateUsage]
         handle = cache.CacheHandle(directory=folder, fingerprint="f", split=digest, classes=("a", "b"))
-        np.savez(folder / f"split-{digest}.npz", **SPLIT)  # pyright: ignore[reportArgumentType]
+        np.savez(folder / f"split-{digest}.npz", **SPLIT)
         np.save(folder / "8.npy", np.zeros((4, 8, 8, 3), np.uint8))
         damaged = folder / ("8.npy" if kind == b"\5" else f"split-{digest}.npz")
         damaged.write_bytes(content if kind == b"\5" else _packed(content))
@@ -315,11 +312,11 @@ TARGETS = {
 def _check_message(error: Exception) -> None:
     text = str(error)
     if not text.isprintable() or len(text) > MAX_MESSAGE:
-        raise AssertionError(f"an error's text is one printable line, but got {text[:300]!r}") from error
+        raise AssertionError(f"error text is not one short printable line: {text[:300]!r}") from error
 
 
 class Feeder:
-    """Feeds one target, counts, and writes down findings; each kind of finding once, and goes on."""
+    """Feeds inputs to one target and counts them; the first finding of each kind is written down."""
 
     def __init__(self, name: str, folder: Path, into: Path) -> None:
         self.name, self.target, self.folder, self.into = name, TARGETS[name], folder, into
@@ -329,7 +326,7 @@ class Feeder:
 
     def feed(self, content: bytes) -> None:
         self.inputs += 1
-        begun = time.monotonic()
+        began = time.monotonic()
         try:
             self.target.load(content, self.folder)
             self.accepted += 1
@@ -338,9 +335,9 @@ class Feeder:
                 _check_message(error)
             except AssertionError as finding:
                 self.note(finding, content)
-        except Exception as finding:  # what the fuzzer is for
+        except Exception as finding:
             self.note(finding, content)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - began
         self.slowest = max(self.slowest, seconds)
         if seconds > SLOW:
             self.note(TimeoutError(f"{seconds:.1f} s"), content)
@@ -356,7 +353,7 @@ class Feeder:
             text = "".join(traceback.format_exception(finding))
             path.with_suffix(".txt").write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    def say(self) -> None:
+    def print_totals(self) -> None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(
             f"{self.name}: {self.inputs:,} inputs, {self.accepted:,} accepted, {sum(self.findings.values()):,} "
@@ -368,7 +365,7 @@ class Feeder:
 
 
 def fuzz(name: str, seconds: int, into: Path, seed: int) -> None:
-    """Never returns: libFuzzer ends the process."""
+    """Fuzz one target; libFuzzer ends the process, so that this never returns."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
@@ -380,7 +377,7 @@ def fuzz(name: str, seconds: int, into: Path, seed: int) -> None:
         feeder = Feeder(name, place, into)
         for path in sorted(corpus.iterdir()):
             feeder.feed(path.read_bytes())
-        assert feeder.accepted == feeder.inputs, f"the seeds must be accepted, but: {feeder.findings}"
+        assert feeder.accepted == feeder.inputs, f"the loader rejects valid inputs: {feeder.findings}"
         options = [
             f"-max_total_time={seconds}",
             f"-max_len={TARGETS[name].longest}",
@@ -392,37 +389,42 @@ def fuzz(name: str, seconds: int, into: Path, seed: int) -> None:
             "-verbosity=1",
             "-reload=0",
         ]
-        ended = feeder.inputs
-        begun = time.monotonic()
+        began = time.monotonic()
 
         def one(content: bytes) -> None:
             feeder.feed(content)
-            if time.monotonic() - begun > seconds:
-                feeder.say()
+            if time.monotonic() - began > seconds:
+                feeder.print_totals()
                 os._exit(0)
 
-        print(f"{name}: {ended} seeds, {features.version('pil')}", flush=True)
+        print(f"{name}: {feeder.inputs} valid inputs, {features.version('pil')}", flush=True)
         atheris.Setup([sys.argv[0], *options, str(corpus)], one)
         atheris.Fuzz()
 
 
-def main() -> None:
-    """One target in a process of its own, whose end - a signal, too - is told."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=sorted(TARGETS), required=True)
-    parser.add_argument("--seconds", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--into", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    chosen.into.mkdir(parents=True, exist_ok=True)
-    if chosen.here:
-        fuzz(chosen.target, chosen.seconds, chosen.into, chosen.seed)
-    done = subprocess.run([sys.executable, *sys.argv, "--here"], cwd=Path.cwd())
+def main(
+    *,
+    target: Literal["pictures", "checkpoints", "bundles", "configs"],
+    seconds: int = 300,
+    seed: int = 0,
+    into: Path = Path("fuzz-findings"),
+    here: Annotated[bool, Parameter(show=False)] = False,
+) -> None:
+    """Fuzz one target in a process of its own, and report how that ended, even by a signal.
+
+    Parameters
+    ----------
+    into
+        Folder for the findings.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    if here:
+        fuzz(target, seconds, into, seed)
+    done = subprocess.run([sys.executable, *sys.argv, "--here"])
     if done.returncode:
-        print(f"{chosen.target}: the process ended with {done.returncode}; its last input is in {chosen.into}")
+        print(f"{target}: the process ended with {done.returncode}; its last input is in {into}")
     raise SystemExit(done.returncode)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

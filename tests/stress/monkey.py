@@ -1,9 +1,9 @@
-"""What befalls commands that run for days: signals at random moments, drawn from a seed, until they end by themselves.
+"""Random signals for commands that run for days: drawn from a seed, sent until each command has ended by itself.
 
     strikes(seed) -> Strike ...        disturb(commands, strikes) -> Tally
 
-A command that has ended before its time is started again at once, as its user would. All of a command's processes carry
-a mark in their environment, by which those that outlive it are found.
+A command that ended early is started again at once, as its user would. All processes of the commands carry a marker in
+their environment; by it, processes that outlive their command are found.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-MARK = "STUDY_CHAOS"
-"""The environment variable."""
+MARKER = "STUDY_CHAOS"
+"""Environment variable that marks the processes of disturbed commands."""
 SETTLED = 30.0
 """Seconds that a process may outlive its command."""
 STRUCK = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM}
-"""How a command ends that was struck."""
+"""Exit codes that a strike explains."""
 
 
 class Kind(StrEnum):
-    """What is sent, and to whom; "all" are the processes that share the terminal."""
+    """The signal, then who receives it; "all" are the processes that share the terminal."""
 
     KILL_WORKER = "SIGKILL, a worker"
     KILL_COMMAND = "SIGKILL, the command"
@@ -47,21 +47,18 @@ class Kind(StrEnum):
     SLEEP_COMMAND = "SIGSTOP and SIGCONT, the command"
     SLEEP_ALL = "SIGSTOP and SIGCONT, all"
 
+    @property
+    def sent(self) -> signal.Signals:
+        """The signal that is sent first."""
+        return signal.Signals[self.replace(",", " ").split()[0]]
+
+    @property
+    def receiver(self) -> str:
+        """One of "a worker", "the command" and "all"."""
+        return self.rpartition(", ")[2]
+
 
 SLEEPS = (Kind.SLEEP_WORKER, Kind.SLEEP_COMMAND, Kind.SLEEP_ALL)
-_SENT = {
-    Kind.KILL_WORKER: signal.SIGKILL,
-    Kind.KILL_COMMAND: signal.SIGKILL,
-    Kind.KILL_ALL: signal.SIGKILL,
-    Kind.HANG_UP: signal.SIGHUP,
-    Kind.TERMINATE: signal.SIGTERM,
-    Kind.INTERRUPT: signal.SIGINT,
-    Kind.INTERRUPT_ALL: signal.SIGINT,
-    Kind.INTERRUPT_TWICE: signal.SIGINT,
-    Kind.SLEEP_WORKER: signal.SIGSTOP,
-    Kind.SLEEP_COMMAND: signal.SIGSTOP,
-    Kind.SLEEP_ALL: signal.SIGSTOP,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +66,21 @@ class Strike:
     """One disturbance."""
 
     after: float
-    """Seconds since the last one."""
+    """Seconds since the previous strike."""
     kind: Kind
     lasts: float
-    """Seconds of a sleep."""
+    """Length of a sleep in seconds."""
     victim: int
-    """Drawn, for a choice among as many commands or workers as there are then."""
+    """Random number that picks one of the commands or workers running at that moment."""
 
 
 def strikes(seed: Sequence[int], *, pause: float, sleep: float) -> Iterator[Strike]:
-    """Without end. `pause`: mean seconds between two; `sleep`: the longest.
+    """Yield strikes without end.
 
-    Half of the pauses are a tenth as long as the others: blows fall on starts and endings too, and there is time
-    to get on. One sleep in thirty is of half of `sleep` and more, the others take about a second.
+    Half of the pauses are a tenth as long as the others, so that strikes also hit starts and endings and the study
+    still gets on. One sleep in thirty lasts half of `sleep` or more, the others about a second.
+
+    Args: `pause`: mean seconds between two strikes; `sleep`: seconds of the longest sleep.
     """
     rng = np.random.default_rng(list(seed))
     kinds = list(Kind)
@@ -97,24 +96,24 @@ def strikes(seed: Sequence[int], *, pause: float, sleep: float) -> Iterator[Stri
 
 @dataclass(kw_only=True)
 class Tally:
-    """What was done to commands until they ended by themselves."""
+    """What happened to commands until they ended by themselves."""
 
     struck: Counter[Kind] = field(default_factory=Counter[Kind])
     starts: int = 0
     crashes: list[str] = field(default_factory=list[str])
-    """The last words of commands that ended in a way that no signal explains."""
+    """Last lines of commands whose exit code no signal explains."""
     asleep: float = 0.0
-    """Seconds, in all sleeps together."""
+    """Seconds of all sleeps together."""
     longest: float = 0.0
-    """The longest sleep in seconds."""
+    """Seconds of the longest sleep."""
     seconds: float = 0.0
-    """From the first start to the last end."""
+    """Seconds from the first start to the last end."""
     orphans: list[str] = field(default_factory=list[str])
-    """Processes that were still there SETTLED seconds later."""
+    """Processes still alive SETTLED seconds after the last end."""
 
     @property
     def kills(self) -> int:
-        """All that was not only put to sleep."""
+        """Number of strikes that were not sleeps."""
         return sum(count for kind, count in self.struck.items() if kind not in SLEEPS)
 
 
@@ -124,38 +123,38 @@ def disturb(
     *,
     log: Path,
     limit: float,
-    look: Callable[[], None] = lambda: None,
+    inspect: Callable[[], None] = lambda: None,
 ) -> Tally:
-    """Keeps the commands running until each has ended with exit code 0, and strikes them meanwhile.
+    """Strike the commands, and restart them, until each has ended with exit code 0.
 
-    Args: `log`: takes their output; `limit`: seconds after which the strikes end, and twice as many after which this
-    gives up with a TimeoutError; `look`: called after each strike.
+    Args: `log`: file for their output; `limit`: seconds after which the strikes end; `inspect`: called after each
+    strike. Raises TimeoutError after twice the limit.
     """
     tally = Tally()
-    mark = uuid.uuid4().hex
-    begun = time.monotonic()
-    running = [_start(command, log, mark, tally) for command in commands]
+    marker = uuid.uuid4().hex
+    began = time.monotonic()
+    running = [_start(command, log, marker, tally) for command in commands]
     strike = next(planned, None)
-    due = begun + (strike.after if strike else 0.0)
+    due = began + (strike.after if strike else 0.0)
     try:
         while running:
-            running = _kept_running(running, log, mark, tally)
+            running = _restarted(running, log, marker, tally)
             now = time.monotonic()
-            if now - begun > 2 * limit:
-                raise TimeoutError(f"{log}: not at its end after {now - begun:.0f} s")
-            if strike and running and now >= due and now - begun < limit:
+            if now - began > 2 * limit:
+                raise TimeoutError(f"{log}: still running after {now - began:.0f} s")
+            if strike and running and now >= due and now - began < limit:
                 _strike(strike, [process for _, process in running], tally)
-                look()
+                inspect()
                 strike = next(planned, None)
                 due = time.monotonic() + (strike.after if strike else 0.0)
             time.sleep(0.01)
-        tally.seconds = time.monotonic() - begun
+        tally.seconds = time.monotonic() - began
         deadline = time.monotonic() + SETTLED
-        while (left := _marked(mark)) and time.monotonic() < deadline:
+        while (left := _marked(marker)) and time.monotonic() < deadline:
             time.sleep(0.1)
         tally.orphans = [_name(process) for process in left]
     finally:
-        for process in _marked(mark):
+        for process in _marked(marker):
             with contextlib.suppress(psutil.Error):
                 process.kill()
     return tally
@@ -164,7 +163,7 @@ def disturb(
 _Running = tuple[Sequence[str], "subprocess.Popen[bytes]"]
 
 
-def _start(command: Sequence[str], log: Path, mark: str, tally: Tally) -> _Running:
+def _start(command: Sequence[str], log: Path, marker: str, tally: Tally) -> _Running:
     tally.starts += 1
     with log.open("ab") as file:
         file.write(f"\n--- start {tally.starts}\n".encode())
@@ -174,13 +173,13 @@ def _start(command: Sequence[str], log: Path, mark: str, tally: Tally) -> _Runni
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {MARK: mark, "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {MARKER: marker, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
 
 
-def _kept_running(running: list[_Running], log: Path, mark: str, tally: Tally) -> list[_Running]:
-    """Those that have not ended by themselves; those that were struck begin anew."""
+def _restarted(running: list[_Running], log: Path, marker: str, tally: Tally) -> list[_Running]:
+    """Drop commands that ended with exit code 0 and restart those that ended with another."""
     kept: list[_Running] = []
     for command, process in running:
         code = process.poll()
@@ -188,30 +187,26 @@ def _kept_running(running: list[_Running], log: Path, mark: str, tally: Tally) -
             kept.append((command, process))
         elif code != 0:
             if code not in STRUCK:
-                tally.crashes.append(f"exit code {code}: {_last_words(log)}")
-            kept.append(_start(command, log, mark, tally))
+                tally.crashes.append(f"exit code {code}: {_last_lines(log)}")
+            kept.append(_start(command, log, marker, tally))
     return kept
 
 
 def _strike(strike: Strike, running: list[subprocess.Popen[bytes]], tally: Tally) -> None:
     command = running[strike.victim % len(running)]
-    kind, sent = strike.kind, _SENT[strike.kind]
-    if kind in (Kind.KILL_WORKER, Kind.SLEEP_WORKER):
-        workers = _workers(command.pid)
-        # A command that has no worker yet, or trains by itself, is met instead.
-        victims = [workers[strike.victim % len(workers)].pid] if workers else [command.pid]
-        kind = kind if workers else Kind.KILL_COMMAND if kind is Kind.KILL_WORKER else Kind.SLEEP_COMMAND
-        _send(victims, sent)
-    elif kind in (Kind.KILL_ALL, Kind.HANG_UP, Kind.INTERRUPT_ALL, Kind.INTERRUPT_TWICE, Kind.SLEEP_ALL):
+    kind, victims = strike.kind, [command.pid]
+    if kind.receiver == "all":
         victims = [-process.pid for process in running]
-        _send(victims, sent)
-    else:
-        victims = [command.pid]
-        _send(victims, sent)
+    elif kind.receiver == "a worker":
+        if workers := worker_processes(command.pid):
+            victims = [workers[strike.victim % len(workers)].pid]
+        else:  # the command has no worker yet, or trains by itself: it takes the strike
+            kind = Kind.KILL_COMMAND if kind is Kind.KILL_WORKER else Kind.SLEEP_COMMAND
+    _send(victims, kind.sent)
     tally.struck[kind] += 1
     if kind is Kind.INTERRUPT_TWICE:
         time.sleep(min(1.0, strike.lasts))
-        _send(victims, sent)
+        _send(victims, kind.sent)
     if kind in SLEEPS:
         time.sleep(strike.lasts)
         tally.asleep += strike.lasts
@@ -220,14 +215,14 @@ def _strike(strike: Strike, running: list[subprocess.Popen[bytes]], tally: Tally
 
 
 def _send(victims: list[int], sent: int) -> None:
-    """To processes, and where the number is negative to groups; a command that has just ended is a zombie, at least."""
+    """Send a signal to processes, and to process groups where the number is negative."""
     for victim in victims:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(-victim, sent) if victim < 0 else os.kill(victim, sent)
 
 
-def _workers(command: int) -> list[psutil.Process]:
-    """The command's worker processes."""
+def worker_processes(command: int) -> list[psutil.Process]:
+    """Return the worker processes of a study's command, by its process id."""
     found: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(command).children():
@@ -236,12 +231,12 @@ def _workers(command: int) -> list[psutil.Process]:
     return found
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    """All living processes of these commands."""
+def _marked(marker: str) -> list[psutil.Process]:
+    """Return all living processes with this marker."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARKER) == marker:
                 found.append(process)
     return found
 
@@ -252,7 +247,7 @@ def _name(process: psutil.Process) -> str:
     return f"process {process.pid}"
 
 
-def _last_words(log: Path) -> str:
-    """The end of what was said since the last start."""
-    said = log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- start ")[2]
-    return " | ".join(said.strip().splitlines()[-3:])
+def _last_lines(log: Path) -> str:
+    """Return the last three lines written since the last start."""
+    written = log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- start ")[2]
+    return " | ".join(written.strip().splitlines()[-3:])

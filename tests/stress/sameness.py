@@ -1,4 +1,4 @@
-"""What two studies must have in common where one of them was disturbed and the other one was not."""
+"""What two studies must have in common if one of them was disturbed and the other was not."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-CHANCE = {"seconds", "peak_memory", "attempts", "slot", "paused", "environment"}
+VARYING = {"seconds", "peak_memory", "attempts", "slot", "paused", "environment"}
 """Attributes of a trial that a disturbance may change."""
 
 
 def essence(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
-    """All of the trials that must be the same, bit for bit, however often they were disturbed."""
+    """Return everything of the trials that must be equal, bit for bit, however often they were disturbed."""
     return [
         (
             trial.number,
@@ -20,7 +20,7 @@ def essence(trials: list[FrozenTrial]) -> list[tuple[Any, ...]]:
             trial.values,
             trial.intermediate_values,
             trial.constraints,
-            {name: value for name, value in trial.user_attrs.items() if name not in CHANCE},
+            {name: value for name, value in trial.user_attrs.items() if name not in VARYING},
         )
         for trial in trials
     ]
