@@ -1,4 +1,4 @@
-"""A study's identity: what the space leaves is found whole, the same everywhere, and a change of it is refused."""
+"""The space as data: found whole, the same in every process, and refused where it has changed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from search_space import PROFILES, suggest
 from tuning import StudyError
-from tuning.identity import SpacePoint, describe_space, random_points, refuse_changes
+from tuning.space import SpacePoint, describe_space, random_points, refuse_changes
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +26,7 @@ KNOBS = {
 
 
 def branching(trial: Any) -> None:
-    """A space that hides a knob behind two choices."""
+    """Sample a space in which one knob depends on two choices."""
     if trial.suggest_categorical("a", ["x", "y"]) == "y":
         trial.suggest_float("under y", 0.0, 1.0)
         if trial.suggest_categorical("b", list("pqrs")) == "s":
@@ -39,7 +39,7 @@ def test_every_knob_of_every_branch_is_found() -> None:
     assert set(describe_space(branching)) == {"space a", "space b", "space under y", "space under y and s"}
 
 
-def test_a_knob_whose_bounds_hang_on_a_choice_is_described_with_all_of_them() -> None:
+def test_a_knob_whose_bounds_depend_on_a_choice_is_described_with_all_of_them() -> None:
     def space(trial: Any) -> None:
         high = {"x": 1.0, "y": 2.0}[trial.suggest_categorical("a", ["x", "y"])]
         trial.suggest_float("lr", 0.0, high)
@@ -48,10 +48,10 @@ def test_a_knob_whose_bounds_hang_on_a_choice_is_described_with_all_of_them() ->
 
 
 def test_two_processes_describe_the_space_alike() -> None:
-    """Whatever their hash seed: a set's order must not reach the study."""
+    """Even with different hash seeds: the order of a set must not reach the study."""
     code = (
         "import json; from functools import partial; from search_space import PROFILES, suggest; "
-        "from tuning.identity import describe_space; "
+        "from tuning.space import describe_space; "
         "print(json.dumps(describe_space(partial(suggest, profile=PROFILES['quick'], classes=9))))"
     )
     running = [
@@ -65,19 +65,19 @@ def test_two_processes_describe_the_space_alike() -> None:
     assert json.loads(printed[0]) == describe_space(partial(suggest, profile=PROFILES["quick"], classes=9))
 
 
-def test_the_number_of_classes_and_the_run_change_nothing() -> None:
+def test_the_number_of_classes_does_not_change_the_description_and_json_keeps_it() -> None:
     described = describe_space(partial(suggest, profile=PROFILES["quick"], classes=9))
     assert describe_space(partial(suggest, profile=PROFILES["quick"], classes=2)) == described
     assert json.loads(json.dumps(described)) == described
 
 
-def wider(trial: Any) -> None:
+def original(trial: Any) -> None:
     trial.suggest_float("lr", 1e-4, 1e-1, log=True)
     trial.suggest_int("depth", 1, 9, step=2)
     trial.suggest_categorical("pool", ["avg", "max"])
 
 
-def one_changed(kind: str, trial: Any) -> None:
+def changed(kind: str, trial: Any) -> None:
     trial.suggest_float("lr", 1e-4, 1.0 if kind == "bound" else 1e-1, log=kind != "log")
     trial.suggest_int("depth", 1, 9, step=4 if kind == "step" else 2)
     trial.suggest_categorical("pool", ["avg", "max", "both"] if kind == "choice" else ["avg", "max"])
@@ -95,31 +95,31 @@ def one_changed(kind: str, trial: Any) -> None:
         ("knob", "space dropout: none -> [0, 0.5] step 0.1"),
     ],
 )
-def test_each_kind_of_change_is_refused_and_told_as_a_person_reads_it(kind: str, text: str) -> None:
+def test_each_kind_of_change_is_refused_in_readable_terms(kind: str, text: str) -> None:
     with pytest.raises(StudyError) as caught:
-        refuse_changes(describe_space(wider), describe_space(partial(one_changed, kind)), "mushrooms")
+        refuse_changes(describe_space(original), describe_space(partial(changed, kind)), "mushrooms")
     assert f"({text})" in str(caught.value)
 
 
-def test_the_refusal_is_one_line_that_names_every_change_and_the_way_out() -> None:
+def test_the_refusal_is_one_line_with_every_change_and_no_other_fact() -> None:
     stored = {"data": "1500 pictures, fingerprint ab, split cd", "seed": 0, "max flops": 1e8, "pruner": "median"}
     now = stored | {"data": "1499 pictures, fingerprint ef, split cd", "seed": 7, "max flops": None}
     with pytest.raises(StudyError) as caught:
         refuse_changes(stored, now, "field-guide")
-    assert str(caught.value) == (
-        "a study keeps its data, space and settings, but study 'field-guide' was begun with others "
+    text = str(caught.value)
+    assert (
         "(data: 1500 pictures, fingerprint ab, split cd -> 1499 pictures, fingerprint ef, split cd; "
-        "max flops: 100,000,000 -> none; seed: 0 -> 7); go on with the old ones, or start another study with "
-        "--study NAME"
-    )
+        "max flops: 100,000,000 -> none; seed: 0 -> 7)"
+    ) in text
+    assert text.startswith("study 'field-guide'") and "--study NAME" in text and "\n" not in text
 
 
-def test_no_change_is_refused_where_there_is_none() -> None:
+def test_an_unchanged_space_is_accepted() -> None:
     described = describe_space(partial(suggest, profile=PROFILES["gpu"], classes=9))
     refuse_changes(described, json.loads(json.dumps(described)), "any")
 
 
-def test_random_draws_keep_to_their_bounds_and_grids() -> None:
+def test_random_points_are_within_their_bounds_and_on_their_grids() -> None:
     trial = SpacePoint(np.random.default_rng(0))
     for _ in range(200):
         assert trial.suggest_int("i", 3, 9, step=3) in (3, 6, 9)
