@@ -1,9 +1,9 @@
-"""The built-in data set: nine genera of mushrooms, drawn.
+"""The built-in data set: drawings of nine genera of mushrooms.
 
-`GENERA` and `LOOKS` say what there is; `counts` shares a total out; `draw` makes one picture from (genus, index, size,
-seed) and nothing else; `write` lays a set down as class folders. The genera differ as real ones do - gills or pores,
-ring, volva, warts, zones, slime - while their colours overlap, so that fine texture decides. How hard they are to tell
-apart is measured in benchmarks/field_guide.py. A mushroom must never be eaten by what is learnt here.
+`GENERA` and `APPEARANCES` describe the genera; `counts` divides a total among them; `draw` makes one picture from
+(genus, index, size, seed) and nothing else; `write` writes a set as class folders. The genera differ as real ones do
+(gills or pores, ring, volva, warts, zones, slime), but their colours overlap, so that fine texture decides. How hard
+they are to tell apart is measured in benchmarks/field_guide.py. Never eat a mushroom because of what is learnt here.
 """
 
 from __future__ import annotations
@@ -12,33 +12,37 @@ import heapq
 import multiprocessing
 import os
 import threading
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data import DataError, Track, no_track
+from data import CACHE_FIX, DataError, Track, explained, no_track
 from data.field_guide.scenery import compose
 from data.field_guide.specimens import Genus
+from model.files import printable, replacing
 
 GENERA: dict[str, int] = {
     "Agaricus": 353, "Amanita": 750, "Boletus": 1073, "Cortinarius": 836, "Entoloma": 364,
     "Hygrocybe": 316, "Lactarius": 1563, "Russula": 1148, "Suillus": 311,
 }  # fmt: skip
-"""Genus -> pictures in the full set: class sizes of Kaggle's maysee/mushrooms-classification-common-genuss-images."""
+"""Pictures per genus in the full set: class sizes of Kaggle's maysee/mushrooms-classification-common-genuss-images."""
 
 VERSION = 1
-"""Part of the name of a drawn set's folder: to be raised by whoever changes what `draw` gives."""
+"""Part of the name of a set's folder. Raise it when `draw` gives other pictures."""
 
 LEAST = 14
-"""Fewest pictures of a genus: 70 / 15 / 15 leaves two for validation and for test."""
+"""Fewest pictures of a genus: a split of 70 / 15 / 15 leaves two each for validation and test."""
 
 MAX_SIDE = 2048
+"""Largest side of a picture in pixels."""
 
-LOOKS: dict[str, Genus] = {
+APPEARANCES: dict[str, Genus] = {
     "Agaricus": Genus(
         caps=(
             ("#c9a988", "#e6d9c6"), ("#b08a66", "#dccbb4"), ("#d9cfbd", "#e6dfd0"), ("#a27a55", "#cdb090"),
@@ -138,15 +142,16 @@ LOOKS: dict[str, Genus] = {
 
 
 def counts(total: int) -> dict[str, int]:
-    """Share `total` pictures out in the full set's proportions, at least `LEAST` each.
+    """Divide `total` pictures among the genera in the full set's proportions, at least `LEAST` each.
 
-    Webster's method: each next picture goes to the genus with the most of the full set per (pictures so far + 1/2).
-    A larger total never takes a picture away, and 6,714 gives `GENERA` itself. Raises DataError below `LEAST` a genus.
+    By Webster's method, the next picture goes to the genus with the largest full set per (pictures so far + 1/2). A
+    larger total never takes a picture away, and 6,714 gives `GENERA` itself.
+    Raises DataError when `total` is less than `LEAST` per genus.
     """
     if total < LEAST * len(GENERA):
         raise DataError(
-            f"the field guide needs {LEAST} pictures of each of its {len(GENERA)} genera, "
-            f"so at least {LEAST * len(GENERA)}, but {total} were asked for; ask for more"
+            f"{total} pictures are too few for the field guide ({LEAST} of each of its {len(GENERA)} genera, "
+            f"{LEAST * len(GENERA)} in all, are the least): ask for more with --pictures N"
         )
     shared = dict.fromkeys(GENERA, LEAST)
     queue = [(-full / (LEAST + 0.5), genus) for genus, full in GENERA.items()]
@@ -159,74 +164,66 @@ def counts(total: int) -> dict[str, int]:
 
 
 def draw(genus: str, index: int, *, size: int = 256, seed: int = 0) -> Image.Image:
-    """The picture `index` (from 0) of a genus, RGB, `size` pixels square: a pure function of its arguments.
+    """Draw picture number `index` (from 0) of a genus, RGB, `size` pixels square: a pure function of its arguments.
 
-    Every size shows the same scene; below 256 pixels it is the picture of 256 made smaller.
+    Every size shows the same scene; below 256 pixels it is the 256-pixel picture, scaled down.
     """
-    if genus not in LOOKS:
-        raise ValueError(f"a genus is one of {', '.join(LOOKS)}, but got {genus!r}")
+    if genus not in APPEARANCES:
+        raise ValueError(f"a genus is one of {', '.join(APPEARANCES)}, but got {genus!r}")
     if not 16 <= size <= MAX_SIDE:
         raise ValueError(f"16 <= size <= {MAX_SIDE} must hold, but got size={size}")
     if index < 0 or seed < 0:
         raise ValueError(f"index >= 0 and seed >= 0 must hold, but got index={index}, seed={seed}")
-    rng = np.random.default_rng([seed, list(LOOKS).index(genus), index])
-    image = compose(LOOKS[genus], rng, max(size, 256))
+    rng = np.random.default_rng([seed, list(APPEARANCES).index(genus), index])
+    image = compose(APPEARANCES[genus], rng, max(size, 256))
     return image if image.width == size else image.resize((size, size), Image.Resampling.BOX)
 
 
 def draw_file(task: tuple[Path, str, int, int, int]) -> None:
-    """Draw (path, genus, index, size, seed) into a JPEG that is whole or not there at all."""
+    """Draw the picture of (path, genus, index, size, seed) and save it as a JPEG."""
     path, genus, index, size, seed = task
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draw(genus, index, size=size, seed=seed).save(partial, "JPEG", quality=90)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        draw(genus, index, size=size, seed=seed).save(unfinished, "JPEG", quality=90)
 
 
 def write(folder: Path, total: int, *, size: int = 256, seed: int = 0, track: Track = no_track) -> Path:
-    """Draw what is missing of a set of `total` pictures as folder/<Genus>/<Genus>_0001.jpg and so on; returns `folder`.
+    """Draw the missing pictures of a set of `total` as folder/<Genus>/<Genus>_0001.jpg and so on; return `folder`.
 
-    The pictures of a small set are the first ones of each genus of a larger set. A file that is there is whole and is
-    kept, so a folder belongs to one size and one seed. Two processes may write the same folder at once.
-    Raises DataError for a total that is too small or a folder that cannot be written.
+    A smaller set consists of the first pictures of each genus of a larger one. Files that exist are complete and are
+    kept, so a folder must be used for one size and one seed only. Two processes may write the same folder at once.
+    Raises DataError for a total that is too small, or a folder that cannot be written.
     """
+    problem = f"cannot draw the field guide into {printable(folder)}"
     tasks: list[tuple[Path, str, int, int, int]] = []
-    try:
+    with explained(problem, CACHE_FIX):
         for genus, number in counts(total).items():
             (folder / genus).mkdir(parents=True, exist_ok=True)
             there = {path.name for path in (folder / genus).iterdir()}
             paths = [folder / genus / f"{genus}_{index + 1:04d}.jpg" for index in range(number)]
             tasks += [(path, genus, index, size, seed) for index, path in enumerate(paths) if path.name not in there]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if not tasks:
-            return folder
-        # A process takes about half a second to start: as long as ten pictures.
-        workers = min(cores, len(tasks) // 50)
-        describe = f"drawing {len(tasks):,} mushrooms"
-        if workers < 2:
-            for task in track(tasks, describe, len(tasks)):
-                draw_file(task)
-        else:
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, spawn, initializer=_end_with_the_command) as pool:
-                for _ in track(pool.map(draw_file, tasks, chunksize=8), describe, len(tasks)):
-                    pass
-    except BrokenProcessPool:
-        raise DataError(
-            f"the field guide must be drawn into {folder}, but a process that drew was killed; the same command goes on"
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"the field guide must be drawn into {folder}, but it cannot ({error.strerror or error}); "
-            "make room, mend its rights, or choose another folder"
-        ) from error
+        try:
+            _draw_files(tasks, track)
+        except BrokenProcessPool:
+            raise DataError(f"{problem} (a drawing process was killed): run the same command again to resume") from None
     return folder
 
 
-def _end_with_the_command() -> None:
-    """Lets a process that draws end when the command is killed; left alone it would wait for ever for more to draw."""
+def _draw_files(tasks: list[tuple[Path, str, int, int, int]], track: Track) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A process takes about half a second to start: as long as ten pictures.
+    workers = min(cores, len(tasks) // 50)
+    with ExitStack() as stack:
+        drawn = map(draw_file, tasks)
+        if workers > 1:
+            spawn = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, spawn, initializer=_end_with_the_parent))
+            drawn = pool.map(draw_file, tasks, chunksize=8)
+        if tasks:
+            deque(track(drawn, f"Drawing {len(tasks):,} mushrooms", len(tasks)), maxlen=0)
+
+
+def _end_with_the_parent() -> None:
+    """Make a drawing process exit when its parent is killed; it would otherwise wait for more work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,9 +1,9 @@
-"""Draws one mushroom: a solid of revolution, sphere-traced, then dressed with the skin, gills and bark of its genus.
+"""Drawing of one mushroom: a solid of revolution, sphere-traced and textured with its genus's skin, gills and bark.
 
-`paint`: specimen -> `Solid` (distances) -> `trace` (which ray meets which part where) -> `Surface` (colour, normal,
-relief of each hit) -> light -> canvas. Rays are parallel, and each hit knows its polar place on cap or stem, of which
-all texture is a function: so one model serves the views from the side, from above and from below.
-Colours are squared before they are lit and rooted after (gamma 2, close to a camera's).
+`paint`: specimen -> `Solid` (distances) -> `trace` (where each ray hits which part) -> `Surface` (colour, normal and
+relief of each hit) -> light -> canvas. Rays are parallel. Textures are functions of a hit's polar coordinates on cap or
+stem, so one model serves views from the side, from above and from below.
+Colours are squared before lighting and their root is taken afterwards (gamma 2, close to a camera's).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MILK, VOLVA, SOIL, FLESH = np.array(
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Where a mushroom is in the picture: middle and radius of the cap in pixels, elevation and roll in radians."""
+    """Position of a mushroom in the picture: the cap's centre and radius in pixels, elevation and roll in radians."""
 
     x: float
     y: float
@@ -35,7 +35,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """A sun in camera axes (right, up, towards the camera), its colour and the sky's."""
+    """Direction of the sun in camera axes (right, up, towards the camera), and the colours of sun and sky."""
 
     sun: Floats
     sun_colour: Floats
@@ -43,7 +43,7 @@ class Light:
 
 
 def _caution(slope: Floats) -> Floats:
-    """Factor from height over a surface to distance from it, by the steepest slope within a fifth of the radius."""
+    """Return the factor from height above a surface to a safe step, from the steepest slope within 1/5 of a radius."""
     reach = STEPS // 5
     steepest = sliding_window_view(np.pad(np.minimum(np.abs(slope), 4.5), reach, mode="edge"), 2 * reach + 1).max(1)
     return 1 / np.sqrt(1 + steepest**2)
@@ -51,7 +51,7 @@ def _caution(slope: Floats) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Solid:
-    """The specimen's tables made ready for distances: slopes, and factors that keep a step from overshooting."""
+    """Specimen prepared for computing distances: slopes, and factors that keep steps from overshooting."""
 
     specimen: Specimen
     top_slope: Floats
@@ -67,7 +67,7 @@ class Solid:
         )  # fmt: skip
 
     def distances(self, x: Floats, y: Floats, z: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """Lower bounds of the distances to the cap's top, its underside, the stem and the ring."""
+        """Return lower bounds of the distances to the cap's top, its underside, the stem and the ring."""
         s = self.specimen
         square = y * y
         flat = z - s.tilt[0] * x - s.tilt[1] * y - s.tilt[2] * (x * x - square)
@@ -88,7 +88,7 @@ class Solid:
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """The rays that met the specimen: place in the patch, point, and which part: 0 top, 1 underside, 2 stem, 3 ring."""
+    """Rays that hit the specimen: index in the patch, point, and part (0 top, 1 underside, 2 stem, 3 ring)."""
 
     at: NDArray[np.int64]
     x: Floats
@@ -100,7 +100,7 @@ class Hits:
 def _march(
     solid: Solid, x: Floats, s: Floats, t: Floats, far: float, view: tuple[np.float32, np.float32], steps: int
 ) -> tuple[Floats, Floats]:
-    """Walk rays from depth `t` on: (depths, distances left), for a solid that ends before depth `far`."""
+    """March rays from depth `t`; return (depths, remaining distances). The solid ends before depth `far`."""
     sine, cosine = view
     depth, left = t.copy(), np.full_like(t, 9)
     at = np.arange(t.size)
@@ -116,9 +116,9 @@ def _march(
 
 
 def trace(solid: Solid, across: Floats, up: Floats, elevation: float) -> Hits:
-    """Sphere tracing (Hart 1996) of parallel rays through the points (across, up) of the screen, in cap radii.
+    """Trace parallel rays through the points (across, up) of the screen, in cap radii, by sphere tracing (Hart 1996).
 
-    Every fourth ray of every fourth row goes first; the others start a little before the nearest of their neighbours.
+    Every fourth ray of every fourth row is traced first; the others start shortly before their nearest neighbour's hit.
     """
     view = sine, cosine = np.float32(np.sin(elevation)), np.float32(np.cos(elevation))
     far = float(abs(sine) * (1.6 + 0.6 * solid.specimen.length) + cosine * 1.2) + 0.3
@@ -144,17 +144,17 @@ def trace(solid: Solid, across: Floats, up: Floats, elevation: float) -> Hits:
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """What n hits look like before light falls on them."""
+    """Appearance of n hits before lighting."""
 
     colour: Floats
-    """(n, 3), not yet squared."""
+    """(n, 3), not squared yet."""
     normal: Floats
-    """(n, 3), in the specimen's own axes."""
+    """(n, 3), in the specimen's axes."""
     relief: Floats
-    """Height of the texture over the smooth solid, about in cap radii; it only leans the normals."""
+    """Height of the texture above the smooth solid, roughly in cap radii; it only affects the lighting."""
     gloss: Floats
     shelter: Floats
-    """The share of the light that reaches the place: less under the cap."""
+    """Share of the light that reaches the point: less under the cap."""
 
 
 def _mix(a: Floats, b: Floats, share: Floats) -> Floats:
@@ -166,7 +166,7 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def _turns(x: Floats, y: Floats, s: Specimen) -> Floats:
-    """Angle about the stem, in turns; each specimen begins to count elsewhere."""
+    """Return the angle around the stem in turns, from an origin that differs between specimens."""
     return np.arctan2(y, x) / np.float32(2 * np.pi) + np.float32(s.seed % 977 / 977)
 
 
@@ -178,7 +178,7 @@ def _cap_normal(x: Floats, y: Floats, rho: Floats, slopes: Floats, s: Specimen) 
 def _top(x: Floats, y: Floats, z: Floats, solid: Solid) -> Surface:
     s = solid.specimen
     rho = np.sqrt(x * x + y * y) + np.float32(1e-6)
-    # Flat coordinates along the skin: the arc from the apex, laid out around it, so that steep caps are not stretched.
+    # Flat coordinates along the skin: the arc length from the apex, so that textures do not stretch on steep caps.
     arc = np.cumsum(np.sqrt(1 + np.minimum(solid.top_slope, 3) ** 2)).astype(np.float32) / STEPS
     stretch, offset = arc.take((rho * STEPS).astype(np.int32), mode="clip") / rho, np.float32(s.seed % 977 / 977)
     u, v = x * stretch + offset, y * stretch + offset * 7
@@ -256,7 +256,7 @@ PARTS = (_top, _underside, _stem, _ring)
 
 
 def _dress(hits: Hits, solid: Solid) -> Surface:
-    """Every hit's surface, in the order of the hits."""
+    """Return the surface of every hit, in the order of the hits."""
     places = [np.flatnonzero(hits.part == part) for part in range(len(PARTS))]
     surfaces = [dress(hits.x[on], hits.y[on], hits.z[on], solid) for dress, on in zip(PARTS, places, strict=True)]
     order = np.argsort(np.concatenate(places))
@@ -274,7 +274,7 @@ def _dress(hits: Hits, solid: Solid) -> Surface:
 
 
 def _facing(normal: Floats, view: View) -> Floats:
-    """Normals in camera axes: right, up, towards the camera."""
+    """Rotate normals to camera axes: right, up, towards the camera."""
     sine, cosine = np.sin(view.elevation), np.cos(view.elevation)
     right, up = normal[:, 0], normal[:, 1] * sine + normal[:, 2] * cosine
     towards = normal[:, 2] * sine - normal[:, 1] * cosine
@@ -283,7 +283,7 @@ def _facing(normal: Floats, view: View) -> Floats:
 
 
 def _lean(relief: Floats, hits: Hits, shape: tuple[int, int], radius: float, light: Light) -> Floats:
-    """How much more light the texture's slopes get: above 0 where the ground falls towards the sun."""
+    """Return the extra light on the texture's slopes: above 0 where they face the sun."""
     flat, kind = np.zeros(shape, np.float32), np.full(shape, -1, np.int8)
     flat.ravel()[hits.at], kind.ravel()[hits.at] = relief, hits.part
     step = max(1, round(radius / 90))
@@ -294,7 +294,7 @@ def _lean(relief: Floats, hits: Hits, shape: tuple[int, int], radius: float, lig
 
 
 def _lit(surface: Surface, normal: Floats, lean: Floats, light: Light) -> Floats:
-    """Squared colours under sun (wrapped Lambert), sky (from above) and gloss (Blinn's half vector, two widths)."""
+    """Return squared colours lit by sun (wrapped Lambert) and sky (from above), with gloss (Blinn, two widths)."""
     sun = np.clip((normal @ light.sun + 0.2) / 1.2 + lean, 0, 1.3) * surface.shelter
     sky = (0.7 + 0.3 * normal[:, 1]) * (1 + lean) * surface.shelter
     half = light.sun + np.array([0, 0, 1], np.float32)
@@ -305,9 +305,9 @@ def _lit(surface: Surface, normal: Floats, lean: Floats, light: Light) -> Floats
 
 
 def _bounds(s: Specimen, view: View, shape: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the picture in which the specimen lies."""
+    """Return the rows and columns of the picture that the specimen can cover."""
     sine, cosine = np.sin(view.elevation), np.cos(view.elevation)
-    # The outline of a half ellipsoid, and room for tilt and wave.
+    # The outline of half an ellipsoid, with room for tilt and waves.
     cap = float(np.hypot(sine, s.top.max() * cosine)) + 0.35
     low, high = min(-s.length * cosine - s.stem[-1] * abs(sine) - 0.1, -cap), cap
     wide = 1.1 + abs(s.bend) * s.length**2
@@ -319,7 +319,7 @@ def _bounds(s: Specimen, view: View, shape: tuple[int, int]) -> tuple[slice, sli
 
 
 def paint(canvas: Floats, specimen: Specimen, view: View, light: Light) -> None:
-    """Draw the specimen onto `canvas` (H, W, 3; colours squared), in place; what lies outside is left away."""
+    """Draw the specimen onto `canvas` (H, W, 3; squared colours), in place; parts outside it are cut off."""
     solid = Solid.of(specimen)
     rows, columns = _bounds(specimen, view, canvas.shape[:2])
     if rows.start >= rows.stop or columns.start >= columns.stop:

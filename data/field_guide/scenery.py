@@ -1,8 +1,8 @@
-"""Composes one picture: ground and far background, shadows, mushrooms, what hides them, and the camera.
+"""Composition of one picture: ground and background, shadows, mushrooms, foreground, and the camera.
 
 backdrop (Pillow) -> shadows and mushrooms (`mushrooms.paint`), the far ones first, each with blades at its foot ->
-reduced from one and a half times its side -> foreground -> camera (exposure, blur, grain). Places and sizes are shares
-of the side, so that every size shows the same scene.
+scaled down from 1.5 times the side -> foreground -> camera (exposure, blur, grain). Positions and sizes are shares of
+the side, so that every size shows the same scene.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True, kw_only=True)
 class Habitat:
-    """A forest floor: soil colours, and how many leaves, needles, and tufts (moss or grass) lie on it."""
+    """Forest floor: its soil colours, and the numbers of leaves, needles and tufts (moss or grass) on it."""
 
     soil: tuple[str, str]
     leaves: int = 0
@@ -31,7 +31,7 @@ class Habitat:
     tufts: int = 0
     tuft: tuple[str, ...] = ("#4f6b2a", "#6d8a35", "#3c5522", "#86a04a", "#5a6e2e")
     blade: float = 0.05
-    """Length of a tuft's blades, as a share of the side."""
+    """Length of a tuft's blades as a share of the side."""
 
 
 NEEDLES = ("#9a6a3a", "#7a4f2a", "#b58a55", "#5d4026")
@@ -55,18 +55,18 @@ Ink = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """How the finder held the camera."""
+    """Way to hold the camera."""
 
     share: float
-    """Of the pictures."""
+    """Share of the pictures taken this way."""
     elevation: tuple[float, float]
-    """Degrees above the cap's margin; below 0 its underside shows."""
+    """Range of the camera's elevation above the cap's margin, in degrees; below 0 the underside shows."""
     horizon: tuple[float, float] | None = None
-    """Where the ground ends, as a share of the side from the top; None: ground everywhere."""
+    """Range of the ground's upper edge, as a share of the side from the top; None for ground everywhere."""
     rooted: float | None = None
-    """The height (share of the side) at which every stem meets a ground that the lens lies on."""
+    """Height, as a share of the side, at which stems meet the ground when the lens lies on it; None otherwise."""
     lying: bool = False
-    """Picked and laid down, whichever way round."""
+    """Whether the mushrooms have been picked and laid down, at any angle."""
 
 
 POSES = (
@@ -78,14 +78,14 @@ POSES = (
 
 
 def _inks(rng: Rng, colours: tuple[str, ...], number: int, spread: float = 0.16) -> list[Ink]:
-    """`number` colours near those given."""
+    """Draw `number` colours close to those given."""
     base = np.stack([colour(c) for c in colours])[rng.integers(len(colours), size=number)] * 255
     base = base * rng.normal(1, spread, (number, 1)) + rng.normal(0, 6, (number, 3))
     return [(r, g, b) for r, g, b in np.clip(base, 0, 255).astype(int).tolist()]
 
 
 def _blade(draw: ImageDraw.ImageDraw, x: float, y: float, length: float, lean: float, width: float, fill: Ink) -> None:
-    """A curved, tapering blade of grass or moss that grows up from (x, y)."""
+    """Draw a curved, tapering blade of grass or moss growing up from (x, y)."""
     mid = (x + 0.35 * lean * length, y - 0.55 * length)
     tip = (x + lean * length, y - length * (1 - 0.25 * abs(lean)))
     draw.polygon(
@@ -96,7 +96,7 @@ def _blade(draw: ImageDraw.ImageDraw, x: float, y: float, length: float, lean: f
 
 
 def _leaf(draw: ImageDraw.ImageDraw, x: float, y: float, length: float, angle: float, plump: float, fill: Ink) -> None:
-    """A fallen leaf: two halves of different light, a midrib, and its shadow."""
+    """Draw a fallen leaf: a lighter and a darker half, a midrib, and a shadow."""
     t = np.linspace(0, 1, 9)
     bulge = plump * length * np.sin(np.pi * t**0.8)
     along = (t - 0.5) * length
@@ -113,7 +113,7 @@ def _leaf(draw: ImageDraw.ImageDraw, x: float, y: float, length: float, angle: f
 
 
 def _floor(habitat: Habitat, side: int, scale: float, rng: Rng) -> Image.Image:
-    """Soil, needles and leaves seen from straight above; `scale` multiplies their sizes."""
+    """Draw soil, needles and leaves from straight above; `scale` multiplies their sizes."""
     half = side // 2
     u, v = np.meshgrid(*[np.arange(half, dtype=np.float32) / half * 0.7 / scale] * 2)
     offset = rng.random(2).astype(np.float32)
@@ -142,7 +142,7 @@ def _floor(habitat: Habitat, side: int, scale: float, rng: Rng) -> Image.Image:
 
 
 def _tufts(image: Image.Image, habitat: Habitat, horizon: float, rng: Rng) -> None:
-    """Blades of moss and grass on the ground, the far ones first; at the horizon (a share of the side) they vanish."""
+    """Draw blades of moss and grass, the far ones first, vanishing at the horizon (a share of the side)."""
     draw, side = ImageDraw.Draw(image), image.width
     y = horizon + (1.08 - horizon) * np.sort(rng.random(habitat.tufts)) ** (0.7 if horizon >= 0 else 1)
     near = (y - horizon) / (1 - horizon) if horizon >= 0 else np.ones_like(y)
@@ -161,7 +161,7 @@ def _tufts(image: Image.Image, habitat: Habitat, horizon: float, rng: Rng) -> No
 
 
 def _distance(side: int, rng: Rng) -> Image.Image:
-    """The forest behind, far out of focus: light between trunks, discs of blur. Drawn small and enlarged."""
+    """Draw the forest behind, far out of focus: light between trunks and blurred discs, drawn small and enlarged."""
     small = 128
     image = Image.new("RGB", (small, small), _inks(rng, ("#3d4a2a", "#55602f", "#4a4232", "#2f3a2c", "#6b6a48"), 1)[0])
     draw = ImageDraw.Draw(image)
@@ -180,13 +180,13 @@ def _distance(side: int, rng: Rng) -> Image.Image:
 
 
 def _backdrop(habitat: Habitat, horizon: float | None, side: int, rng: Rng) -> Image.Image:
-    """Ground from above (no horizon), or ground that recedes to the horizon (a share of the side) and the forest."""
+    """Draw the ground from above, or, with a horizon (a share of the side), receding towards the forest."""
     if horizon is None:
         floor = _floor(habitat, side, 1.0, rng)
         _tufts(floor, habitat, -0.06, rng)
         return floor
     line = int(horizon * side)
-    # The nearest row of the picture shows the middle half of the floor, the horizon all of its width.
+    # The bottom row of the picture shows the middle half of the floor, the horizon its full width.
     targets, sources = (
         [(0, side), (side, side), (side, line), (0, line)],
         [(0.25, 1.0), (0.75, 1.0), (1.0, 0.0), (0.0, 0.0)],
@@ -207,13 +207,13 @@ def _backdrop(habitat: Habitat, horizon: float | None, side: int, rng: Rng) -> I
 
 
 def _ramp(side: int, start: float, end: float) -> Image.Image:
-    """A mask that rises from 0 to 255 between two heights, given as shares of the side from the top."""
+    """Return a mask rising from 0 to 255 between two heights, which are shares of the side from the top."""
     rows = np.clip((np.linspace(0, 1, side) - start) / (end - start), 0, 1) * 255
     return Image.fromarray(np.repeat(rows.astype(np.uint8)[:, None], side, 1))
 
 
 def _homography(targets: Sequence[tuple[float, float]], sources: Sequence[tuple[float, float]]) -> list[float]:
-    """Pillow's eight coefficients of the perspective map that takes four targets to four sources."""
+    """Return Pillow's eight coefficients of the perspective map from four targets to four sources."""
     rows, values = [], []
     for (x, y), (u, v) in zip(targets, sources, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -222,7 +222,7 @@ def _homography(targets: Sequence[tuple[float, float]], sources: Sequence[tuple[
 
 
 def _light(rng: Rng) -> Light:
-    """Sun, shade or an overcast sky: direction, warmth and contrast."""
+    """Draw direction, warmth and contrast of the light: sun, shade or an overcast sky."""
     side = rng.choice([-1.0, 1.0]) * rng.uniform(0.3, 0.9)
     sun = np.array([side, rng.uniform(0.5, 1.0), rng.uniform(0.35, 0.9)], np.float32)
     contrast, warmth = rng.uniform(0.25, 0.8), rng.normal(0.03, 0.04)
@@ -234,7 +234,7 @@ def _light(rng: Rng) -> Light:
 
 
 def _shadow(canvas: Floats, x: float, y: float, wide: float, tall: float, depth: float) -> None:
-    """Darken an ellipse of the ground, softly, in place."""
+    """Darken an ellipse of the ground softly, in place."""
     side = canvas.shape[0]
     left, right = max(int(x - 2 * wide), 0), min(int(x + 2 * wide), side)
     high, low = max(int(y - 2 * tall), 0), min(int(y + 2 * tall), side)
@@ -245,7 +245,7 @@ def _shadow(canvas: Floats, x: float, y: float, wide: float, tall: float, depth:
 
 
 def _foot(canvas: Floats, habitat: Habitat, x: float, y: float, width: float, rng: Rng) -> None:
-    """Blades or, on bare litter, leaves before a stem's foot (shares of the side): it grows out of the ground."""
+    """Draw blades, or leaves on bare litter, before a stem's foot (shares of the side), so that it is rooted."""
     side = canvas.shape[0]
     high, low = max(0, int((y - 0.25) * side)), min(side, int((y + 0.2) * side))
     image = Image.fromarray((np.sqrt(np.clip(canvas[high:low], 0, 1)) * 255).astype(np.uint8))
@@ -265,7 +265,7 @@ def _foot(canvas: Floats, habitat: Habitat, x: float, y: float, width: float, rn
 
 
 def _foreground(image: Image.Image, habitat: Habitat, rng: Rng) -> Image.Image:
-    """Blades of grass near the lens, out of focus, over a part of the picture."""
+    """Draw blades of grass close to the lens, out of focus, over part of the picture."""
     small = 128
     dark = [int(0.75 * channel) for channel in _inks(rng, habitat.tuft, 1)[0]]
     layer, mask = Image.new("RGB", image.size, (dark[0], dark[1], dark[2])), Image.new("L", (small, small))
@@ -278,7 +278,7 @@ def _foreground(image: Image.Image, habitat: Habitat, rng: Rng) -> Image.Image:
 
 
 def _near_ground(image: Image.Image, habitat: Habitat, height: float, rng: Rng) -> Image.Image:
-    """For a lens on the ground: its nearest moss or litter, out of focus, from `height` (a share of the side) down."""
+    """Draw the moss or litter next to a lens on the ground, out of focus, below `height` (a share of the side)."""
     side = image.width
     soil = Image.new("RGB", (side, side), _inks(rng, habitat.tuft if habitat.tufts > 100 else habitat.leaf, 1)[0])
     draw = ImageDraw.Draw(soil)
@@ -302,7 +302,7 @@ def _near_ground(image: Image.Image, habitat: Habitat, height: float, rng: Rng) 
 
 
 def _camera(image: Image.Image, rng: Rng) -> Image.Image:
-    """Dappled light, vignette, exposure, white balance, a slight blur, and grain."""
+    """Apply dappled light, vignette, exposure, white balance, a slight blur and grain."""
     side = image.width
     offset, spread = rng.random(2), rng.uniform(0.1, 0.25)
     grid = np.arange(48, dtype=np.float32) / 48 - 0.5
@@ -329,7 +329,7 @@ def _camera(image: Image.Image, rng: Rng) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Stand:
-    """A specimen and its place: the cap's middle and radius in shares of the side, elevation and roll in radians."""
+    """Specimen and its position: the cap's centre and radius as shares of the side, elevation and roll in radians."""
 
     specimen: Specimen
     x: float
@@ -340,13 +340,13 @@ class Stand:
 
     @property
     def foot(self) -> tuple[float, float]:
-        """Where the stem meets the ground."""
+        """Point at which the stem meets the ground."""
         reach = self.radius * self.specimen.length * float(np.cos(self.elevation))
         return self.x + reach * float(np.sin(self.roll)), self.y + reach * float(np.cos(self.roll))
 
 
 def _find(genus: Genus, pose: Pose, rng: Rng) -> list[Stand]:
-    """One mushroom in the middle, often with smaller ones of the same find beside it; the far ones come first."""
+    """Place one mushroom in the middle, often with smaller ones beside it; return the far ones first."""
     others = int(rng.choice(4, p=[0.45, 0.3, 0.15, 0.1]))
     stands: list[Stand] = []
     for number in range(1 + others):
@@ -362,7 +362,7 @@ def _find(genus: Genus, pose: Pose, rng: Rng) -> list[Stand]:
             y, elevation = stands[0].y + rng.uniform(-0.2, 0.28), stands[0].elevation + rng.normal(0, 0.08)
         stand = Stand(specimen=specimen, x=x, y=y, radius=radius, elevation=elevation, roll=roll)
         if pose.rooted is not None:
-            # Rooted deep enough for the ground to hide the stem's end.
+            # Deep enough for the ground to hide the end of the stem.
             end = radius * specimen.stem[-1] * abs(np.sin(elevation))
             stand = replace(stand, y=max(0.3, y + pose.rooted + float(end) - stand.foot[1]))
         stands.append(stand)
@@ -370,7 +370,7 @@ def _find(genus: Genus, pose: Pose, rng: Rng) -> list[Stand]:
 
 
 def _shadows(canvas: Floats, stand: Stand, light: Light, lying: bool) -> None:
-    """The cap's shadow on the ground, away from the sun, and the darkness about the stem's foot."""
+    """Draw the cap's shadow on the ground, away from the sun, and the shade around the stem's foot."""
     side = canvas.shape[0]
     x, y, r = stand.x * side, stand.y * side, stand.radius * side
     foot = stand.foot[0] * side, stand.foot[1] * side
@@ -383,13 +383,13 @@ def _shadows(canvas: Floats, stand: Stand, light: Light, lying: bool) -> None:
 
 
 def _develop(canvas: Floats) -> Image.Image:
-    """Light to colours: highlights above 0.75 are compressed, then the root is taken."""
+    """Convert light to colours: compress highlights above 0.75, then take the root."""
     over = np.maximum(canvas - 0.75, 0)
     return Image.fromarray((np.sqrt(np.minimum(canvas, 0.75) + over / (1 + 4 * over)) * 255).astype(np.uint8))
 
 
 def compose(genus: Genus, rng: Rng, side: int) -> Image.Image:
-    """One picture of a genus, `side` pixels square."""
+    """Draw one picture of a genus, `side` pixels square."""
     habitat = HABITATS[rng.integers(len(HABITATS))]
     pose = POSES[rng.choice(len(POSES), p=[pose.share for pose in POSES])]
     light = _light(rng)

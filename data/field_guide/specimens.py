@@ -1,6 +1,7 @@
-"""What grows: a `Genus` is ranges, a `Specimen` is numbers drawn from them, with its profile as tables.
+"""Genera and specimens: a `Genus` consists of ranges, a `Specimen` of numbers drawn from them and profile tables.
 
-Lengths are cap radii: the cap's margin lies in the plane z = 0, z points up, the stem goes down to z = -length.
+The unit of length is the cap's radius. The cap's margin lies in the plane z = 0, z points up, and the stem goes down to
+z = -length.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
-"""In fact float32: half the memory and twice the speed of numpy's default."""
+"""Arrays of float32, with half the memory and twice the speed of numpy's default."""
 Range = tuple[float, float]
 
 STEPS = 400
-"""Entries per cap radius of the cap's profile tables."""
+"""Entries per cap radius in the cap's profile tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Genus:
-    """What the pictures of a genus have in common: ranges, drawn from evenly, and colours, of which one is chosen."""
+    """Appearance of a genus: ranges to draw from uniformly, and colours of which one is chosen."""
 
     caps: tuple[tuple[str, str], ...]
     """Colours of the cap: at the centre and at the margin."""
@@ -30,24 +31,24 @@ class Genus:
     mark: tuple[str, ...]
     """Colours of the skin's marks: warts, scales, cracks, fibrils."""
     height: Range
-    """The cap's height over its radius."""
+    """Height of the cap, in cap radii."""
     peak: Range = (0.0, 0.0)
-    """0 = a dome, 1 = a cone."""
+    """Shape of the cap, from 0 (dome) to 1 (cone)."""
     umbo: Range = (0.0, 0.0)
     dip: Range = (0.0, 0.0)
-    """The boss or the hollow in the cap's centre, in cap radii."""
+    """Height of a boss (umbo) and depth of a hollow (dip) in the cap's centre, in cap radii."""
     gloss: Range = (0.0, 0.05)
     unders: tuple[str, ...]
     """Colours of gills or pores."""
     pores: bool = False
     count: Range
-    """Gills around the cap, or pores along its radius."""
+    """Number of gills around the cap, or of pores along its radius."""
     attach: float = 0.0
-    """How far the gills run down the stem (above 0), or stay away from it (below 0: free gills)."""
+    """Distance that the gills run down the stem (above 0) or keep from it (below 0: free gills)."""
     cortina: float = 0.0
-    """Chance of a cortina's threads over the gills."""
+    """Probability of a cortina's threads over the gills."""
     drops: float = 0.0
-    """Chance of milk drops on the gills."""
+    """Probability of milk drops on the gills."""
     stems: tuple[str, ...]
     bark: str
     """The stem's texture, a key of `BARKS`."""
@@ -55,17 +56,17 @@ class Genus:
     """Colours of the bark's marks."""
     width: Range
     length: Range
-    """The stem's radius and length in cap radii."""
+    """Radius and length of the stem, in cap radii."""
     club: Range = (1.0, 1.2)
-    """Radius at the base over radius at the top."""
+    """Ratio of the stem's radius at the base to that at the top."""
     ring: float = 0.0
     volva: float = 0.0
-    """Chances of a ring and of a volva."""
+    """Probabilities of a ring and of a volva."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Specimen:
-    """One mushroom: its profile tables over the radius (cap) and over the height (stem), and what it wears."""
+    """One mushroom: profile tables over the radius (cap) and the height (stem), its parts, and its colours."""
 
     genus: Genus
     top: Floats
@@ -73,16 +74,16 @@ class Specimen:
     stem: Floats
     length: float
     neck: float
-    """Where the stem ends, inside the cap."""
+    """Height at which the stem ends inside the cap."""
     tilt: tuple[float, float, float]
     bend: float
     ring: tuple[float, float] | None
-    """Height and width of the ring."""
+    """Height and width of the ring, if there is one."""
     volva: bool
     cortina: bool
     drops: bool
     cap: Floats
-    """(2, 3) colours at the centre and at the margin, and so on."""
+    """Colours at the centre and at the margin, (2, 3); those below are one colour each, (3,)."""
     mark: Floats
     under: Floats
     foot: Floats
@@ -91,22 +92,22 @@ class Specimen:
     strength: float
     count: float
     seed: int
-    """Where the textures of this one begin."""
+    """Seed of this specimen's textures."""
 
 
 def colour(text: str) -> Floats:
-    """'#rrggbb' as three numbers from 0 to 1."""
+    """Convert '#rrggbb' to three numbers from 0 to 1."""
     return np.array([int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)], np.float32)
 
 
 def smooth(low: float, high: float, x: Floats) -> Floats:
-    """0 below `low`, 1 above `high` (or the other way round where low > high), an S between them."""
+    """Return 0 below `low`, 1 above `high`, and an S-curve between (the reverse if low > high)."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def grow(genus: Genus, rng: np.random.Generator, like: Specimen | None = None) -> Specimen:
-    """Draw a specimen; `like` a neighbour of the same find: its colours, with small differences."""
+    """Draw the numbers of a specimen; with `like`, a neighbour that has nearly the same colours."""
 
     def between(limits: Range) -> float:
         return float(rng.uniform(*limits))

@@ -1,6 +1,6 @@
-"""The surfaces of a mushroom as functions of a place on it: skins of the cap, barks of the stem, gills and pores.
+"""The textures of a mushroom as functions of a point on its surface: cap skins, stem barks, gills and pores.
 
-All of it is made of two noises, a scatter of spots, and cosines; a specimen's `seed` and `strength` make it its own.
+They are all made of two kinds of noise, scattered spots, and cosines, and vary with a specimen's `seed` and `strength`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from data.field_guide.specimens import Floats, Specimen, smooth
 
 TILE = 512
-"""Side of the noise tables."""
+"""Side of the noise tables, in entries."""
 
 
 @lru_cache(maxsize=8)
 def tile(low: int, high: int, slope: float) -> Floats:
-    """(TILE, TILE) periodic noise, deviation 1: `low` to `high` waves a tile, weaker as frequency ** -slope."""
+    """Return periodic noise (TILE, TILE) of deviation 1, `low` to `high` waves per tile, amplitude ~ f ** -slope."""
     waves = np.fft.fft2(np.random.default_rng([low, high]).standard_normal((TILE, TILE)))
     frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(TILE, 1 / TILE)] * 2))
     frequency[0, 0] = 1
@@ -28,17 +28,17 @@ def tile(low: int, high: int, slope: float) -> Floats:
 
 
 def cloud(u: Floats, v: Floats) -> Floats:
-    """Soft noise at places given in tiles."""
-    return _look(tile(3, 48, 1.3), u, v)
+    """Return soft noise at points given in tiles."""
+    return _sample(tile(3, 48, 1.3), u, v)
 
 
 def grain(u: Floats, v: Floats) -> Floats:
-    """Noise of one scale, about 24 waves a tile."""
-    return _look(tile(16, 32, 0.0), u, v)
+    """Return noise of one scale, about 24 waves per tile."""
+    return _sample(tile(16, 32, 0.0), u, v)
 
 
-def _look(field: Floats, u: Floats, v: Floats) -> Floats:
-    """Bilinear, so that slow coordinates leave no steps."""
+def _sample(field: Floats, u: Floats, v: Floats) -> Floats:
+    """Sample a noise table bilinearly, so that slowly changing coordinates leave no steps."""
     x, y = u * TILE, v * TILE
     left, top = np.floor(x), np.floor(y)
     x, y = x - left, y - top
@@ -53,7 +53,7 @@ def _look(field: Floats, u: Floats, v: Floats) -> Floats:
 
 
 def spots(u: Floats, v: Floats, seed: int, smallest: float, largest: float, share: float = 1.0) -> Floats:
-    """How deep each place lies in a spot (1 = its middle, 0 = its rim and outside); at most one spot in a unit cell."""
+    """Return each point's depth in a spot (1 = centre, 0 = rim and outside); a unit cell has up to one spot."""
     hashed = np.random.default_rng(seed).random((3, 64 * 64), np.float32)
     column, row = np.floor(u), np.floor(v)
     cell = (row.astype(np.int32) & 63) * 64 + (column.astype(np.int32) & 63)
@@ -64,18 +64,19 @@ def spots(u: Floats, v: Floats, seed: int, smallest: float, largest: float, shar
 
 
 def wave(x: Floats) -> Floats:
+    """Return the cosine of `x` turns."""
     return np.cos(x * np.float32(2 * np.pi))
 
 
-# Skins take (q, turn, u, v, specimen): distance from the apex in cap radii, angle in turns, flat coordinates along the
-# skin; and give how much of the mark's colour to mix in, the relief in cap radii, and a factor on the brightness.
+# Skins take (q, turn, u, v, specimen): distance from the apex in cap radii, angle in turns, and flat coordinates along
+# the skin. They return the share of the mark's colour to mix in, the relief in cap radii, and a factor of brightness.
 
 Dress = tuple[Floats, Floats, Floats]
 Skin = Callable[[Floats, Floats, Floats, Floats, Specimen], Dress]
 
 
 def _scales(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
-    """Agaricus: rings of small pressed scales, darker and closer towards the centre."""
+    """Agaricus: rings of small flat scales, darker and denser towards the centre."""
     rows = q * 8.5 + 0.35 * grain(u * 0.06, v * 0.06)
     ring = np.floor(rows)
     around = turn * np.round(5 + 6.5 * ring) + ring * 0.37 + 0.12 * grain(v * 0.1, u * 0.1)
@@ -95,7 +96,7 @@ def _warts(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
 
 
 def _suede(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
-    """Boletus: velvet, mottled and cracked into small fields."""
+    """Boletus: mottled velvet, cracked into small fields."""
     bumps = grain(u * 0.2 + 0.2, v * 0.2)
     crack = 1 - smooth(0.08, 0.34, np.abs(grain(u * 0.13, v * 0.13 + 0.5)))
     crack *= smooth(-0.5, 0.7, cloud(u * 0.1, v * 0.1) + 0.3)
@@ -110,14 +111,14 @@ def _fibrils(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dres
 
 
 def _streaks(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
-    """Entoloma: dark boss, a cap that dries in pale wedges, silky."""
+    """Entoloma: a dark boss on a silky cap that dries in pale wedges."""
     wedge = wave(turn * 17 + 0.35 * cloud(u * 0.07, v * 0.07)) + 0.5 * grain(turn * 0.5, q * 0.01)
     pale = smooth(0.1, 0.9, wedge) * smooth(0.18, 0.4, q) * (1 - 0.6 * smooth(0.8, 1.0, q))
     return pale * 0.85 * s.strength, wedge * 0.01, 1 - 0.2 * (1 - smooth(0.05, 0.3, q))
 
 
 def _wax(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
-    """Hygrocybe: wet wax, its margin lined by the gills that shine through."""
+    """Hygrocybe: wet wax, with the gills showing through as lines at the margin."""
     line = wave(turn * np.round(s.count)) * smooth(0.35, 0.8, q)
     return smooth(0.1, 0.9, line) * 0.45 * s.strength, line * 0.01, 1 + 0.04 * cloud(u * 0.1, v * 0.1)
 
@@ -131,7 +132,7 @@ def _zones(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
 
 
 def _chalk(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
-    """Russula: smooth as chalk, faded in clouds, the margin grooved and knobbed, here and there gnawed by a slug."""
+    """Russula: smooth as chalk with faded patches, a grooved and knobbed margin, and a few slug bites."""
     groove = wave(turn * 42) * smooth(0.76, 0.93, q)
     bite = smooth(0.25, 0.5, spots(u * 1.7 + 3, v * 1.7 + 3, s.seed, 0.1, 0.24, 0.22) + 0.08 * grain(u * 0.1, v * 0.1))
     pale = 0.5 * smooth(0.3, 2.2, cloud(u * 0.09 + 0.3, v * 0.09))
@@ -139,7 +140,7 @@ def _chalk(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
 
 
 def _slime(q: Floats, turn: Floats, u: Floats, v: Floats, s: Specimen) -> Dress:
-    """Suillus: streaks and clots under a coat of slime that drips at the margin."""
+    """Suillus: streaks and lumps under a coat of slime."""
     streak = grain(turn + 0.01 * cloud(u * 0.1, v * 0.1), q * 0.03) + 0.4 * cloud(u * 0.15, v * 0.15)
     lump = cloud(u * 0.12 + 0.7, v * 0.12)
     return smooth(-0.2, 2.2, streak) * 0.6 * s.strength, lump * 0.012, 1 + 0.04 * lump
@@ -178,7 +179,7 @@ def _dots(turn: Floats, z: Floats, s: Specimen) -> Dress:
 
 
 def _threads(turn: Floats, z: Floats, s: Specimen) -> Dress:
-    """Cortinarius: silky lengthwise threads and a rusty zone where the cortina was torn."""
+    """Cortinarius: silky lengthwise threads, and a rusty zone where the cortina was torn."""
     thread = grain(turn * 0.5, z * 0.02)
     zone = np.exp(-(((z / s.length + 0.33 + 0.02 * thread) / 0.09) ** 2))
     dark = np.maximum(smooth(0.3, 1.8, thread) * 0.3, zone * smooth(-1.2, 0.6, thread))
@@ -186,7 +187,7 @@ def _threads(turn: Floats, z: Floats, s: Specimen) -> Dress:
 
 
 def _twist(turn: Floats, z: Floats, s: Specimen) -> Dress:
-    """Entoloma: silvery lines that turn about the stem."""
+    """Entoloma: silvery lines that twist around the stem."""
     line = wave(turn * 9 + z * 0.5 + 0.2 * grain(turn * 0.2, z * 0.05))
     return smooth(0.0, 1, line) * 0.4 * s.strength, line * 0.006, np.ones_like(z)
 
@@ -215,7 +216,7 @@ BARKS: dict[str, Bark] = {
 
 
 def gills(q: Floats, turn: Floats, s: Specimen) -> tuple[Floats, Floats]:
-    """(brightness, relief) of gills: every second one is short and starts half-way to the margin."""
+    """Return (brightness, relief) of gills; every second one is short and starts half-way to the margin."""
     whole = np.float32(np.round(s.count))
     phase = turn * whole + 0.03 * grain(turn * 0.2, q * 0.05)
     long = np.abs(phase - np.floor(phase) - 0.5) * 2
@@ -227,7 +228,7 @@ def gills(q: Floats, turn: Floats, s: Specimen) -> tuple[Floats, Floats]:
 
 
 def pores(x: Floats, y: Floats, s: Specimen) -> tuple[Floats, Floats]:
-    """(brightness, relief) of pores: dark mouths, close together."""
+    """Return (brightness, relief) of pores: dark mouths, close together."""
     u, v = x * s.count, y * s.count
     odd = np.floor(v) % 2 * 0.5
     mouth = spots(u + odd, v, s.seed, 0.33, 0.47)
