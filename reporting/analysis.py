@@ -1,7 +1,7 @@
 """The numbers behind the report: pure functions of a study's trials, each with the source of its method.
 
-"Trained" is a finished trial that has reported an epoch, whatever ended it; "reached" is the best validation top-1 of
-the epochs that it trained. Shares are from 0 to 1, times are in seconds, epochs are counted from 1.
+A trial counts as trained here once it has finished with at least one epoch. Shares are from 0 to 1, times are in
+seconds, epochs are counted from 1.
 """
 
 from __future__ import annotations
@@ -16,114 +16,65 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from model import metrics
-from tuning.storage import Outcome, top
+from tuning.trials import Outcome, Trial, top
 
 NEAR_BOUND = 0.05
 """Share of a parameter's range, on its own scale, within which a value is at the bound."""
 PAUSE = 60.0
-"""Seconds without any trial that part two runs of a study."""
+"""Seconds without any trial that separate two runs of a study."""
 
 Floats = npt.NDArray[np.float64]
+Points = list[tuple[float, float]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Trials
 
 
-_OUTCOMES = {str(outcome): outcome for outcome in Outcome}
-_STATES = {
-    TrialState.COMPLETE: Outcome.COMPLETE,
-    TrialState.PRUNED: Outcome.PRUNED,
-    TrialState.FAIL: Outcome.FAILED,
-}
+def trained(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the finished trials with at least one epoch, or a value."""
+    return [trial for trial in trials if trial.is_finished and trial.reached is not None]
 
 
-def outcome(trial: FrozenTrial) -> Outcome | None:
-    """How a trial ended; None while it waits or runs. One that was told from outside has Optuna's state alone."""
-    return _OUTCOMES.get(trial.user_attrs.get("outcome", "")) or _STATES.get(trial.state)
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trained trials, best first; complete ones come before pruned ones of any value."""
+    return sorted(trained(trials), key=lambda trial: (trial.value is None, -(trial.reached or 0.0), trial.number))
 
 
-def reached(trial: FrozenTrial) -> float | None:
-    """The best validation top-1 of a trial's epochs; None where it has none."""
-    if trial.state is TrialState.COMPLETE and trial.value is not None:
-        return trial.value
-    values = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
-    return max(values, default=None)
-
-
-def trained(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The finished trials that have reported an epoch, or a value at least."""
-    return [trial for trial in trials if trial.state.is_finished() and reached(trial) is not None]
-
-
-def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trained trials, best first; those that were trained to their end come before the pruned ones of any value."""
-    return sorted(
-        trained(trials),
-        key=lambda trial: (trial.state is not TrialState.COMPLETE, -(reached(trial) or 0.0), trial.number),
-    )
-
-
-def sampled(trials: Sequence[FrozenTrial], most: int) -> list[FrozenTrial]:
-    """At most so many trained trials: the best eighth of them, the known-good ones, and the rest by lot."""
+def sampled(trials: Sequence[Trial], most: int) -> list[Trial]:
+    """Return up to `most` trained trials: the best eighth, the baselines, and a random sample of the rest."""
     order = ranked(trials)
     if len(order) <= most:
         return order
-    first = order[: most // 8] + [trial for trial in order[most // 8 :] if "known_good" in trial.user_attrs]
-    rest = [trial for trial in order[most // 8 :] if "known_good" not in trial.user_attrs]
+    first = order[: most // 8] + [trial for trial in order[most // 8 :] if trial.baseline]
+    rest = [trial for trial in order[most // 8 :] if not trial.baseline]
     chosen = np.random.default_rng(0).choice(len(rest), most - len(first), replace=False)
     return first + [rest[place] for place in sorted(chosen)]
 
 
-def curve(trial: FrozenTrial) -> tuple[list[int], list[float]]:
-    """A trial's epochs, from 1, and its validation top-1 after each."""
-    steps = sorted(trial.intermediate_values)
-    return [step + 1 for step in steps], [trial.intermediate_values[step] for step in steps]
+def curve(trial: Trial) -> Points:
+    """Return a trial's epochs, from 1, each with its validation top-1."""
+    return [(epoch + 1, value) for epoch, value in trial.curve.items()]
 
 
-def best_so_far(trials: Sequence[FrozenTrial]) -> tuple[list[int], list[float]]:
-    """Trial numbers at which the best complete value rose, and the values; the last trial's number closes the line."""
-    numbers: list[int] = []
-    values: list[float] = []
+def best_so_far(trials: Sequence[Trial]) -> Points:
+    """Return the trials at which the best complete value rose, with the value; the last trial ends the line."""
+    found: Points = []
     for trial in sorted(trials, key=lambda trial: trial.number):
-        better = trial.state is TrialState.COMPLETE and (not values or (trial.value or 0.0) > values[-1])
-        if better:
-            numbers.append(trial.number)
-            values.append(trial.value or 0.0)
-    if numbers:
-        numbers.append(max(trial.number for trial in trials))
-        values.append(values[-1])
-    return numbers, values
+        if trial.value is not None and (not found or trial.value > found[-1][1]):
+            found.append((trial.number, trial.value))
+    return [*found, (max(trial.number for trial in trials), found[-1][1])] if found else []
 
 
-def parameters(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Every parameter of the space and its distribution; of several distributions the latest trial's."""
-    found: dict[str, Any] = {}
+def parameters(trials: Sequence[Trial]) -> dict[str, BaseDistribution]:
+    """Return every parameter that varies, with its distribution; of several distributions the latest trial's."""
+    found: dict[str, BaseDistribution] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         found |= trial.distributions
     return {name: distribution for name, distribution in sorted(found.items()) if not distribution.single()}
-
-
-def coordinates(trials: Sequence[FrozenTrial]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The parameters that all of the trials have, and each trial's values.
-
-    `lr` is among them where the configurations are known: it has a parameter of its own for each optimizer.
-    """
-    space = {
-        name: distribution
-        for name, distribution in parameters(trials).items()
-        if all(name in trial.params for trial in trials)
-    }
-    values = [{name: trial.params[name] for name in space} for trial in trials]
-    rates = [trial.user_attrs["config"]["training"]["lr"] for trial in trials if "config" in trial.user_attrs]
-    if "lr" not in space and len(rates) == len(trials) and len(set(rates)) > 1:
-        space["lr"] = FloatDistribution(min(rates), max(rates), log=True)
-        values = [row | {"lr": rate} for row, rate in zip(values, rates, strict=True)]
-    return space, values
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,12 +82,12 @@ def coordinates(trials: Sequence[FrozenTrial]) -> tuple[dict[str, Any], list[dic
 
 
 def wilson(share: float, pictures: int) -> tuple[float, float]:
-    """The 95 % interval of a share of independent pictures. Raises ValueError without a picture."""
+    """Return the 95 % interval of a share of independent pictures. Raises ValueError without a picture."""
     return metrics.wilson(round(share * pictures), pictures)
 
 
 def difference(first: float, second: float, pictures: int) -> tuple[float, float]:
-    """The 95 % interval of first - second, each a share of `pictures` (Newcombe 1998, method 10).
+    """Return the 95 % interval of first - second, each a share of `pictures` (Newcombe 1998, method 10).
 
     It takes the two for independent; on the same pictures they are not, which makes the true interval narrower.
     """
@@ -149,12 +100,12 @@ def difference(first: float, second: float, pictures: int) -> tuple[float, float
 
 
 def pictures_of(confusion: Sequence[Sequence[int]]) -> int:
-    """How many pictures a confusion matrix has counted."""
+    """Return how many pictures a confusion matrix counts."""
     return sum(map(sum, confusion))
 
 
 def commonest_class(confusion: Sequence[Sequence[int]]) -> float:
-    """The top-1 of always naming the commonest class."""
+    """Return the top-1 of always naming the commonest class."""
     return max(map(sum, confusion)) / pictures_of(confusion)
 
 
@@ -170,7 +121,7 @@ class Mistake:
 
 
 def mistakes(confusion: Sequence[Sequence[int]], count: int) -> list[Mistake]:
-    """The commonest mistakes, most pictures first."""
+    """Return the `count` most common mistakes, most pictures first."""
     found = [
         Mistake(truth=truth, prediction=prediction, count=cell, of=sum(row))
         for truth, row in enumerate(confusion)
@@ -181,44 +132,44 @@ def mistakes(confusion: Sequence[Sequence[int]], count: int) -> list[Mistake]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What mattered
+# What matters
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoundHint:
-    """A parameter whose best values press against an end of their range."""
+    """A parameter whose best values lie at an end of their range."""
 
     name: str
     upper: bool
     bound: float
     value: float
-    """Of the best trial."""
+    """Value in the best trial."""
     at_bound: int
     """How many of the best trials are at this bound, the best among them."""
     among: int
-    """The best trials that have the parameter."""
+    """How many of the best trials have the parameter."""
 
 
-def bound_hints(trials: Sequence[FrozenTrial]) -> list[BoundHint]:
-    """Numeric parameters that the best trial has at a bound, and at least half of the best few with it.
+def bound_hints(trials: Sequence[Trial]) -> list[BoundHint]:
+    """Return the numeric parameters that the best trial, and at least half of the best few, have at a bound.
 
-    The best few are the best fifth of the complete trials, 3 to 10 of them. A lower bound of 0 is the nature of a
-    dropout or a share, and no hint.
+    The best few are the best fifth of the complete trials, 3 to 10 of them. A lower bound of 0 is natural for a dropout
+    or a share, and gives no hint.
     """
-    complete = top(list(trials), len(trials))
+    complete = top(trials, len(trials))
     best = complete[: min(10, max(3, len(complete) // 5))]
     hints: list[BoundHint] = []
     for name, value in best[0].params.items() if best else ():
         distribution = best[0].distributions[name]
         if isinstance(distribution, CategoricalDistribution) or distribution.single():
             continue
-        number = cast("FloatDistribution | IntDistribution", distribution)
+        numeric = cast("FloatDistribution | IntDistribution", distribution)
         values = [trial.params[name] for trial in best if name in trial.params]
         for upper in (False, True):
-            bound = number.high if upper else number.low
+            bound = numeric.high if upper else numeric.low
             if not upper and bound == 0:
                 continue
-            near = [abs(_place(number, other) - upper) <= NEAR_BOUND for other in values]
+            near = [abs(_place(numeric, other) - upper) <= NEAR_BOUND for other in values]
             if near[0] and len(near) >= 3 and 2 * sum(near) >= len(near):
                 hints.append(
                     BoundHint(name=name, upper=upper, bound=bound, value=value, at_bound=sum(near), among=len(near))
@@ -227,7 +178,7 @@ def bound_hints(trials: Sequence[FrozenTrial]) -> list[BoundHint]:
 
 
 def _place(distribution: FloatDistribution | IntDistribution, value: float) -> float:
-    """Where a value lies between its bounds, 0 to 1, on the distribution's own scale."""
+    """Return where a value lies between its bounds, 0 to 1, on the distribution's own scale."""
     low, high = float(distribution.low), float(distribution.high)
     if distribution.log:
         low, high, value = math.log(low), math.log(high), math.log(value)
@@ -236,287 +187,214 @@ def _place(distribution: FloatDistribution | IntDistribution, value: float) -> f
 
 @dataclass(frozen=True, kw_only=True)
 class Leaning:
-    """How the best trials differ from all in one parameter."""
+    """A parameter in which the best trials differ from all."""
 
     name: str
     strength: float
-    """0: not at all; 1: no overlap."""
+    """0 for no difference, 1 for no overlap."""
     best: Any
-    """The best trials' median, or the choice that they lean to most."""
-    everywhere: Any
-    """All trials' median; of a choice None."""
-    share_best: float
-    """Of a choice: how many of the best have it; of a number 0."""
-    share_all: float
+    """Median of the best trials, or the choice that they prefer most."""
+    everywhere: float | None
+    """Median of all trials; None for a choice."""
+    share_best: float = 0.0
+    """Share of the best trials that have the choice."""
+    share_all: float = 0.0
 
 
-def leanings(trials: Sequence[FrozenTrial], count: int) -> list[Leaning]:
-    """What the `count` best trained trials lean to, the strongest first.
+def leanings(trials: Sequence[Trial], count: int) -> list[Leaning]:
+    """Return how the `count` best trained trials differ from the others, the strongest difference first.
 
-    The strength of a number is the distance of the two groups' order from chance, |2 AUC - 1|; of a choice the
-    difference of its shares.
+    The strength for a number is |2 AUC - 1| between the two groups, for a choice the difference between its shares.
     """
     order = ranked(trials)
-    best = order[:count]
     found: list[Leaning] = []
     for name, distribution in parameters(order).items():
-        mine = [trial.params[name] for trial in best if name in trial.params]
+        mine = [trial.params[name] for trial in order[:count] if name in trial.params]
         others = [trial.params[name] for trial in order[count:] if name in trial.params]
+        everyone = mine + others
         if len(mine) < 3 or len(others) < 3:
             continue
         if isinstance(distribution, CategoricalDistribution):
-            shares = {
-                choice: (mine.count(choice) / len(mine), (mine + others).count(choice) / len(mine + others))
-                for choice in distribution.choices
-            }
-            choice = max(shares, key=lambda choice: shares[choice][0] - shares[choice][1])
-            ours, all_share = shares[choice]
-            found.append(
-                Leaning(
-                    name=name,
-                    strength=ours - others.count(choice) / len(others),
-                    best=choice,
-                    everywhere=None,
-                    share_best=ours,
-                    share_all=all_share,
-                )
+            surplus = {one: mine.count(one) / len(mine) - everyone.count(one) / len(everyone) for one in set(everyone)}
+            choice = max(sorted(surplus, key=str), key=lambda one: surplus[one])
+            share, among_others = mine.count(choice) / len(mine), others.count(choice) / len(others)
+            leaning = Leaning(
+                name=name,
+                strength=share - among_others,
+                best=choice,
+                everywhere=None,
+                share_best=share,
+                share_all=everyone.count(choice) / len(everyone),
             )
         else:
             above = np.sign(np.subtract.outer(np.array(mine, float), np.array(others, float))).mean()
-            found.append(
-                Leaning(
-                    name=name,
-                    strength=abs(float(above)),
-                    best=float(np.median(mine)),
-                    everywhere=float(np.median(mine + others)),
-                    share_best=0.0,
-                    share_all=0.0,
-                )
-            )
+            medians = float(np.median(mine)), float(np.median(everyone))
+            leaning = Leaning(name=name, strength=abs(float(above)), best=medians[0], everywhere=medians[1])
+        found.append(leaning)
     return sorted(found, key=lambda leaning: -leaning.strength)
 
 
-def front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The complete trials that no other beats in accuracy without more FLOPs, from the cheapest to the best."""
-    priced = [trial for trial in trials if trial.state is TrialState.COMPLETE and "flops" in trial.user_attrs]
-    priced.sort(key=lambda trial: (trial.user_attrs["flops"], -(trial.value or 0.0), trial.number))
-    found: list[FrozenTrial] = []
-    for trial in priced:
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the complete trials that no other beats in accuracy without more FLOPs, from the cheapest to the best."""
+    complete = [trial for trial in trials if trial.value is not None and trial.flops is not None]
+    found: list[Trial] = []
+    for trial in sorted(complete, key=lambda trial: (trial.flops, -(trial.value or 0.0), trial.number)):
         if not found or (trial.value or 0.0) > (found[-1].value or 0.0):
             found.append(trial)
     return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What was saved
+# How it ran
 
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """What pruning and the memory of tried configurations spared."""
+    """Training that was not needed, thanks to pruning and to recognising duplicates."""
 
-    pruned: int
     epochs: int
-    """That all trained trials trained."""
+    """Epochs that were trained."""
     spared: int
     """Epochs that pruned trials did not train."""
     spared_seconds: float
-    """What they would have taken, at each trial's own seconds an epoch."""
+    """What these would have taken, at each trial's own seconds per epoch."""
     duplicates: int
     duplicate_epochs: int
-    """What their twins trained."""
+    """Epochs that the trials they repeat had trained."""
     duplicate_seconds: float
 
     @property
     def share(self) -> float:
-        """Of the epochs without pruning, those that were spared."""
+        """The part of all epochs that pruning spared."""
         return self.spared / (self.epochs + self.spared) if self.spared else 0.0
 
 
-def horizon(trial: FrozenTrial) -> int | None:
-    """The epochs that a trial trains when it is not pruned; None where its configuration is not known."""
-    config = trial.user_attrs.get("config")
-    return int(config["training"]["epochs"]) if isinstance(config, dict) else None
-
-
-def savings(trials: Sequence[FrozenTrial]) -> Savings:
-    """Counts the epochs that were not trained. Diverged trials were not spared: there was nothing left to train."""
-    by_number = {trial.number: trial for trial in trials}
-    epochs = pruned = spared = duplicates = duplicate_epochs = 0
-    spared_seconds = duplicate_seconds = 0.0
-    for trial in trials:
-        done = len(trial.intermediate_values)
-        epochs += done * trial.state.is_finished()
-        if outcome(trial) is Outcome.PRUNED and done:
-            pruned += 1
-            left = max(0, (horizon(trial) or done) - done)
-            spared += left
-            spared_seconds += left * seconds(trial) / done
-        elif outcome(trial) is Outcome.DUPLICATE:
-            duplicates += 1
-            twin = re.search(r"trial (\d+)", str(trial.user_attrs.get("reason")))
-            original = by_number.get(int(twin[1])) if twin else None
-            if original is not None:
-                duplicate_epochs += len(original.intermediate_values)
-                duplicate_seconds += seconds(original)
+def savings(trials: Sequence[Trial]) -> Savings:
+    """Count the epochs that were not trained. Diverged trials spared none: nothing was left to train."""
+    pruned = [trial for trial in trials if trial.outcome is Outcome.PRUNED and trial.epochs]
+    left = [max(0, trial.config.training.epochs - trial.epochs) if trial.config else 0 for trial in pruned]
+    originals = {trial.key: trial for trial in trained(trials) if trial.key}
+    duplicates = [trial for trial in trials if trial.outcome is Outcome.DUPLICATE]
+    repeated = [originals[trial.key] for trial in duplicates if trial.key in originals]
     return Savings(
-        pruned=pruned,
-        epochs=epochs,
-        spared=spared,
-        spared_seconds=spared_seconds,
-        duplicates=duplicates,
-        duplicate_epochs=duplicate_epochs,
-        duplicate_seconds=duplicate_seconds,
+        epochs=sum(trial.epochs for trial in trials if trial.is_finished),
+        spared=sum(left),
+        spared_seconds=sum(epochs * trial.seconds / trial.epochs for epochs, trial in zip(left, pruned, strict=True)),
+        duplicates=len(duplicates),
+        duplicate_epochs=sum(trial.epochs for trial in repeated),
+        duplicate_seconds=sum(trial.seconds for trial in repeated),
     )
 
 
-def seconds(trial: FrozenTrial) -> float:
-    """What a trial's training took; where it was not noted, the time between its start and its end."""
-    noted = trial.user_attrs.get("seconds")
-    if noted is not None:
-        return float(noted)
-    return trial.duration.total_seconds() if trial.duration else 0.0
+def agreement(trials: Sequence[Trial], epoch: int) -> tuple[float, int] | None:
+    """Return Spearman's rank correlation between the best value up to `epoch` and the final one, and the trial count.
 
-
-def agreement(trials: Sequence[FrozenTrial], epoch: int) -> tuple[float, int] | None:
-    """Spearman's rank correlation between the best value up to `epoch` and the final one, over complete trials.
-
-    Returns: the correlation and the number of trials; None below five of them or where all are equal. The pruned ones
-    are missing, whose early values were the lowest: over all trials it would be higher.
+    It covers complete trials alone: pruned ones had the lowest early values and would raise it. None for fewer than
+    five trials or where all are equal.
     """
-    early: list[float] = []
-    final: list[float] = []
+    pairs: list[tuple[float, float]] = []
     for trial in trials:
-        epochs, values = curve(trial)
-        if trial.state is TrialState.COMPLETE and epochs and epochs[-1] > epoch >= epochs[0]:
-            early.append(max(value for at, value in zip(epochs, values, strict=True) if at <= epoch))
-            final.append(trial.value or 0.0)
+        points = curve(trial)
+        if trial.value is not None and points and points[-1][0] > epoch >= points[0][0]:
+            pairs.append((max(value for at, value in points if at <= epoch), trial.value))
+    early, final = zip(*pairs, strict=True) if pairs else ((), ())
     if len(early) < 5 or len(set(early)) == 1 or len(set(final)) == 1:
         return None
     return float(np.corrcoef(_ranks(early), _ranks(final))[0, 1]), len(early)
 
 
 def _ranks(values: Sequence[float]) -> Floats:
-    """Ranks from 1, equal values sharing their mean rank."""
+    """Return ranks from 1, equal values sharing their mean rank."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return (ends - (counts - 1) / 2)[inverse]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# How it ran
-
-
-def tally(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """Trials by outcome, then those that run and wait; only what there is."""
-    ends = Counter(outcome(trial) for trial in trials)
+def tally(trials: Sequence[Trial]) -> dict[str, int]:
+    """Return the number of trials of each outcome, then of running and waiting ones; only what there is."""
+    ends = Counter(trial.outcome for trial in trials)
     found = {str(end): ends[end] for end in Outcome}
-    found["running"] = sum(trial.state is TrialState.RUNNING for trial in trials)
-    found["waiting"] = sum(trial.state is TrialState.WAITING for trial in trials)
+    found["running"] = sum(trial.is_running for trial in trials)
+    found["waiting"] = sum(trial.is_waiting for trial in trials)
     return {name: count for name, count in found.items() if count}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why trials ended, equal words taken together."""
+    """Why trials ended, equal texts taken together."""
 
     outcome: Outcome
     text: str
-    """With an ellipsis for the numbers in which they differ."""
+    """The reason, with an ellipsis for the numbers in which the trials differ."""
     count: int
     numbers: tuple[int, ...]
-    """Of the first few trials."""
+    """The first few trials' numbers."""
 
 
-def reasons(trials: Sequence[FrozenTrial], *, shown: int = 5) -> list[Reason]:
-    """The reasons, those of each outcome together, the commonest first; `shown` trial numbers of each."""
-    groups: dict[tuple[Outcome, str], dict[str, list[FrozenTrial]]] = {}
+def reasons(trials: Sequence[Trial], *, shown: int = 5) -> list[Reason]:
+    """Return why trials ended, in the order of outcomes, the most common reason first, with `shown` numbers of each."""
+    groups: dict[tuple[Outcome, str], dict[str, list[Trial]]] = {}
     for trial in trials:
-        end = outcome(trial)
-        if end is not None:
-            text = " ".join(str(trial.user_attrs.get("reason", "no reason was noted")).split())
+        if trial.outcome is not None:
+            text = " ".join((trial.reason or "no reason was stored").split())
             # A duplicate, a budget and a loss have numbers of their own each time; an epoch groups.
-            pattern = text if end is Outcome.PRUNED else re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "…", text)
-            groups.setdefault((end, pattern), {}).setdefault(text, []).append(trial)
+            same = text if trial.outcome is Outcome.PRUNED else re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "…", text)
+            groups.setdefault((trial.outcome, same), {}).setdefault(text, []).append(trial)
     found = [
         Reason(
             outcome=end,
-            text=next(iter(texts)) if len(texts) == 1 else pattern,
+            text=next(iter(texts)) if len(texts) == 1 else same,
             count=sum(map(len, texts.values())),
             numbers=tuple(sorted(trial.number for members in texts.values() for trial in members)[:shown]),
         )
-        for (end, pattern), texts in groups.items()
+        for (end, same), texts in groups.items()
     ]
     order = list(Outcome)
     return sorted(found, key=lambda reason: (order.index(reason.outcome), -reason.count, reason.numbers))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
-    """One trial's time in its slot, in seconds since the study began, pauses cut out."""
+class RunTime:
+    """How long a study ran, and on how many workers."""
 
-    slot: int
-    begin: float
-    end: float
-    number: int
-    outcome: Outcome | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeline:
-    """Who trained what, and when."""
-
-    bars: tuple[Bar, ...]
-    slots: int
+    workers: int
     seconds: float
-    """Of the study, pauses cut out."""
+    """Time of the study without pauses."""
     busy: float
-    """The share of the slots' time in which a trial ran."""
-    pauses: tuple[tuple[float, float], ...]
-    """Where a pause was cut out, and how many seconds it was."""
+    """Share of the workers' time in which a trial ran."""
+    pauses: tuple[float, ...]
+    """Lengths of the times without any trial."""
     began: datetime
     ended: datetime
 
 
-def timeline(trials: Sequence[FrozenTrial]) -> Timeline | None:
-    """The trials in their slots. None where no trial has been in one.
+def run_time(trials: Sequence[Trial]) -> RunTime | None:
+    """Return how long the study ran; None where no trial was in a slot.
 
-    A trial that was interrupted and adopted counts with its training's own seconds up to its end, not with the night
+    A trial that was interrupted and resumed counts with its training's own seconds up to its end, not with the night
     in between.
     """
-    spans: list[tuple[float, float, FrozenTrial]] = []
-    known = [moment for t in trials for moment in (t.datetime_start, t.datetime_complete) if moment is not None]
+    spans: list[tuple[float, float, int]] = []
+    known = [moment for trial in trials for moment in (trial.started, trial.ended) if moment is not None]
     for trial in trials:
-        if "slot" in trial.user_attrs and trial.datetime_start is not None:
-            begin, end = trial.datetime_start.timestamp(), (trial.datetime_complete or max(known)).timestamp()
-            if trial.user_attrs.get("attempts", 1) > 1 and "seconds" in trial.user_attrs:
-                begin = max(begin, end - 1.1 * seconds(trial))
-            spans.append((begin, end, trial))
+        if trial.slot is not None and trial.started is not None:
+            begin, end = trial.started.timestamp(), (trial.ended or max(known)).timestamp()
+            if trial.attempts > 1 and trial.ended is not None:
+                begin = max(begin, end - 1.1 * trial.seconds)
+            spans.append((begin, end, trial.slot))
     if not spans:
         return None
-    spans.sort(key=lambda span: span[:2])
-    origin, reach, cut = spans[0][0], spans[0][1], 0.0
-    pauses: list[tuple[float, float]] = []
-    bars: list[Bar] = []
-    for begin, end, trial in spans:
+    spans.sort()
+    origin = reach = spans[0][0]
+    pauses: list[float] = []
+    for begin, end, _ in spans:
         if begin - reach > PAUSE:
-            cut += begin - reach
-            pauses.append((begin - origin - cut, begin - reach))
+            pauses.append(begin - reach)
         reach = max(reach, end)
-        bars.append(
-            Bar(
-                slot=int(trial.user_attrs["slot"]),
-                begin=begin - origin - cut,
-                end=end - origin - cut,
-                number=trial.number,
-                outcome=outcome(trial),
-            )
-        )
-    slots, total = max(bar.slot for bar in bars) + 1, max(bar.end for bar in bars)
-    busy = sum(bar.end - bar.begin for bar in bars) / (slots * total) if total > 0 else 0.0
-    return Timeline(
-        bars=tuple(bars),
-        slots=slots,
+    workers, total = max(slot for *_, slot in spans) + 1, reach - origin - sum(pauses)
+    busy = sum(end - begin for begin, end, _ in spans) / (workers * total) if total > 0 else 0.0
+    return RunTime(
+        workers=workers,
         seconds=total,
         busy=min(1.0, busy),
         pauses=tuple(pauses),

@@ -1,65 +1,75 @@
-"""The report: one HTML file that opens offline, and beside it, in `plots/`, the interactive pages.
+"""The report: one HTML file that opens offline, and beside it, in `plots/`, the interactive plots.
 
-study, folder -> `read` -> Facts -> `SECTIONS` -> `render` -> report.html. Nothing is fetched from anywhere, no script
-runs in the page, and a name can be as hostile as it likes: the template escapes all that is not a figure, and a figure
-is a parsed and rewritten SVG.
+study, folder -> `read` -> Facts -> `SECTIONS` -> `render` -> report.html
+
+Nothing is fetched from anywhere and no script runs in the page. Names can hold anything: the template escapes all text,
+and charts escape their own.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import markupsafe
 import optuna
 from optuna.artifacts import get_all_artifact_meta
-from optuna.trial import FrozenTrial, TrialState
 
-from reporting import analysis, plots
+from model.training import EpochMetrics
+from reporting import analysis, plots, svg
 from reporting.importance import importances
 from reporting.sections import SECTIONS
-from reporting.sections.parts import Facts, duration, listed, percent, plural, whole_percent
+from reporting.sections.parts import Facts, interval
 from reporting.trial_note import GALLERY
-from selection import pruner_audit as audit
+from reporting.words import duration, listed, percent, plural
+from selection.pruner_audit import read_audit
 from selection.retraining import Winner
-from tuning.folder import replace_file, trial_directory
-from tuning.storage import IDENTITY, counts, top
+from tuning import StudyError
+from tuning.database import IDENTITY
+from tuning.folder import replace_file
+from tuning.trials import Trial, count_trials, read_history, read_trials, top
 
 HERE = Path(__file__).resolve().parent
 
 
-def write(study: optuna.Study, folder: Path, *, study_options: str | None = None, argv: Sequence[str] | None = None) -> Path:
-    """Writes folder/report.html and folder/plots/, each file whole or not at all; returns the report's path.
+def write(
+    study: optuna.Study, folder: Path, *, study_options: str | None = None, argv: Sequence[str] | None = None
+) -> Path:
+    """Write report.html and plots/ into the study's folder and return the report's path.
 
-    `places`: the options by which commands find the study, by default its name; `words`: what was typed after
-    `study.py` when it was run last, where that is known.
-    Whatever `folder` lacks - histories, the data report, finalists, a test result - is left out of the page.
-    Raises StudyError where the folder cannot be written, or has a retrained.json that is none.
+    What the folder lacks - histories, data report, finalists, test result - is left out of the page.
+
+    Args:
+        study_options: Options by which other commands find the study; by default its name.
+        argv: Arguments with which `study.py` was run last, where they are known.
+
+    Raises StudyError where the folder cannot be written, or holds a retrained.json that cannot be read.
     """
     facts = read(study, folder, study_options=study_options, argv=argv)
-    plots.write(facts.trials, folder / "plots", name=facts.name, important=facts.importances)
-    report = folder / "report.html"
+    plots.write(facts.plots, folder / "plots", name=facts.name, trials=len(analysis.trained(facts.trials)))
     text = render(facts, now=datetime.now())
-    replace_file(report, lambda path: path.write_text(text, encoding="utf-8"))
-    return report
+    replace_file(folder / "report.html", lambda path: path.write_text(text, encoding="utf-8"))
+    return folder / "report.html"
 
 
-def read(study: optuna.Study, folder: Path, *, study_options: str | None = None, argv: Sequence[str] | None = None) -> Facts:
-    """Everything that the report needs, from the study and the files beside it; the rest as `write` has it."""
-    trials = study.get_trials(deepcopy=False)
-    data = _lines(folder / "data_report.csv")
+def read(
+    study: optuna.Study, folder: Path, *, study_options: str | None = None, argv: Sequence[str] | None = None
+) -> Facts:
+    """Return all that the report needs, from the study and the files beside it; arguments as in `write`."""
+    trials, data = read_trials(study), _rows(folder / "data_report.csv")
     best = next(iter(top(trials, 1)), None)
-    history = _json(trial_directory(folder, best.number) / "history.json") if best is not None else None
-    history = history if isinstance(history, list) else []
+    history = _history(folder, best)
+    confusion = best.result.confusion if best is not None and best.result else None
+    if confusion is None and history and best is not None and best.result:  # too long for the database
+        confusion = history[best.result.epoch].confusion
     labels = {row["class"] for row in data if row["class"] and row["verdict"] != "not_a_picture"}
-    confusion = _confusion(best, history)
     fits = confusion is None or len(confusion) == len(labels)
+    found = importances(trials)
     return Facts(
         name=study.study_name,
         trials=trials,
@@ -68,20 +78,29 @@ def read(study: optuna.Study, folder: Path, *, study_options: str | None = None,
         data=data,
         history=history,
         confusion=confusion,
-        finalists=_lines(folder / "finalists.csv"),
+        finalists=_rows(folder / "finalists.csv"),
         retrained=Winner.load(folder),
-        importances=importances(trials),
+        importances=found,
         gallery=_gallery(study, best, folder / "artifacts") if best is not None else None,
-        audit=audit.read(study, study._storage),  # pyright: ignore[reportPrivateUsage]
-        study_options=study_options,
+        audit=read_audit(study, study._storage),  # pyright: ignore[reportPrivateUsage]
+        plots=plots.figures(trials, found),
+        study_options=study_options or shlex.join(["--study", study.study_name]),
         argv=argv,
     )
 
 
-def _gallery(study: optuna.Study, best: FrozenTrial, artifacts: Path) -> bytes | None:
-    """The picture of the best trial's mistakes that the dashboard shows, too."""
+def _history(folder: Path, best: Trial | None) -> list[EpochMetrics]:
+    """Return the best trial's epochs; none where their file is damaged."""
+    try:
+        return read_history(folder, best.number) if best is not None else []
+    except StudyError:
+        return []
+
+
+def _gallery(study: optuna.Study, best: Trial, artifacts: Path) -> bytes | None:
+    """Return the picture of the best trial's mistakes that the dashboard shows, too."""
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
-    for meta in get_all_artifact_meta(best, storage=storage):
+    for meta in get_all_artifact_meta(best.frozen, storage=storage):
         if meta.filename == GALLERY:
             try:
                 return (artifacts / meta.artifact_id).read_bytes()
@@ -90,17 +109,7 @@ def _gallery(study: optuna.Study, best: FrozenTrial, artifacts: Path) -> bytes |
     return None
 
 
-def _confusion(best: FrozenTrial | None, history: list[dict[str, Any]]) -> list[list[int]] | None:
-    """From the trial's attributes, or, where it was too large for them, from its history."""
-    if best is None:
-        return None
-    stored = best.user_attrs.get("confusion")
-    if stored is None and history:
-        stored = history[best.user_attrs["best_epoch"]]["confusion"]
-    return [list(row) for row in stored] if stored else None
-
-
-def _lines(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
@@ -108,15 +117,8 @@ def _lines(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def render(facts: Facts, *, now: datetime) -> str:
-    """The page's text."""
+    """Return the page's text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -125,7 +127,7 @@ def render(facts: Facts, *, now: datetime) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
     )
-    environment.filters["figure"] = markupsafe.Markup
+    environment.filters["inline"] = _inline
     sections = [section for make in SECTIONS if (section := make(facts)) is not None]
     return environment.get_template("report.html.j2").render(
         name=facts.name,
@@ -134,80 +136,69 @@ def render(facts: Facts, *, now: datetime) -> str:
         headline=_headline(facts),
         tiles=_tiles(facts),
         sections=sections,
+        plots={key: plots.TITLES[key] for key in facts.plots},
         now=f"{now:%Y-%m-%d %H:%M}",
     )
 
 
+def _inline(drawn: str) -> markupsafe.Markup:
+    return markupsafe.Markup(svg.inline(drawn))
+
+
 def _shown(value: object) -> object:
-    """Text without control characters, which no page may hold; a figure and the style sheet as they are."""
-    if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
-        return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", value)
-    return value
+    """Replace control characters, which no page may hold, and keep numbers and their units on one line."""
+    if not isinstance(value, str) or isinstance(value, markupsafe.Markup):
+        return value
+    value = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", value)
+    return re.sub(r"(?<=\d) (?=(%|s|min|h|px|k|points)\b|%)", "\N{NO-BREAK SPACE}", value)
 
 
 def _subtitle(facts: Facts) -> str:
-    """What it is a study of, in one line."""
-    trained = sum(map(counts, facts.trials))
-    words = [plural(trained, "trial")]
+    """Return one line: trials, pictures and classes, and when the last trial ended."""
+    texts = [plural(count_trials(facts.trials), "trial")]
     used = sum(bool(row["split"]) for row in facts.data)
     if used and facts.classes:
-        words.append(f"{plural(used, 'picture')} of {plural(len(facts.classes), 'class', 'classes')}")
-    moments = [trial.datetime_complete for trial in facts.trials if trial.datetime_complete is not None]
+        texts.append(f"{plural(used, 'picture')} of {plural(len(facts.classes), 'class', 'classes')}")
+    moments = [trial.ended for trial in facts.trials if trial.ended is not None]
     if moments:
-        words.append(f"last trial {max(moments):%Y-%m-%d %H:%M}")
-    running = sum(trial.state is TrialState.RUNNING for trial in facts.trials)
+        texts.append(f"last trial {max(moments):%Y-%m-%d %H:%M}")
+    running = sum(trial.is_running for trial in facts.trials)
     if running:
-        words.append(f"{running} half-way")
-    return " · ".join(words)
+        texts.append(f"{running} unfinished")
+    return " · ".join(texts)
 
 
 def _headline(facts: Facts) -> dict[str, str] | None:
-    """The one figure: on the test part where there is one, else the best trial's on the validation part."""
+    """Return the one number: on the test part where there is one, otherwise the best trial's on the validation part."""
     if facts.test:
-        low, high = facts.test["top1_interval"]
-        return {
-            "value": f"{100 * facts.test['top1']:.1f}",
-            "what": "top-1 on the test part",
-            "range": f"95 % interval {100 * low:.1f} to {percent(high)}",
-        }
-    if facts.best is None:
+        value, what, bounds = facts.test["top1"], "top-1 on the test part", facts.test["top1_interval"]
+    elif facts.best is not None:
+        value, what = facts.best.value or 0.0, f"validation top-1 of trial {facts.best.number}, the best"
+        bounds = analysis.wilson(value, facts.pictures) if facts.pictures else None
+    else:
         return None
-    value = facts.best.value or 0.0
-    interval = ""
-    if facts.pictures:
-        low, high = analysis.wilson(value, facts.pictures)
-        interval = f"95 % interval {100 * low:.1f} to {percent(high)}"
     return {
         "value": f"{100 * value:.1f}",
-        "what": f"validation top-1 of trial {facts.best.number}, the best",
-        "range": interval,
+        "what": what,
+        "range": f"95 % interval {interval(*bounds)}" if bounds else "",
     }
 
 
 def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
-    """Figure, what it is, and more: the study at a glance."""
-    tally = analysis.tally(facts.trials)
+    """Return the study at a glance: figures, each with what it is and more about it."""
     tiles: list[tuple[str, str, str]] = []
     if facts.trials:
-        ends = [f"{count:,} {name}" for name, count in tally.items()]
-        tiles.append((f"{sum(map(counts, facts.trials)):,}", "trials that count", listed(ends)))
-    line = analysis.timeline(facts.trials)
-    if line is not None:
-        tiles.append(
-            (duration(line.seconds), "of training", f"{plural(line.slots, 'worker')}, busy {whole_percent(line.busy)}")
-        )
+        ends = [f"{count:,} {name}" for name, count in analysis.tally(facts.trials).items()]
+        tiles.append((f"{count_trials(facts.trials):,}", "trials", listed(ends)))
+    if time := analysis.run_time(facts.trials):
+        more = f"{plural(time.workers, 'worker')}, busy {percent(time.busy, 0)}"
+        tiles.append((duration(time.seconds), "training", more))
     saved = analysis.savings(facts.trials)
     if saved.spared:
-        tiles.append(
-            (
-                whole_percent(saved.share),
-                "spared by pruning",
-                f"{saved.spared:,} of {saved.epochs + saved.spared:,} epochs",
-            )
-        )
-    if facts.chosen is not None and "flops" in facts.chosen.user_attrs:
-        attributes = facts.chosen.user_attrs
-        size = (attributes.get("config") or {}).get("image_size")
-        more = f"{attributes.get('parameters', 0) / 1e3:,.0f} thousand weights" + (f", {size} px" if size else "")
-        tiles.append((f"{attributes['flops'] / 1e6:,.0f} MFLOP", f"a picture, trial {facts.chosen.number}", more))
+        more = f"{saved.spared:,} of {saved.epochs + saved.spared:,} epochs"
+        tiles.append((percent(saved.share, 0), "saved by pruning", more))
+    if facts.chosen is not None and facts.chosen.flops is not None:
+        size = [f"{facts.chosen.config.image_size} px images"] if facts.chosen.config else []
+        more = ", ".join([f"{(facts.chosen.parameters or 0) / 1e3:,.0f} k parameters", *size])
+        tiles.append((f"{facts.chosen.flops / 1e6:,.0f} MFLOPs", f"per image, trial {facts.chosen.number}", more))
     return tiles

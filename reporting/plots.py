@@ -1,90 +1,90 @@
-"""The interactive pages: plotly figures under `plots/`, which share one copy of plotly's script (4.8 MB).
+"""The interactive plots: pages under `plots/` that open offline and share one copy of plotly's script (4.8 MB).
 
-trials -> a figure each for history, curves, importances, parallel, slices and cost -> an HTML page each, which opens
-offline beside `plotly.min.js`. plotly reads `<b>` and `&amp;` in every label as markup, so all names are escaped twice:
-once for plotly, once for the page.
+trials -> `as_shown`, in the form in which Optuna's own plots take them -> a plotly figure per page
+
+plotly reads `<b>` and `&amp;` in every label as markup, so names are escaped twice: once for plotly, once for the page.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from math import log10
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import markupsafe
+import optuna.visualization as by_optuna
 import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 from optuna.distributions import CategoricalDistribution
-from optuna.trial import FrozenTrial
-from plotly.subplots import make_subplots
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from reporting import analysis
-from reporting.charts import LIT, MARKS, log_ticks
-from reporting.drawing import FAINT, RED, number, short
-from reporting.importance import Importances
+from reporting.charts import COLOURS
+from reporting.importance import Importances, StudyOf
+from reporting.svg import BLUE, FAINT, RED, log_ticks
+from reporting.words import number, short, trial_name
 from tuning.folder import make_folder, remove_file, replace_file
-from tuning.storage import Outcome
+from tuning.trials import Outcome, Trial
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = "plotly.min.js"
-MOST_CURVES, MOST_LINES, MOST_POINTS = 500, 1000, 1500
-"""Trials of a page at most: a browser follows no more, and their figures tell no more."""
-SYMBOLS = {
-    Outcome.COMPLETE: "circle",
-    Outcome.PRUNED: "circle",
-    Outcome.DIVERGED: "x",
-    Outcome.INFEASIBLE: "square-open",
-    Outcome.DUPLICATE: "diamond-open",
-    Outcome.FAILED: "triangle-down",
+MOST_LINES, MOST_POINTS = 300, 1000
+"""Trials that a page shows as lines, and as points: more slow a browser down and show nothing new."""
+AXES, PAIRS = 12, 3
+"""Parameters of the parallel coordinates, and of the pairs: the most important ones."""
+TOP1 = "validation top-1"
+TITLES = {
+    "history": "Validation top-1 of each trial",
+    "curves": "Learning curves",
+    "importances": "Importances",
+    "slices": "Each parameter",
+    "parallel": "Parallel coordinates",
+    "rank": "Pairs of parameters",
+    "cost": "Accuracy against FLOPs",
+    "timeline": "Timeline",
 }
+"""Titles of the pages, by their names."""
+NAMES = {"Best Value": "best so far", TOP1: "complete"} | {
+    name: said
+    for said, names in {
+        "complete": ("Feasible Trial", "Feasible", "COMPLETE"),
+        "pruned or diverged": ("Infeasible Trial", "Infeasible", "INFEASIBLE"),
+    }.items()
+    for name in names
+}
+"""What Optuna calls a trace, and what it shows here."""
 
 
-def write(trials: Sequence[FrozenTrial], folder: Path, *, name: str, important: Importances | None) -> list[Path]:
-    """Writes the pages that the trials give, and the script, each whole or not at all. Removes pages of an earlier time
-    that they no longer give. Returns the pages.
+def write(found: Mapping[str, go.Figure], folder: Path, *, name: str, trials: int) -> list[Path]:
+    """Write a page for each of the `figures`, and the script; remove earlier pages that have no figure now.
 
-    `important`: as the report shows them, so that both tell the same numbers.
+    `trials` is the number of trained trials. Returns the pages. Raises StudyError where they cannot be written.
     """
     make_folder(folder)
-    ended = analysis.ranked(trials)
-    figures = {
-        "history": ("What each trial reached", history(ended, trials), len(ended)),
-        "curves": ("Learning curves", curves(analysis.sampled(trials, MOST_CURVES)), MOST_CURVES),
-        "importances": ("Importances", importances(important), len(ended)),
-        "parallel": ("Whole configurations", parallel(analysis.sampled(trials, MOST_LINES)), MOST_LINES),
-        "slices": (
-            "Each parameter against what was reached",
-            slices(analysis.sampled(trials, MOST_POINTS)),
-            MOST_POINTS,
-        ),
-        "cost": ("Accuracy against FLOPs", cost(trials), MOST_POINTS),
-    }
-    there = {key: (title, figure, most) for key, (title, figure, most) in figures.items() if figure is not None}
-    for key in figures.keys() - there.keys():
+    for key in TITLES.keys() - found.keys():
         remove_file(folder / f"{key}.html")
-    if not there:
+    if not found:
         return []
-    script = folder / SCRIPT
-    text = plotly.offline.get_plotlyjs()
+    script, text = folder / SCRIPT, plotly.offline.get_plotlyjs()
     if not script.exists() or script.stat().st_size != len(text.encode()):
         replace_file(script, lambda path: path.write_text(text, encoding="utf-8"))
-    template = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template("plot.html.j2")
+    )
     pages: list[Path] = []
-    for key, (title, figure, most) in there.items():
-        page = template.render(
+    for key, figure in found.items():
+        most = trials if key == "importances" else MOST_LINES if key in ("curves", "parallel") else MOST_POINTS
+        page = environment.get_template("plot.html.j2").render(
             name=name,
-            title=title,
-            others=[(other, words) for other, (words, *_) in there.items()],
+            others=[(other, TITLES[other]) for other in found],
             here=key,
+            title=TITLES[key],
             script=SCRIPT,
-            note=f"{most:,} of {len(ended):,} trials: the best, and others by lot." if most < len(ended) else "",
+            note=f"{most:,} of {trials:,} trials: the best and a random sample of the others." if most < trials else "",
             figure=markupsafe.Markup(_element(figure)),
         )
         pages.append(folder / f"{key}.html")
@@ -92,8 +92,164 @@ def write(trials: Sequence[FrozenTrial], folder: Path, *, name: str, important: 
     return pages
 
 
+def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str, go.Figure]:
+    """Return the figures that these trials allow, by the name of their page."""
+    many = analysis.sampled(trials, MOST_POINTS)
+    if not many:
+        return {}
+    points, lines = (StudyOf(as_shown(some)) for some in (many, analysis.sampled(trials, MOST_LINES)))
+    varied = [_text(name) for name in important_first(trials, important)]
+    found: dict[str, go.Figure | None] = {
+        "history": by_optuna.plot_optimization_history(numbered(points), target_name=TOP1),
+        "curves": by_optuna.plot_intermediate_values(lines) if any(trial.epochs for trial in many) else None,
+        "importances": importances(important),
+        "slices": by_optuna.plot_slice(points, varied, target_name=TOP1) if varied else None,
+        "parallel": by_optuna.plot_parallel_coordinate(lines, varied[:AXES], target_name=TOP1) if varied else None,
+        "rank": by_optuna.plot_rank(points, varied[:PAIRS], target_name=TOP1) if len(varied) > 1 else None,
+        "cost": cost(trials),
+        "timeline": by_optuna.plot_timeline(points),
+    }
+    there = {key: figure for key, figure in found.items() if figure is not None}
+    for key, figure in there.items():
+        figure.update_layout(title=None)
+        for trace in cast("tuple[Any, ...]", figure.data):
+            trace.name = NAMES.get(trace.name, trace.name)
+            if key == "rank" and trace.hovertext:  # each point would name every parameter, in each of nine panels
+                trace.hovertext = ["<br>".join(said.split("<br>")[:: said.count("<br>")]) for said in trace.hovertext]
+        if key in ("history", "curves", "slices"):
+            figure.update_yaxes(tickformat=".0%")
+    if "curves" in there:
+        there["curves"].update_xaxes(title="epoch").update_yaxes(title=TOP1)
+    return there
+
+
+def as_shown(trials: Sequence[Trial]) -> list[FrozenTrial]:
+    """Return trained trials as Optuna's plots take them: complete, with what they reached, and with escaped names.
+
+    The constraint is violated where a trial was not trained to its end; such trials are drawn in grey.
+    """
+    made: list[FrozenTrial] = []
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        shown = create_trial(
+            value=trial.reached,
+            params={_text(name): _choice(value) for name, value in trial.params.items()},
+            distributions={
+                _text(name): CategoricalDistribution(list(map(_choice, distribution.choices)))
+                if isinstance(distribution, CategoricalDistribution)
+                else distribution
+                for name, distribution in trial.distributions.items()
+            },
+            intermediate_values={epoch + 1: value for epoch, value in trial.curve.items()},
+            user_attrs={"outcome": str(trial.outcome), "baseline": trial.baseline and _text(trial.baseline)},
+            constraints={"trained to its end": float(trial.value is None)},
+        )
+        shown.number = trial.number
+        shown.datetime_start, shown.datetime_complete = trial.started, trial.ended
+        made.append(shown)
+    return made
+
+
+def numbered(study: StudyOf) -> StudyOf:
+    """Return the study with a failed trial for each missing number: Optuna's history takes no gaps."""
+    there = {trial.number: trial for trial in study.get_trials()}
+    return StudyOf([there.get(number) or _failed(number) for number in range(max(there) + 1)])
+
+
+def _failed(number: int) -> FrozenTrial:
+    trial = create_trial(state=TrialState.FAIL)
+    trial.number = number
+    return trial
+
+
+def important_first(trials: Sequence[Trial], important: Importances | None) -> list[str]:
+    """Return all parameters that vary, the most important ones first."""
+    ranked = [row.name for row in important.rows] if important else []
+    return [*ranked, *(name for name in analysis.parameters(analysis.trained(trials)) if name not in ranked)]
+
+
+def importances(found: Importances | None) -> go.Figure | None:
+    """Return shares with their intervals, and what chance reaches; None where there are none."""
+    if found is None:
+        return None
+    rows = found.rows[::-1]
+    names = [_text(row.name) for row in rows]
+    end = 1.05 * max(row.high for row in rows)
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=[row.share for row in rows],
+        orientation="h",
+        marker={"color": [BLUE if row.tells else FAINT for row in rows]},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [row.high - row.share for row in rows],
+            "arrayminus": [row.share - row.low for row in rows],
+        },
+        hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        name="share",
+    )
+    figure.add_scatter(
+        y=names,
+        x=[min(row.chance, end) for row in rows],
+        customdata=[row.chance for row in rows],
+        mode="markers",
+        marker={"symbol": "line-ns", "size": 16, "line": {"color": RED, "width": 2.5}},
+        hovertemplate="chance reaches %{customdata:.1%}<extra></extra>",
+        name="what chance reaches",
+    )
+    figure.update_xaxes(title="share of the importance", tickformat=".0%", range=[0, 1.02 * end])
+    figure.update_yaxes(type="category", automargin=True)
+    return figure
+
+
+def cost(trials: Sequence[Trial]) -> go.Figure | None:
+    """Return what was reached against the FLOPs of a forward pass, with the front that nothing beats."""
+    priced = [trial for trial in analysis.sampled(trials, MOST_POINTS) if trial.flops]
+    if not priced:
+        return None
+    figure = go.Figure()
+    for end in reversed(Outcome):
+        found = [trial for trial in priced if trial.outcome is end]
+        figure.add_scatter(
+            x=[(trial.flops or 0) / 1e6 for trial in found],
+            y=[trial.reached for trial in found],
+            text=[_text(trial_name(trial)) for trial in found],
+            hovertemplate="%{text}: %{y:.1%}, %{x:.3g} MFLOPs<extra></extra>",
+            mode="markers",
+            marker={"color": COLOURS[end], "size": 9 if end is Outcome.COMPLETE else 7},
+            name=str(end),
+            visible=bool(found),
+        )
+    front = analysis.front(trials)
+    figure.add_scatter(
+        x=[(trial.flops or 0) / 1e6 for trial in front],
+        y=[trial.value for trial in front],
+        mode="lines",
+        line={"color": RED, "shape": "hv"},
+        name="Pareto front",
+        hoverinfo="skip",
+    )
+    flops = [(trial.flops or 0) / 1e6 for trial in priced]
+    ticks = log_ticks(min(flops), max(flops), 12)
+    figure.update_xaxes(title="MFLOPs per image", type="log", tickvals=ticks, ticktext=[number(tick) for tick in ticks])
+    figure.update_yaxes(title=TOP1, tickformat=".0%")
+    return figure
+
+
+@cache
+def _text(value: object) -> str:
+    """Return a name that plotly shows as it is written."""
+    return html.escape(short(str(value), 40), quote=False)
+
+
+def _choice(value: Any) -> Any:
+    """Return a parameter's value, text escaped."""
+    return _text(value) if isinstance(value, str) else value
+
+
 def _element(figure: go.Figure) -> str:
-    """The figure's element and the script that fills it."""
+    """Return the figure's element and the script that fills it."""
     figure.update_layout(
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
@@ -110,235 +266,3 @@ def _element(figure: go.Figure) -> str:
         default_height="calc(100vh - 8rem)",
         config={"displaylogo": False, "responsive": True},
     )
-
-
-@cache
-def _text(value: object, length: int = 60) -> str:
-    """A name as plotly shows it: as it is written."""
-    return html.escape(short(str(value), length), quote=False)
-
-
-def _hover(trial: FrozenTrial) -> str:
-    """What a point says when it is pointed at."""
-    known = trial.user_attrs.get("known_good")
-    lines = [
-        f"trial {trial.number}" + (f": {_text(known)}" if known else ""),
-        f"{100 * (analysis.reached(trial) or 0.0):.2f} %, {analysis.outcome(trial)}",
-    ]
-    for name, value in sorted(trial.params.items()):
-        lines.append(f"{_text(name, 30)} = {number(value) if isinstance(value, int | float) else _text(value, 40)}")
-    return "<br>".join(lines)
-
-
-def _points(trials: Sequence[FrozenTrial], x: Sequence[Any], *, panel: bool = False) -> list[go.Scatter]:
-    """A trace per outcome, the frequent ones below. A panel's points tell less when they are pointed at."""
-    places: dict[Outcome | None, list[int]] = {}
-    for place, trial in enumerate(trials):
-        places.setdefault(analysis.outcome(trial), []).append(place)
-    return [
-        go.Scatter(
-            x=[x[place] for place in places[end]],
-            y=[analysis.reached(trials[place]) for place in places[end]],
-            text=None if panel else [_hover(trials[place]) for place in places[end]],
-            customdata=[trials[place].number for place in places[end]],
-            hovertemplate="trial %{customdata}: %{y:.1%}<extra></extra>" if panel else "%{text}<extra></extra>",
-            mode="markers",
-            marker={"color": MARKS[end].colour, "symbol": SYMBOLS[end], "size": 1.5 * MARKS[end].size},
-            name=str(end),
-            legendgroup=str(end),
-            showlegend=not panel,
-        )
-        for end in reversed(Outcome)
-        if end in places
-    ]
-
-
-def _log_axis(low: float, high: float, most: int) -> dict[str, Any]:
-    ticks = log_ticks(low, high, most)
-    return {"type": "log", "tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
-
-
-def history(ended: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> go.Figure | None:
-    """What each trial reached, and the best complete value so far."""
-    if not ended:
-        return None
-    numbers, values = analysis.best_so_far(trials)
-    figure = go.Figure(_points(ended, [trial.number for trial in ended]))
-    figure.add_scatter(
-        x=numbers, y=values, mode="lines", line={"color": RED, "shape": "hv"}, name="best so far", hoverinfo="skip"
-    )
-    figure.update_xaxes(title="trial")
-    figure.update_yaxes(title="validation top-1", tickformat=".0%")
-    return figure
-
-
-def curves(ended: Sequence[FrozenTrial]) -> go.Figure | None:
-    """Every trial's validation top-1 by epoch, the best few lit."""
-    drawn = [trial for trial in ended if trial.intermediate_values]
-    if not drawn:
-        return None
-    figure = go.Figure()
-    gray: dict[str, list[Any]] = {"x": [], "y": [], "customdata": []}
-    for trial in drawn[len(LIT) :]:
-        epochs, values = analysis.curve(trial)
-        gray["x"] += [*epochs, None]
-        gray["y"] += [*values, None]
-        gray["customdata"] += [f"trial {trial.number}, {analysis.outcome(trial)}"] * (len(epochs) + 1)
-    hover = "%{customdata}<br>epoch %{x}: %{y:.1%}<extra></extra>"
-    if gray["x"]:
-        figure.add_scatter(
-            **gray, mode="lines", line={"color": FAINT, "width": 1}, opacity=0.6, hovertemplate=hover, name="others"
-        )
-    for colour, trial in reversed(list(zip(LIT, drawn, strict=False))):
-        epochs, values = analysis.curve(trial)
-        figure.add_scatter(
-            x=epochs,
-            y=values,
-            customdata=[f"trial {trial.number}, {analysis.outcome(trial)}"] * len(epochs),
-            mode="lines+markers",
-            line={"color": colour, "width": 2.5},
-            name=f"trial {trial.number}",
-            hovertemplate=hover,
-        )
-    figure.update_xaxes(title="epoch")
-    figure.update_yaxes(title="validation top-1", tickformat=".0%")
-    return figure
-
-
-def importances(found: Importances | None) -> go.Figure | None:
-    """Shares with their intervals, and what chance reaches."""
-    if found is None:
-        return None
-    rows = found.rows[::-1]
-    names = [_text(row.name) for row in rows]
-    end = 1.05 * max(row.high for row in rows)
-    figure = go.Figure()
-    figure.add_bar(
-        y=names,
-        x=[row.share for row in rows],
-        orientation="h",
-        marker={"color": [MARKS[Outcome.COMPLETE].colour if row.tells else FAINT for row in rows]},
-        error_x={
-            "type": "data",
-            "array": [row.high - row.share for row in rows],
-            "arrayminus": [row.share - row.low for row in rows],
-            "thickness": 1.2,
-        },
-        customdata=[row.used for row in rows],
-        hovertemplate="%{y}: %{x:.1%} of the importance, in %{customdata} trials<extra></extra>",
-        name="share, with its 95 % interval",
-    )
-    figure.add_scatter(
-        y=names,
-        x=[min(row.chance, end) for row in rows],
-        customdata=[row.chance for row in rows],
-        mode="markers",
-        marker={
-            "symbol": ["line-ns" if row.chance < end else "triangle-right" for row in rows],
-            "size": [18 if row.chance < end else 9 for row in rows],
-            "color": RED,
-            "line": {"width": 2.5, "color": RED},
-        },
-        hovertemplate="chance reaches %{customdata:.1%}<extra></extra>",
-        name="what chance reaches",
-    )
-    figure.update_xaxes(title="share of the importance", tickformat=".0%", range=[0, 1.02 * end])
-    figure.update_yaxes(automargin=True)
-    return figure
-
-
-def parallel(ended: Sequence[FrozenTrial]) -> go.Figure | None:
-    """Each trial a line over the parameters that all of them have, and its accuracy."""
-    space, rows = analysis.coordinates(ended)
-    if len(ended) < 2 or not space:
-        return None
-    values = [analysis.reached(trial) or 0.0 for trial in ended]
-    dimensions: list[dict[str, Any]] = []
-    for name, distribution in space.items():
-        column = [row[name] for row in rows]
-        dimension: dict[str, Any] = {"label": _text(name, 24)}
-        if isinstance(distribution, CategoricalDistribution):
-            choices = list(map(str, distribution.choices))
-            dimension |= {
-                "values": [choices.index(str(value)) for value in column],
-                "tickvals": list(range(len(choices))),
-                "ticktext": [_text(choice, 16) for choice in choices],
-                "range": [0, len(choices) - 1],
-            }
-        elif distribution.log:
-            logs = [log10(value) for value in column]
-            ticks = [distribution.low, (distribution.low * distribution.high) ** 0.5, distribution.high]
-            dimension |= {
-                "values": logs,
-                "tickvals": list(map(log10, ticks)),
-                "ticktext": [number(tick) for tick in ticks],
-                "range": [log10(distribution.low), log10(distribution.high)],
-            }
-        else:
-            dimension |= {"values": column, "range": [distribution.low, distribution.high]}
-        dimensions.append(dimension)
-    dimensions.append({"label": "top-1", "values": values, "tickformat": ".0%"})
-    figure = go.Figure(
-        go.Parcoords(
-            dimensions=dimensions,
-            line={"color": values, "colorscale": "Cividis", "showscale": False},
-            labelangle=-25,
-            labelside="bottom",
-        )
-    )
-    # Parallel coordinates write beyond their axes, which plotly does not count.
-    figure.update_layout(margin={"l": 120, "r": 110, "b": 120})
-    return figure
-
-
-def slices(ended: Sequence[FrozenTrial]) -> go.Figure | None:
-    """A panel per parameter: its values, and what the trials with them reached."""
-    space = analysis.parameters(ended)
-    if not space:
-        return None
-    columns = min(4, len(space))
-    rows = -(-len(space) // columns)
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        shared_yaxes=True,
-        subplot_titles=[_text(name, 30) for name in space],
-        horizontal_spacing=0.03,
-        vertical_spacing=min(0.12, 0.5 / rows),
-    )
-    for place, (name, distribution) in enumerate(space.items()):
-        chosen = [trial for trial in ended if name in trial.params]
-        choices = isinstance(distribution, CategoricalDistribution)
-        x = [_text(trial.params[name], 20) if choices else trial.params[name] for trial in chosen]
-        row, column = place // columns + 1, place % columns + 1
-        for trace in _points(chosen, x, panel=True):
-            figure.add_trace(trace, row=row, col=column)
-        if choices:
-            order = [_text(choice, 20) for choice in distribution.choices]
-            figure.update_xaxes(type="category", categoryorder="array", categoryarray=order, row=row, col=column)
-        elif distribution.log:
-            figure.update_xaxes(**_log_axis(distribution.low, distribution.high, 4), row=row, col=column)
-    figure.update_yaxes(tickformat=".0%")
-    figure.update_layout(height=240 * rows)
-    return figure
-
-
-def cost(trials: Sequence[FrozenTrial]) -> go.Figure | None:
-    """What was reached against the FLOPs of one picture, with the front that nothing beats."""
-    priced = [trial for trial in analysis.sampled(trials, MOST_POINTS) if trial.user_attrs.get("flops")]
-    if not priced:
-        return None
-    front = analysis.front(trials)
-    figure = go.Figure(_points(priced, [trial.user_attrs["flops"] / 1e6 for trial in priced]))
-    figure.add_scatter(
-        x=[trial.user_attrs["flops"] / 1e6 for trial in front],
-        y=[trial.value for trial in front],
-        mode="lines",
-        line={"color": RED, "shape": "hv"},
-        name="Pareto front",
-        hoverinfo="skip",
-    )
-    flops = [trial.user_attrs["flops"] / 1e6 for trial in priced]
-    figure.update_xaxes(title="million FLOPs for one picture", **_log_axis(min(flops), max(flops), 12))
-    figure.update_yaxes(title="validation top-1", tickformat=".0%")
-    return figure

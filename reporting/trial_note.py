@@ -1,7 +1,8 @@
 """What the dashboard shows of one trial: pictures as artifacts, and a note in Markdown around them.
 
-TrialRecord -> learning curves, confusion matrix, the most confident mistakes, the configuration -> artifacts -> note.
-Everything is made before the trial is told, because afterwards it takes no artifact.
+TrialRecord -> learning curves, confusion matrix, the most confident mistakes, the configuration -> artifacts -> note
+
+All of it is written before the trial is reported as finished: afterwards Optuna rejects artifacts.
 """
 
 from __future__ import annotations
@@ -18,33 +19,32 @@ from optuna_dashboard import save_note
 from optuna_dashboard.artifact import get_artifact_path
 from PIL import Image, ImageDraw, ImageFont
 
-from commands.console import duration, percent
 from data.cache import CacheHandle, open_part
 from model.files import printable
 from model.training import EpochMetrics
-from reporting import svg as sketches
-from reporting.drawing import short
-from tuning.coordinator import TrialRecord
+from reporting import svg
+from reporting.words import configuration, duration, percent, plural, short
+from tuning.events import TrialRecord
 
 GALLERY = "mistakes.jpg"
 COLUMNS, SIDE, CAPTION, GAP = 4, 180, 36, 10
-"""Of the gallery, in pixels but for the first. Pillow draws it in a tenth of matplotlib's time."""
+"""Columns of the gallery; side of a picture, height of its caption and the gap around them in pixels."""
 
 
 class TrialNotes:
-    """Describes trials; what `Coordinator` calls before it tells one."""
+    """Describes trials: the coordinator calls it before it reports one as finished."""
 
     def __init__(self, folder: Path, data: CacheHandle) -> None:
-        """Artifacts go to `folder`/artifacts, where the dashboard looks for them."""
+        """Keep artifacts in `folder`/artifacts, where the dashboard looks for them."""
         self._data = data
         place = folder / "artifacts"
         place.mkdir(exist_ok=True)
         self._store = FileSystemArtifactStore(str(place))
 
     def __call__(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        """Adds artifacts and the note, or writes anew what an earlier, interrupted telling has added.
+        """Write the trial's artifacts and note, over those that an interrupted run may have left.
 
-        Anew, because a trial that was to be pruned then may have been trained on: others have ended in between.
+        Those can be outdated: a trial that was to be pruned then may have been resumed, as others ended in between.
         """
         there = _artifacts(trial)
         chosen = record.chosen
@@ -60,12 +60,11 @@ class TrialNotes:
         save_note(trial, note(trial.number, record, pictures))
 
     def _contents(self, record: TrialRecord, chosen: EpochMetrics) -> dict[str, bytes]:
-        """What each file holds, by name."""
+        """Return the content of each file by its name."""
         config = record.assignment.config
-        rows = [metrics.to_dict() for metrics in record.history]
         contents = {
-            "curves.svg": sketches.training(rows, chosen.epoch + 1).encode(),
-            "confusion.svg": sketches.confusion(chosen.confusion, self._data.classes).encode(),
+            "curves.svg": svg.learning_curves(record.history, chosen.epoch + 1).encode(),
+            "confusion.svg": svg.confusion(chosen.confusion, self._data.classes).encode(),
             "configuration.json": json.dumps(config.to_dict(), indent=1).encode(),
         }
         if chosen.mistakes and not record.assignment.final:
@@ -73,7 +72,7 @@ class TrialNotes:
         return contents
 
     def _gallery(self, image_size: int, chosen: EpochMetrics) -> bytes:
-        """The most confident mistakes as a JPEG: what the network saw, what it is, what it was taken for."""
+        """Return the most confident mistakes as a JPEG: what the network saw, the true class and the predicted one."""
         part = open_part(self._data, image_size, "validation")
         lines = -(-len(chosen.mistakes) // COLUMNS)
         sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, lines * (SIDE + CAPTION + GAP) + GAP), "white")
@@ -101,56 +100,42 @@ class TrialNotes:
 
 
 def _artifacts(trial: optuna.Trial) -> dict[str, str]:
-    """Name -> identity."""
+    """Return the artifacts' identities by name."""
     try:
         return {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial)}
-    except TypeError:  # somebody has removed one in the dashboard: Optuna cannot read what it leaves
+    except TypeError:  # Optuna cannot read what the dashboard leaves of an artifact that was removed there
         return {}
 
 
 def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
-    """Markdown: the outcome, the configuration in words, what it cost, and the pictures by their address."""
-    config, chosen = record.assignment.config, record.chosen
-    model, training, augment = config.model, config.training, config.augment
-    lines = [f"# Trial {number}: {record.outcome}", "", as_text(record.reason[:1].upper() + record.reason[1:]) + "."]
+    """Return the note in Markdown; `pictures` are the addresses of the artifacts by name."""
+    chosen, epochs = record.chosen, len(record.history)
+    reason = record.reason[:1].upper() + record.reason[1:]
+    lines = [f"# Trial {number}: {record.outcome}", "", as_text(reason) + "."]
     if chosen is not None and record.assignment.final:
-        lines += [
-            "",
-            f"Trained on train + validation for {len(record.history)} epochs: what it makes of those is no test.",
-        ]
+        text = "accuracy on the validation pictures says nothing about new ones."
+        lines += ["", f"Trained on train + validation for {plural(epochs, 'epoch')}: {text}"]
     elif chosen is not None:
+        top1, top3 = percent(chosen.top1), percent(chosen.top3)
         lines += [
             "",
-            f"**{percent(chosen.top1)} top-1**, {percent(chosen.top3)} top-3 on the validation part, in epoch "
-            f"{chosen.epoch + 1} of {len(record.history)}.",
+            f"**{top1} top-1**, {top3} top-3 on the validation part, in epoch {chosen.epoch + 1} of {epochs}.",
         ]
-    rate = {
-        "step": f"times {training.step_factor:g} every {training.step_period:g} epochs",
-        "cosine": "cosine down to 0",
-        "one-cycle": "one cycle",
-    }[training.schedule]
-    warm = f", warm-up over {training.warmup_epochs:g} of {training.epochs} epochs" if training.warmup_epochs else ""
-    views = ["fresh in every epoch" if augment.fresh else "the same in every epoch"]
-    views += ["a third of the pictures plain"] * augment.reuse_originals
+    groups = configuration(record.assignment.config)
     rows = {
-        "pictures": f"{config.image_size} x {config.image_size} pixels, each shown {_times(config.views)} an epoch",
-        "network": f"width {model.width:g}, strides {model.stride_pattern}, dilation {model.dilation_pattern}, "
-        f"{model.pooling} pooling, dropout {model.dropout:g}",
-        "optimizer": f"{training.optimizer}, lr {training.lr:.3g}, weight decay {training.weight_decay:.2g}",
-        "lr": f"{rate}{warm}",
-        "augmentation": f"strength {augment.strength:g}, {', '.join(views)}" if augment.strength else "none",
-        "loss": f"label smoothing {training.label_smoothing:g}, class balance: {training.class_balance}",
-        "cost": f"{record.cost.flops / 1e6:,.1f} MFLOP a picture, {record.cost.parameters:,} parameters",
+        group: ", ".join(f"{name} {as_text(value)}" for name, value in settings.items())
+        for group, settings in groups.items()
     }
+    rows["cost"] = f"{record.cost.flops / 1e6:,.1f} MFLOPs per image, {record.cost.parameters:,} parameters"
     if record.history:
         seconds = sum(metrics.seconds for metrics in record.history)
         peak = max(metrics.peak_memory for metrics in record.history)
-        rows["training"] = f"{duration(seconds)}, {peak / 2**20:,.0f} MB at most"
+        rows["run"] = f"{duration(seconds)} of training, {peak / 2**20:,.0f} MB peak memory"
     lines += ["", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
     titles = {
         "curves.svg": "Learning curves",
         "confusion.svg": f"Confusion matrix of epoch {chosen.epoch + 1}" if chosen else "",
-        GALLERY: "The most confident mistakes",
+        GALLERY: "Most confident mistakes",
     }
     for name, title in titles.items():
         if name in pictures:
@@ -158,13 +143,9 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
-
-
 def as_text(text: str) -> str:
-    """As Markdown shows it unchanged, on one line: all of ASCII's punctuation may have a backslash before it.
+    """Return text that Markdown shows unchanged, on one line, with what cannot be printed or stored as its escape.
 
-    What cannot be printed, or stored, is there as its escape.
+    All of ASCII's punctuation may have a backslash before it.
     """
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", printable(" ".join(text.split())))

@@ -1,13 +1,16 @@
-"""Text that the report, the dashboard's notes and the terminal share: shares, times, numbers, names and configurations."""
+"""Text that the report, the dashboard's notes and the terminal share: numbers, times, names and configurations."""
 
 from __future__ import annotations
 
 import dataclasses
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tuning.trials import Trial
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -54,6 +57,11 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     return number(value) if isinstance(value, int | float) else str(value)
+
+
+def trial_name(trial: Trial) -> str:
+    """Return a trial's number, and which baseline it is: trial 1 (hand-tuned recipe)."""
+    return f"trial {trial.number} ({trial.baseline})" if trial.baseline else f"trial {trial.number}"
 
 
 def configuration(config: Any) -> dict[str, dict[str, str]]:

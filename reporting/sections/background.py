@@ -1,9 +1,8 @@
-"""What the study stands on - pictures, settings, machines - and the commands that come next."""
+"""What the study is based on - pictures, settings, machines - and the commands that come next."""
 
 from __future__ import annotations
 
 import platform
-import shlex
 from collections import Counter
 from importlib.metadata import version
 from typing import Any
@@ -11,83 +10,63 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from reporting import analysis
-from reporting.drawing import number
-from reporting.sections.parts import (
-    Commands,
-    Facts,
-    Says,
-    Section,
-    Table,
-    listed,
-    plural,
-    value_text,
-)
+from reporting.sections.parts import Commands, Facts, Paragraph, Section, Table
+from reporting.words import listed, number, plural, value_text
 from tuning.environment import sums_in_order
-from tuning.settings import typed
-from tuning.storage import counts
+from tuning.settings import command_line
+from tuning.trials import count_trials
 
 SHOWN_CLASSES = 40
 SHOWN_FILES = 20
 
 
 def data(facts: Facts) -> Section | None:
-    """The pictures: how many of each class and part, and what was left out."""
+    """Show the number of pictures of each class and part, and what was left out."""
     if not facts.data:
         return None
-    parts = [part for part in ("train", "validation", "test") if any(row["split"] == part for row in facts.data)]
-    used = Counter((row["class"], row["split"]) for row in facts.data if row["split"])
-    kept = Counter(row["class"] for row in facts.data if row["verdict"] == "kept")
-    out = Counter(row["verdict"].replace("_", " ") for row in facts.data if row["verdict"] != "kept")
-    out_of = Counter(row["class"] for row in facts.data if row["verdict"] != "kept")
+    kept, out = ([row for row in facts.data if (row["verdict"] == "kept") is whether] for whether in (True, False))
+    used = Counter((row["class"], row["split"]) for row in kept if row["split"])
+    parts = [part for part in ("train", "validation", "test") if any(split == part for _, split in used)]
     labels = facts.classes or ()
-    total = {part: sum(used[label, part] for label in labels) for part in parts}
-    whole = sum(total.values())
     sizes = {label: sum(used[label, part] for part in parts) for label in labels}
-    section = Section(anchor="data", title="The pictures")
+    whole = sum(sizes.values())
     purposes = {"train": "training", "validation": "validation", "test": "the test"}
-    text = (
-        f"{plural(whole, 'picture')} of {plural(len(labels), 'class', 'classes')}: "
-        f"{listed([f'{count:,} for {purposes[part]}' for part, count in total.items()])}. "
+    counts = [f"{sum(used[label, part] for label in labels):,} for {purposes[part]}" for part in parts]
+    text = f"{plural(whole, 'picture')} of {plural(len(labels), 'class', 'classes')}: {listed(counts)}. "
+    large, small = (max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)) if sizes else ("", "")
+    if sizes and sizes[large] > sizes[small] > 0:
+        ratio = f"{sizes[large] / sizes[small]:.1f}"
+        text += f"The largest class, {large}, is {ratio} times the size of the smallest, {small}. "
+    verdicts = Counter(row["verdict"].replace("_", " ") for row in out)
+    left_out = [f"{count:,} {verdict}" for verdict, count in verdicts.most_common()]
+    text += f"Left out: {listed(left_out)}. " if left_out else "No file was left out. "
+    if whole < len(kept):
+        text += f"The study used {whole:,} of {len(kept):,} usable pictures."
+    out_of, more = Counter(row["class"] for row in out), len(labels) - SHOWN_CLASSES
+    section = Section(anchor="data", title="Pictures")
+    section.parts.extend(
+        [
+            Paragraph(text=text.strip()),
+            Table(
+                title="Pictures by class",
+                head=("class", *parts, *["left out"] * bool(out)),
+                rows=[
+                    (label, *(f"{used[label, part]:,}" for part in parts), *([f"{out_of[label]:,}"] * bool(out)))
+                    for label in sorted(labels, key=lambda label: -sizes[label])[:SHOWN_CLASSES]
+                ],
+                numeric=frozenset(range(1, 5)),
+                note=f"And {plural(more, 'smaller class', 'smaller classes')}." if more > 0 else "",
+            ),
+        ]
     )
-    if sizes:
-        large, small = max(sizes, key=lambda label: sizes[label]), min(sizes, key=lambda label: sizes[label])
-        if sizes[large] > sizes[small] > 0:
-            text += (
-                f"The largest class, {large}, has {sizes[large] / sizes[small]:.1f} times the pictures of the "
-                f"smallest, {small}. "
-            )
-    left_out = sum(out.values())
-    if left_out:
-        text += f"Left out: {listed([f'{count:,} {verdict}' for verdict, count in out.most_common()])}."
-    else:
-        text += "No file was left out."
-    if whole < sum(kept.values()):
-        text += f" The study used {whole:,} of {sum(kept.values()):,} good pictures."
-    section.parts.append(Says(text=text))
-    rows = [
-        (label, *(f"{used[label, part]:,}" for part in parts), *([f"{out_of[label]:,}"] * bool(left_out)))
-        for label in sorted(labels, key=lambda label: -sizes[label])[:SHOWN_CLASSES]
-    ]
-    hidden = len(labels) - len(rows)
-    section.parts.append(
-        Table(
-            title="Pictures of each class",
-            head=("class", *parts, *["left out"] * bool(left_out)),
-            rows=rows,
-            numeric=frozenset(range(1, 5)),
-            note=f"And {plural(hidden, 'smaller class', 'smaller classes')}." if hidden > 0 else "",
-        )
-    )
-    files = [row for row in facts.data if row["verdict"] != "kept"]
-    if files:
+    if out:
+        more = len(out) - SHOWN_FILES
         section.parts.append(
             Table(
-                title="What was left out, and why",
+                title="Files that were left out",
                 head=("file", "verdict", "reason"),
-                rows=[(row["path"], row["verdict"].replace("_", " "), row["reason"]) for row in files[:SHOWN_FILES]],
-                note=f"And {plural(len(files) - SHOWN_FILES, 'other')}: data_report.csv has them all."
-                if len(files) > SHOWN_FILES
-                else "",
+                rows=[(row["path"], row["verdict"].replace("_", " "), row["reason"]) for row in out[:SHOWN_FILES]],
+                note=f"And {plural(more, 'other')}; data_report.csv has them all." if more > 0 else "",
                 folded=True,
             )
         )
@@ -95,61 +74,56 @@ def data(facts: Facts) -> Section | None:
 
 
 def settings(facts: Facts) -> Section:
-    """What the study was, what it ran on, and what wrote this page."""
+    """Show the study's settings, the machines it ran on and what wrote the page."""
     section = Section(anchor="settings", title="Settings")
     plain = {name: value for name, value in facts.settings.items() if not name.startswith("space ")}
     if plain:
-        rows: list[tuple[str, ...]] = [(name, value_text(value)) for name, value in sorted(plain.items())]
-        section.parts.append(Table(title="What must not change in this study", head=("setting", "value"), rows=rows))
-    places = Counter(
-        tuple(sorted(trial.user_attrs["environment"].items()))
-        for trial in facts.trials
-        if isinstance(trial.user_attrs.get("environment"), dict)
-    )
-    if places:
-        section.parts.append(
-            Table(
-                title="What it was trained on",
-                head=("trials", "with"),
-                rows=[
-                    (f"{count:,}", ", ".join(f"{name} {value}" for name, value in place))
-                    for place, count in places.most_common()
-                ],
-                numeric=frozenset({0}),
-            )
+        rows = [(name, value_text(value)) for name, value in sorted(plain.items())]
+        section.parts.append(Table(title="Fixed for this study", head=("setting", "value"), rows=rows))
+    machines = Counter(tuple(sorted(trial.environment.items())) for trial in facts.trials if trial.environment)
+    if machines:
+        section.parts.extend(
+            [
+                Table(
+                    title="Machines and versions",
+                    head=("trials", "environment"),
+                    rows=[
+                        (f"{count:,}", ", ".join(f"{name} {value}" for name, value in machine))
+                        for machine, count in machines.most_common()
+                    ],
+                    numeric=frozenset({0}),
+                ),
+                Paragraph(text=_reproducible(facts)),
+            ]
         )
-        section.parts.append(Says(text=_repeats(facts)))
     space = analysis.parameters(facts.trials)
     if space:
         section.parts.append(
             Table(
-                title="The search space, as the trials met it",
+                title="Search space",
                 head=("parameter", "range"),
                 rows=[(name, _range(distribution)) for name, distribution in space.items()],
                 folded=True,
             )
         )
-    made = [
-        f"Python {platform.python_version()}",
-        *(f"{name} {version(name)}" for name in ("optuna", "matplotlib", "plotly")),
-    ]
-    section.parts.append(Says(text=f"This page was written with {listed(made)}."))
+    packages = [f"{name} {version(name)}" for name in ("optuna", "plotly")]
+    section.parts.append(
+        Paragraph(text=f"This page was written by {listed([f'Python {platform.python_version()}', *packages])}.")
+    )
     return section
 
 
-def _repeats(facts: Facts) -> str:
-    """What the same seed gives once more."""
-    trained = [trial.user_attrs for trial in facts.trials if "environment" in trial.user_attrs]
-    exact = all(sums_in_order(attributes["environment"]) for attributes in trained)
-    each = (
-        "Each trial was trained by one thread of a CPU: with the same seed, versions and processor it gives the same "
-        "numbers, bit for bit. "
-        if exact
-        else "Several threads, or a GPU, may add in another order: the same seed gives the same numbers, or nearly. "
-    )
-    if len({attributes.get("slot") for attributes in trained}) > 1:
-        return each + "Several ran at once: what the sampler knew, and so what it chose, depends on which ended first."
-    return each + "One ran at a time: " + ("so does the whole study." if exact else "the sampler knew all before it.")
+def _reproducible(facts: Facts) -> str:
+    """Say what a second run with the same seed gives."""
+    trained = [trial for trial in facts.trials if trial.environment]
+    exact = all(sums_in_order(trial.environment) for trial in trained)
+    if exact:
+        each = "Each trial was trained by one CPU thread: the same seed, versions and processor repeat it bit for bit. "
+    else:
+        each = "Several threads, or a GPU, add numbers in varying order: the same seed repeats a trial only closely. "
+    if len({trial.slot for trial in trained}) > 1:
+        return each + "Several trials ran at once, so what the sampler chose depends on which of them ended first."
+    return each + ("The whole study repeats too, as one trial ran at a time." if exact else "One trial ran at a time.")
 
 
 def _range(distribution: BaseDistribution) -> str:
@@ -159,38 +133,37 @@ def _range(distribution: BaseDistribution) -> str:
     text = f"{number(bounds.low)} to {number(bounds.high)}"
     if bounds.log:
         return text + ", log scale"
-    step = getattr(bounds, "step", None)
-    return text + (f", in steps of {number(step)}" if step not in (None, 1) else "")
+    return text + (f", in steps of {number(bounds.step)}" if bounds.step not in (None, 1) else "")
 
 
-def go_on(facts: Facts) -> Section:
-    """The commands that come next, and the files to look into."""
-    places = facts.places or shlex.join(["--study", facts.name])
-    more = max(2 * sum(map(counts, facts.trials)), 40)
-    if facts.words is None:
-        lines = [(f"python study.py {places} --trials {more}", "go on, with what else you began with")]
+def next_steps(facts: Facts) -> Section:
+    """Show the commands that come next."""
+    options, more = facts.study_options, max(2 * count_trials(facts.trials), 40)
+    if facts.argv is None:
+        resume = (f"python study.py {options} --trials {more}", "continue the study; add your other options")
     else:
-        lines = [(typed(facts.words, more), "go on with the study")]
-    lines += [
-        (f"python study.py dashboard {places}", "every trial, its curves and pictures, in the browser"),
+        resume = (command_line(facts.argv, more), "continue the study")
+    lines = [
+        resume,
+        (f"python study.py dashboard {options}", "browse all trials, their curves and pictures"),
     ]
-    if facts.best is not None and not facts.test:
-        lines.append(
-            (
-                f"python study.py retrain {places}",
-                "the best few over several seeds, the winner once on the test part",
-            )
-        )
     if facts.best is not None:
-        lines.append((f"python study.py export {places}", "the winner as a folder that needs nothing of this study"))
-        lines.append((f"python study.py predict {places} PICTURE", "what it sees in a picture"))
-    lines.append((f"python study.py report {places}", "this page again, from what is known by then"))
-    section = Section(anchor="go-on", title="Go on")
-    section.parts.append(Commands(title="In a terminal, beside study.py", lines=lines))
-    section.parts.append(
-        Commands(
-            title="In Python, in this page's folder: one line per trial, its parameters and attributes",
-            lines=[('import pandas as pd; trials = pd.read_csv("trials.csv")', "")],
-        )
+        if not facts.test:
+            what = "train the best few with several seeds and test the winner once"
+            lines.append((f"python study.py retrain {options}", what))
+        lines += [
+            (f"python study.py export {options}", "write the winner into a folder that works without this program"),
+            (f"python study.py predict {options} PICTURE", "classify a picture"),
+        ]
+    lines.append((f"python study.py report {options}", "write this page again"))
+    return Section(
+        anchor="next",
+        title="Next steps",
+        parts=[
+            Commands(title="In a terminal", lines=lines),
+            Commands(
+                title="In Python: one row per trial, with its parameters and attributes",
+                lines=[('import pandas as pd; trials = pd.read_csv("trials.csv")', "")],
+            ),
+        ],
     )
-    return section

@@ -1,314 +1,282 @@
-"""What came of the study: the best trial, the finalists, the test result, right and wrong."""
+"""What came of the study: the best trial, the finalists, the test result and the mistakes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
-
-from reporting import analysis, charts
-from reporting.charts import Contender
-from reporting.drawing import drawn
+from reporting import analysis, charts, svg
 from reporting.sections.parts import (
-    LIT,
-    Drawing,
+    BEST_FEW,
     Facts,
+    Figure,
+    Paragraph,
     Part,
-    Photograph,
-    Says,
+    Picture,
     Section,
     Table,
-    duration,
-    listed,
-    percent,
-    plural,
-    points,
-    trial_name,
-    value_text,
-    whole_percent,
+    interval,
 )
-from tuning.storage import Outcome, top
+from reporting.words import configuration, duration, listed, percent, plural, points, trial_name
+from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
-"""Classes of a figure; of more, the best and the worst."""
+"""Classes of the table; of more, the best and the worst."""
 
 
 def result(facts: Facts) -> Section:
-    """The best, its interval, and the known-good recipes beside it."""
+    """Show the best trial with its interval, beside the baselines."""
     best = facts.best
-    section = Section(anchor="result", title="The result")
+    section = Section(anchor="result", title="Result")
     if best is None:
-        section.parts.append(Says(text=_nothing_complete(facts.trials), tone="warning"))
+        section.parts.append(Paragraph(text=_nothing_complete(facts.trials), tone="warning"))
         return section
     if facts.confusion and facts.pictures:
-        section.parts.append(_contenders(facts, best, facts.confusion, facts.pictures))
-    if not facts.test:
-        complete = sum(trial.state is TrialState.COMPLETE for trial in facts.trials)
-        if complete > 1:
-            section.parts.append(
-                Says(
-                    text=f"The best of {complete:,} noisy figures flatters itself: {percent(best.value)} is an upper "
-                    "estimate, made with one seed. python study.py retrain trains the best few again with several "
-                    "seeds and measures the winner once on pictures that the study has never seen.",
-                    tone="warning",
-                )
+        section.parts.append(_accuracies(facts, best, facts.confusion))
+    complete = sum(trial.value is not None for trial in facts.trials)
+    if complete > 1 and not facts.test:
+        section.parts.append(
+            Paragraph(
+                text=f"{percent(best.value, 1)} is the highest of {complete:,} noisy values, each from a single run: "
+                "expect less on new pictures. python study.py retrain trains the best few with several seeds and "
+                "tests the winner once, on pictures that the study has not used.",
+                tone="warning",
             )
+        )
     section.parts.append(_best_few(facts))
-    if best.user_attrs.get("config"):
-        section.parts.append(_configuration(best))
+    if best.config is not None:
+        groups = configuration(best.config).items()
+        rows = [(group, name, value) for group, settings in groups for name, value in settings.items()]
+        section.parts.append(
+            Table(
+                title=f"Configuration of trial {best.number}",
+                head=("part", "setting", "value"),
+                rows=rows,
+                folded=True,
+            )
+        )
     return section
 
 
-def _nothing_complete(trials: list[FrozenTrial]) -> str:
+def _nothing_complete(trials: Sequence[Trial]) -> str:
     ended = analysis.trained(trials)
     if ended:
-        furthest = max(ended, key=lambda trial: analysis.reached(trial) or 0.0)
+        furthest = max(ended, key=lambda trial: trial.reached or 0.0)
         return (
-            f"No trial has been trained to its last epoch: {plural(len(ended), 'trial was', 'trials were')} stopped "
-            f"before. The highest value on the way was {percent(analysis.reached(furthest))}, of trial "
-            f"{furthest.number} after {plural(len(furthest.intermediate_values), 'epoch')}."
+            f"No trial has been trained to its last epoch yet; {plural(len(ended), 'trial')} ended early. The highest "
+            f"validation top-1 so far is {percent(furthest.reached, 1)}, in trial {furthest.number} after "
+            f"{plural(furthest.epochs, 'epoch')}."
         )
     if not trials:
-        return "The study has no trial yet; run it, and this page fills."
-    half_way = analysis.tally(trials)
-    return f"No trial has been trained yet ({listed([f'{count:,} {name}' for name, count in half_way.items()])})."
+        return "The study has no trials yet."
+    counts = [f"{count:,} {name}" for name, count in analysis.tally(trials).items()]
+    return f"No trial has been trained yet: {listed(counts)}."
 
 
-def _contenders(facts: Facts, best: FrozenTrial, confusion: list[list[int]], pictures: int) -> Drawing:
-    value = best.value or 0.0
-    known = [
-        trial
-        for trial in top(facts.trials, len(facts.trials))
-        if trial.user_attrs.get("known_good") and trial.number != best.number
-    ]
-    rows: list[Contender] = []
-    if facts.retrained and facts.test:
-        low, high = facts.test["top1_interval"]
-        name = f"{facts.retrained.name} retrained, on the test part"
-        rows.append(Contender(name=name, value=facts.test["top1"], low=low, high=high, best=True))
-    for trial in [best, *known]:
-        low, high = analysis.wilson(trial.value or 0.0, pictures)
-        lit = trial is best and not facts.test
-        rows.append(Contender(name=trial_name(trial), value=trial.value or 0.0, low=low, high=high, best=lit))
+def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -> Figure:
+    """Compare the best trial, the test result and the baselines."""
+    test, value = facts.test, best.value or 0.0
+    known = [trial for trial in top(facts.trials, len(facts.trials)) if trial.baseline and trial is not best]
+    bars: list[charts.Bar] = []
+    if facts.retrained and test:
+        name, (low, high) = f"{facts.retrained.name}, on the test part", test["top1_interval"]
+        bars.append(charts.Bar(name=name, value=test["top1"], low=low, high=high, best=True))
+    for trial in (best, *known):
+        low, high = analysis.wilson(trial.value or 0.0, facts.pictures)
+        highlighted = trial is best and not test
+        bars.append(charts.Bar(name=trial_name(trial), value=trial.value or 0.0, low=low, high=high, best=highlighted))
     floor = analysis.commonest_class(confusion)
-    low, high = analysis.wilson(value, pictures)
     text = (
-        f"T{trial_name(best)[1:]} named {percent(value)} of {plural(pictures, 'validation picture')} correctly "
-        f"(95 % interval {100 * low:.1f} to {percent(high)}). "
+        f"T{trial_name(best)[1:]} classifies {percent(value, 1)} of {plural(facts.pictures, 'validation picture')} "
+        f"correctly (95 % interval {interval(*analysis.wilson(value, facts.pictures))}). "
     )
+    above: list[str] = []
     for trial in known:
-        other = trial.value or 0.0
-        low, high = analysis.difference(value, other, pictures)
-        sure = "" if low > 0 else ", which chance alone could give"
+        low, high = analysis.difference(value, trial.value or 0.0, facts.pictures)
+        unsure = "" if low > 0 else ", so chance could explain it"
+        difference = f"{points(value - (trial.value or 0.0))} above the {trial.baseline}"
+        above.append(f"{difference} (95 % interval {100 * low:.1f} to {100 * high:.1f}{unsure})")
+    text += f"That is {listed(above)}. " if above else ""
+    if best.baseline:
+        text += "No sampled configuration has beaten this baseline yet. "
+    if facts.retrained and test:
+        text += "" if facts.retrained.trial == best.number else f"Over several seeds {facts.retrained.name} is better. "
         text += (
-            f"It is {points(value - other)} above the recipe '{trial.user_attrs['known_good']}' "
-            f"(interval {100 * low:.1f} to {100 * high:.1f}){sure}. "
+            f"Retrained on training and validation pictures, it classifies {percent(test['top1'], 1)} of "
+            f"{plural(test['pictures'], 'test picture')} correctly. "
         )
-    if best.user_attrs.get("known_good"):
-        text += "No trial of the search has beaten this recipe yet. "
-    if facts.retrained and facts.test:
-        if facts.retrained.trial != best.number:
-            text += f"Over several seeds {facts.retrained.name} was better. "
-        text += (
-            f"Trained again on train and validation pictures, it named {percent(facts.test['top1'])} of "
-            f"{plural(facts.test['pictures'], 'test picture')} correctly. "
-        )
-    text += f"Always saying the commonest class would reach {percent(floor)}."
-    wide, narrow = drawn(
-        lambda wide: charts.contenders(rows, floor, "commonest class", wide), alt=text, key="contenders"
-    )
-    return Drawing(title="The best beside what was known before", says=text, wide=wide, narrow=narrow)
+    text += f"Always naming the commonest class would give {percent(floor, 1)}."
+    return Figure(title="The best trial and the baselines", says=text, drawings=[charts.accuracies(bars, floor)])
 
 
 def _best_few(facts: Facts) -> Table:
-    best = top(facts.trials, LIT)
-    shown = best + [trial for trial in top(facts.trials, len(facts.trials))[LIT:] if trial.user_attrs.get("known_good")]
+    order = top(facts.trials, len(facts.trials))
+    shown = [trial for place, trial in enumerate(order) if place < BEST_FEW or trial.baseline]
     rows = [
         (
             trial_name(trial),
-            percent(trial.value),
-            percent(trial.user_attrs.get("best_top3")),
-            f"{trial.user_attrs['best_epoch'] + 1}" if "best_epoch" in trial.user_attrs else "-",
-            f"{trial.user_attrs['flops'] / 1e6:,.0f}" if "flops" in trial.user_attrs else "-",
-            f"{trial.user_attrs['parameters'] / 1e3:,.0f}" if "parameters" in trial.user_attrs else "-",
-            duration(analysis.seconds(trial)),
+            percent(trial.value, 1),
+            percent(trial.result.top3, 1) if trial.result else "-",
+            f"{trial.result.epoch + 1}" if trial.result else "-",
+            f"{trial.flops / 1e6:,.0f}" if trial.flops else "-",
+            f"{trial.parameters / 1e3:,.0f} k" if trial.parameters else "-",
+            duration(trial.seconds),
         )
         for trial in shown
     ]
     return Table(
         title="The best trials",
-        head=("trial", "top-1", "top-3", "best epoch", "MFLOP a picture", "thousand weights", "trained for"),
+        head=("trial", "top-1", "top-3", "best epoch", "MFLOPs per image", "parameters", "training time"),
         rows=rows,
         numeric=frozenset(range(1, 7)),
     )
 
 
-def _configuration(best: FrozenTrial) -> Table:
-    rows: list[tuple[str, ...]] = []
-    for group, values in best.user_attrs["config"].items():
-        if isinstance(values, dict):
-            rows += [(group, name.replace("_", " "), value_text(value)) for name, value in values.items()]
-        else:
-            rows.append(("", group.replace("_", " "), value_text(values)))
-    memory = best.user_attrs.get("peak_memory")
-    if memory:
-        rows.append(("cost", "peak memory", f"{memory / 2**20:,.0f} MB"))
-    return Table(
-        title=f"The whole configuration of trial {best.number}",
-        head=("part", "setting", "value"),
-        rows=rows,
-        folded=True,
-    )
-
-
 def finalists(facts: Facts) -> Section | None:
-    """The best few again over several seeds, where they were trained."""
+    """Show the best few trials over several seeds, where they were trained."""
     groups: dict[str, list[dict[str, str]]] = {}
     for row in facts.finalists:
         groups.setdefault(row["name"], []).append(row)
     if not groups:
         return None
-    value_of = {trial.number: analysis.reached(trial) for trial in facts.trials}
-    rows: list[tuple[str, list[float], float | None]] = []
+    single = {str(trial.number): trial.reached for trial in facts.trials}
+    rows: list[tuple[str, ...]] = []
+    texts: list[str] = []
     for name, runs in groups.items():
         values = [float(run["top1"]) for run in runs if run["outcome"] == Outcome.COMPLETE and run["top1"]]
-        rows.append((name, values, value_of.get(int(runs[0]["trial"])) if runs[0]["trial"] else None))
-    name, values, recorded = rows[0]
-    section = Section(anchor="finalists", title="Finalists")
-    if values:
-        mean = sum(values) / len(values)
-        text = f"Over {plural(len(values), 'seed')}, {name} is the best of {len(rows)} with a mean of {percent(mean)}"
-        text += f" ({percent(min(values))} to {percent(max(values))}). " if len(values) > 1 else ". "
-        if recorded is not None:
-            how = "flattered it" if recorded >= mean else "was too low"
-            text += f"Its single run in the study, {percent(recorded)}, {how} by {points(recorded - mean)}."
-    else:
-        text = "No finalist's run came to its end."
-    wide, narrow = drawn(lambda wide: charts.finalists(rows, wide), alt=text, key="finalists")
-    section.parts.append(Drawing(title="The best few, over several seeds", says=text, wide=wide, narrow=narrow))
-    return section
+        mean, recorded = sum(values) / len(values) if values else None, single.get(runs[0]["trial"])
+        spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if values else ""
+        rows.append((name, f"{len(values)} of {len(runs)}", percent(mean, 1) + spread, percent(recorded, 1)))
+        if mean is not None and not texts:
+            texts.append(f"Of {len(groups)} finalists, {name} has the highest mean over its seeds, {percent(mean, 1)}.")
+            if recorded is not None:
+                side = "above" if recorded >= mean else "below"
+                texts.append(f"Its single run in the study was {points(recorded - mean)} {side} that.")
+    return Section(
+        anchor="finalists",
+        title="Finalists",
+        parts=[
+            Paragraph(text=" ".join(texts) or "No run of a finalist was trained to its end."),
+            Table(
+                title="Validation top-1 over several seeds",
+                head=("finalist", "runs trained", "mean (range)", "in the study"),
+                rows=rows,
+                numeric=frozenset({1, 2, 3}),
+            ),
+        ],
+    )
 
 
 def mistakes(facts: Facts) -> Section | None:
-    """The test part's confusion matrix, or the best trial's on the validation part."""
+    """Show the retrained network's mistakes on the test part, or the best trial's on the validation part."""
     test = facts.test
     confusion = test["confusion"] if test else facts.confusion
-    if not confusion or not analysis.pictures_of(confusion):
+    if not confusion or not analysis.pictures_of(confusion) or facts.best is None:
         return None
     names = [facts.class_name(label) for label in range(len(confusion))]
     part = "test" if test else "validation"
-    section = Section(anchor="mistakes", title="The test result" if test else "Right and wrong")
+    section = Section(anchor="mistakes", title="Test result" if test else "Mistakes")
     if test:
         section.parts.extend(_tested(test))
-    found = analysis.mistakes(confusion, 8)
+    found = analysis.mistakes(confusion, 3)
     wrong = sum(sum(row) - row[label] for label, row in enumerate(confusion))
-    who = "The retrained network" if test else f"Trial {facts.best.number}" if facts.best is not None else "The best"
-    text = f"{who} got {wrong:,} of {analysis.pictures_of(confusion):,} {part} pictures wrong"
+    who = "The retrained network" if test else f"Trial {facts.best.number}"
+    text = f"{who} gets {wrong:,} of {plural(analysis.pictures_of(confusion), f'{part} picture')} wrong. "
     if found:
-        first = found[0]
-        text += (
-            f"; the commonest mistake: {first.count} of {first.of} {names[first.truth]} pictures were taken for "
-            f"{names[first.prediction]}"
-        )
-    text += "."
-    wide, narrow = drawn(lambda wide: charts.confusion(confusion, names, wide), alt=text, key="confusion")
-    section.parts.append(Drawing(title=f"Confusion on the {part} part", says=text, wide=wide, narrow=narrow))
-    if found:
+        said = [f"{one.count:,} of {one.of:,} {names[one.truth]} taken for {names[one.prediction]}" for one in found]
+        text += f"Most common: {listed(said)}."
+    section.parts.extend(
+        [
+            Figure(
+                title=f"Confusion matrix of the {part} part",
+                says=text.strip(),
+                drawings=[svg.confusion(confusion, names)],
+            ),
+            _per_class(confusion, names),
+        ]
+    )
+    if facts.gallery:
         section.parts.append(
-            Table(
-                title="The commonest mistakes",
-                head=("truth", "taken for", "pictures", "of", "share"),
-                rows=[
-                    (
-                        names[one.truth],
-                        names[one.prediction],
-                        f"{one.count:,}",
-                        f"{one.of:,}",
-                        f"{whole_percent(one.count / one.of)}",
-                    )
-                    for one in found
-                ],
-                numeric=frozenset({2, 3, 4}),
+            Picture(
+                title="The most confident mistakes",
+                says=f"The validation pictures that trial {facts.best.number} was most wrong about, as the network saw "
+                "them: each with its true class, and the class that it was taken for with its probability.",
+                jpeg=facts.gallery,
             )
         )
-    section.parts.append(_per_class(confusion, names, part))
-    if facts.gallery and facts.best is not None:
-        text = (
-            f"The validation pictures that trial {facts.best.number} got wrong most confidently, as the network saw "
-            "them: above each what it is, and what it was taken for with which probability."
-        )
-        section.parts.append(Photograph(title="The most confident mistakes", says=text, jpeg=facts.gallery))
     return section
 
 
 def _tested(test: dict[str, Any]) -> list[Part]:
-    low, high = test["top1_interval"]
     text = (
-        f"On {plural(test['pictures'], 'test picture')}, which the study has not seen, the exported network reaches "
-        f"{percent(test['top1'])} top-1 (95 % interval {100 * low:.1f} to {percent(high)}) and {percent(test['top3'])} "
-        f"top-3; its probabilities are off by {percent(test['ece'])} on average (ECE). "
+        f"On {plural(test['pictures'], 'test picture')}, which the study has not used, the exported network reaches "
+        f"{percent(test['top1'], 1)} top-1 (95 % interval {interval(*test['top1_interval'])}) and "
+        f"{percent(test['top3'], 1)} top-3. Its probabilities are off by {percent(test['ece'], 1)} on average "
+        "(expected calibration error). "
     )
     lost = f" ({test['diverged']} more diverged)" if test["diverged"] else ""
     if test["top1_sd"] is not None:
         text += (
-            f"Over {plural(len(test['seeds']), 'seed')}{lost} the mean is {percent(test['top1_mean'])}, the standard "
-            f"deviation {points(test['top1_sd'])}. "
+            f"The mean over {plural(len(test['seeds']), 'seed')}{lost} is {percent(test['top1_mean'], 1)}, with a "
+            f"standard deviation of {points(test['top1_sd'])}. "
         )
-    looks = "once" if test["looks"] == 1 else f"{test['looks']} times"
-    text += f"The test part has been looked at {looks}."
-    parts: list[Part] = [Says(text=text)]
-    if test["looks"] > 1:
+    count = "once" if test["evaluations"] == 1 else f"{test['evaluations']} times"
+    parts: list[Part] = [Paragraph(text=f"{text}Networks were evaluated on the test part {count}.")]
+    if test["evaluations"] > 1:
         parts.append(
-            Says(text="Who looks often finds a lucky network: take the figure for an upper estimate.", tone="warning")
+            Paragraph(
+                text="With each evaluation a lucky network becomes more likely: expect less on new pictures.",
+                tone="warning",
+            )
         )
-    rows = [
-        (
-            "retrained winner",
-            percent(test["top1_mean"]),
-            percent(test["top1_sd"]),
-            _runs(len(test["seeds"]), test["diverged"]),
-        )
-    ]
+    rows = [("retrained winner", test["top1_mean"], test["top1_sd"], len(test["seeds"]), test["diverged"])]
     rows += [
-        (one["name"], percent(one["top1_mean"]), percent(one["top1_sd"]), _runs(len(one["top1"]), one["diverged"]))
-        for one in test["baselines"]
+        (one["name"], one["top1_mean"], one["top1_sd"], len(one["top1"]), one["diverged"]) for one in test["baselines"]
     ]
     if len(rows) > 1:
         parts.append(
             Table(
-                title="Beside what was known before, on the test part",
+                title="The winner and the baselines on the test part",
                 head=("network", "mean top-1", "standard deviation", "seeds"),
-                rows=rows,
+                rows=[
+                    (
+                        name,
+                        percent(mean, 1),
+                        percent(spread, 1),
+                        f"{seeds}, {diverged} diverged" if diverged else f"{seeds}",
+                    )
+                    for name, mean, spread, seeds, diverged in rows
+                ],
                 numeric=frozenset({1, 2, 3}),
             )
         )
     return parts
 
 
-def _runs(trained: int, diverged: int) -> str:
-    return f"{trained}, {diverged} diverged" if diverged else str(trained)
-
-
-def _per_class(confusion: list[list[int]], names: list[str], part: str) -> Drawing:
+def _per_class(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
+    """Return a row per class, best first, with what it is most often taken for."""
     present = [label for label, row in enumerate(confusion) if sum(row)]
     order = sorted(present, key=lambda label: -confusion[label][label] / sum(confusion[label]))
-    if len(order) > SHOWN_CLASSES:
-        shown = order[: SHOWN_CLASSES // 2] + order[-SHOWN_CLASSES // 2 :]
-        note = f" Drawn are the best and the worst {SHOWN_CLASSES // 2} of {len(order):,} classes."
-    else:
-        shown, note = order, ""
-    share = {label: confusion[label][label] / sum(confusion[label]) for label in order}
-    best, worst = order[0], order[-1]
-    text = (
-        f"From {names[best]} ({percent(share[best])} of {sum(confusion[best]):,}) to {names[worst]} "
-        f"({percent(share[worst])} of {sum(confusion[worst]):,}); the bars are 95 % intervals.{note}"
+    half = SHOWN_CLASSES // 2
+    shown = order if len(order) <= SHOWN_CLASSES else order[:half] + order[-half:]
+    rows: list[tuple[str, ...]] = []
+    for label in shown:
+        row, whole = confusion[label], sum(confusion[label])
+        others = [count if other != label else 0 for other, count in enumerate(row)]
+        worst = max(range(len(row)), key=lambda other: others[other])
+        low, high = analysis.wilson(row[label] / whole, whole)
+        rows.append(
+            (
+                names[label],
+                f"{whole:,}",
+                f"{percent(row[label] / whole, 0)} ({100 * low:.0f} to {100 * high:.0f})",
+                f"{names[worst]} ({others[worst]:,})" if others[worst] else "-",
+            )
+        )
+    return Table(
+        title="Accuracy by class",
+        head=("class", "pictures", "correct (95 % interval)", "most often taken for"),
+        rows=rows,
+        numeric=frozenset({1, 2}),
+        note="" if shown == order else f"The best and the worst {half} of {len(order):,} classes.",
     )
-    intervals = [analysis.wilson(share[label], sum(confusion[label])) for label in shown]
-    wide, narrow = drawn(
-        lambda wide: charts.per_class(
-            [names[label] for label in shown], [share[label] for label in shown], intervals, wide
-        ),
-        alt=text,
-        key="classes",
-    )
-    return Drawing(title=f"How many of each class are right ({part} part)", says=text, wide=wide, narrow=narrow)

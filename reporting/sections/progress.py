@@ -1,190 +1,164 @@
-"""How the study went: its trials and their epochs, how they ended, and who trained when."""
+"""How the study went: its trials and their epochs, how they ended, and how long it took."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from optuna.trial import FrozenTrial
-
-from reporting import analysis, charts
-from reporting.drawing import drawn
-from reporting.sections.parts import (
-    LIT,
-    Drawing,
-    Facts,
-    Says,
-    Section,
-    Table,
-    dot,
-    drawn_of,
-    duration,
-    listed,
-    percent,
-    plural,
-    points,
-    whole_percent,
-)
-from selection.pruner_audit import Verdict
-from tuning.storage import Outcome, counts
+from model.training import EpochMetrics
+from reporting import analysis, charts, svg
+from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Section, Table, as_dot, drawn_of
+from reporting.words import duration, listed, percent, plural, points
+from selection.pruner_audit import PrunerAudit
+from tuning.trials import Outcome, Trial, count_trials
 
 DRAWN = 800
-"""Points of a figure at most: more hide each other, and the page stays small."""
+"""Points in a chart: more hide each other, and the page stays small."""
 DRAWN_CURVES = 150
-DRAWN_BARS = 500
 SHOWN_REASONS = 12
 
 
 def search(facts: Facts) -> Section | None:
-    """How the values came about: over the trials, and over the epochs."""
+    """Show validation top-1 over the trials and over the epochs."""
     ended = analysis.trained(facts.trials)
     if not ended:
         return None
-    section = Section(anchor="search", title="The search")
-    shown = analysis.sampled(facts.trials, DRAWN)
-    steps = analysis.best_so_far(facts.trials)
-    text = _history_says(facts, steps) + drawn_of(len(shown), len(ended), "trained trials")
-    wide, narrow = drawn(
-        lambda wide: charts.history([dot(trial, trial.number) for trial in shown], steps, wide), alt=text, key="history"
-    )
+    shown, best = analysis.sampled(facts.trials, DRAWN), analysis.best_so_far(facts.trials)
+    section = Section(anchor="search", title="Search")
     section.parts.append(
-        Drawing(title="What each trial reached", says=text, wide=wide, narrow=narrow, plot="plots/history.html")
+        Figure(
+            title="Validation top-1 of each trial",
+            says=_history_says(facts, best) + drawn_of(len(shown), len(ended)),
+            drawings=[charts.history([as_dot(trial, trial.number) for trial in shown], best)],
+            plots=("history",),
+        )
     )
-    section.parts.append(_curves(facts, ended))
-    if facts.history and facts.best is not None:
-        section.parts.append(_training(facts.best, facts.history))
+    order = [trial for trial in analysis.ranked(facts.trials) if trial.epochs]
+    if order:
+        section.parts.append(_curves(facts, order))
+    if facts.history and facts.best is not None and facts.best.result is not None:
+        epoch = facts.best.result.epoch
+        section.parts.append(
+            Figure(
+                title=f"Training of trial {facts.best.number}",
+                says=_training_says(facts.best.number, facts.history, epoch),
+                drawings=svg.curve_panels(facts.history, epoch + 1),
+            )
+        )
     return section
 
 
-def _history_says(facts: Facts, steps: tuple[list[int], list[float]]) -> str:
-    numbers, values = steps
-    if not numbers:
-        return "No trial was trained to its end, so there is no best one to follow."
-    rises = len(numbers) - 2
-    last = facts.trials[-1].number
+def _history_says(facts: Facts, best: analysis.Points) -> str:
+    if not best:
+        return "No trial was trained to its last epoch, so there is no best value yet."
+    last, rises = facts.trials[-1].number, len(best) - 2
+    (number, value), (_, first) = best[-2], best[0]
     if last == 0:
-        return f"The first trial reached {percent(values[0])}; there is no other yet."
+        return f"The first trial reached {percent(first, 1)}; there is no other yet."
     if rises == 0:
-        return f"The first complete trial, number {numbers[0]}, is still the best of {last + 1:,}."
-    since = last - numbers[-2]
+        return f"The first complete trial, {number}, is still the best of {last + 1:,}."
     text = (
-        f"The best value rose {'once' if rises == 1 else f'{rises} times'} from {percent(values[0])} to "
-        f"{percent(values[-1])}; the last step, {points(values[-1] - values[-3])}, came with trial {numbers[-2]}"
+        f"The best value rose {plural(rises, 'time')}, from {percent(first, 1)} to {percent(value, 1)}, last by "
+        f"{points(value - best[-3][1])} in trial {number}"
     )
-    if since == 0:
-        return text + ", the last one: the search may not have come to its end."
-    return text + f", and the {plural(since, 'trial')} after it brought nothing better."
+    if number == last:
+        return text + ": more trials may find better ones."
+    return text + f"; the {plural(int(last - number), 'trial')} since then brought no improvement."
 
 
-def _curve(trial: FrozenTrial) -> charts.Curve:
-    epochs, values = analysis.curve(trial)
-    value = percent(analysis.reached(trial))
-    return charts.Curve(
-        epochs=epochs,
-        values=values,
-        outcome=analysis.outcome(trial) or Outcome.COMPLETE,
-        name=f"trial {trial.number}: {value}",
-    )
-
-
-def _curves(facts: Facts, ended: list[FrozenTrial]) -> Drawing:
-    order = [trial for trial in analysis.ranked(facts.trials) if trial.intermediate_values]
-    lit = order[:LIT]
+def _curves(facts: Facts, order: Sequence[Trial]) -> Figure:
+    """Draw learning curves, the best few highlighted."""
     chosen = {trial.number for trial in analysis.sampled(facts.trials, DRAWN_CURVES)}
-    others = [trial for trial in order[LIT:] if trial.number in chosen]
-    text = _curves_says(facts, order) + drawn_of(len(lit) + len(others), len(order), "curves")
-    wide, narrow = drawn(
-        lambda wide: charts.curves([_curve(trial) for trial in lit], [_curve(trial) for trial in others], wide),
-        alt=text,
-        key="curves",
+    others = [trial for trial in order[BEST_FEW:] if trial.number in chosen]
+    drawn = [
+        [
+            charts.Curve(
+                points=analysis.curve(trial),
+                outcome=trial.outcome or Outcome.COMPLETE,
+                name=f"trial {trial.number}: {percent(trial.reached, 1)}",
+            )
+            for trial in some
+        ]
+        for some in (order[:BEST_FEW], others)
+    ]
+    return Figure(
+        title="Learning curves",
+        says=_curves_says(facts, order) + drawn_of(sum(map(len, drawn)), len(order)),
+        drawings=[charts.curves(*drawn)],
+        plots=("curves",),
     )
-    return Drawing(title="Learning curves", says=text, wide=wide, narrow=narrow, plot="plots/curves.html")
 
 
-def _curves_says(facts: Facts, order: list[FrozenTrial]) -> str:
-    pruned = [len(trial.intermediate_values) for trial in order if analysis.outcome(trial) is Outcome.PRUNED]
-    text = ""
-    best = facts.best
-    if best is not None and best.intermediate_values:
-        epochs, values = analysis.curve(best)
-        at = epochs[int(np.argmax(values))]
-        text = f"The best trial came to its {percent(max(values))} in epoch {at} of {epochs[-1]}. "
-        if at == epochs[-1] and len(epochs) > 1:
-            text += "It was still rising when its training ended: more --epochs, in a new study, may give more. "
+def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
+    texts: list[str] = []
+    if facts.best is not None and facts.best.epochs:
+        curve = facts.best.curve
+        at, last = max(curve, key=lambda epoch: curve[epoch]) + 1, max(curve) + 1
+        texts.append(f"The best trial reached its {percent(max(curve.values()), 1)} in epoch {at} of {last}.")
+        if at == last > 1:
+            texts.append("It was still improving when training ended: try more --epochs, in a new study.")
+    pruned = [trial.epochs for trial in order if trial.outcome is Outcome.PRUNED]
     if pruned:
         first = min(pruned)
-        text += f"Pruning began after epoch {first}. "
-        found = analysis.agreement(facts.trials, first)
-        if found:
-            rho, of = found
-            words = (
-                "mostly ended ahead"
+        texts.append(f"Pruning began after epoch {first}.")
+        if found := analysis.agreement(facts.trials, first):
+            rho, count = found
+            verdict = (
+                "mostly also ended ahead"
                 if rho >= 0.7
-                else "ended ahead only in part"
+                else "often did not end ahead"
                 if rho >= 0.4
-                else "hardly ended ahead: early values say little here, and --pruner none is worth a try"
+                else "rarely ended ahead: early values say little here, so try --pruner none"
             )
-            text += (
-                f"Of {plural(of, 'trial')} trained to the end, those that were ahead by then {words} "
-                f"(rank correlation {rho:.2f})."
+            texts.append(
+                f"Of {plural(count, 'trial')} trained to the end, those ahead by then {verdict} (rank correlation "
+                f"{rho:.2f})."
             )
     elif len(order) > 1:
-        text += "No trial was pruned."
-    return text.strip() or "One trial was trained for one epoch."
+        texts.append("No trial was pruned.")
+    return " ".join(texts) or f"Trained for {plural(order[0].epochs, 'epoch')}."
 
 
-def _training(best: FrozenTrial, history: list[dict[str, Any]]) -> Drawing:
-    at = best.user_attrs["best_epoch"]
-    row = history[at]
-    gap = row["train_top1"] - row["top1"]
+def _training_says(number: int, history: Sequence[EpochMetrics], at: int) -> str:
+    best, gap = history[at], history[at].train_top1 - history[at].top1
     text = (
-        f"In its best epoch, {at + 1} of {len(history)} (dashed), trial {best.number} named "
-        f"{percent(row['train_top1'])} of the augmented training pictures and {percent(row['top1'])} of the validation "
-        "pictures correctly"
+        f"In its best epoch, {at + 1} of {len(history)} (dashed line), trial {number} classified "
+        f"{percent(best.train_top1, 1)} of the augmented training pictures and {percent(best.top1, 1)} of the "
+        f"validation pictures correctly{f', a gap of {points(gap)}' if gap > 0 else ''}. "
     )
-    text += f", a gap of {points(gap)}. " if gap > 0 else ". "
-    losses = [row["validation_loss"] for row in history]
-    lowest = int(np.argmin(losses))
+    losses = [epoch.validation_loss for epoch in history]
+    lowest = losses.index(min(losses))
     if lowest == len(losses) - 1:
-        text += "The validation loss was still falling in the last epoch."
-    elif losses[-1] > 1.05 * losses[lowest]:
-        text += (
-            f"The validation loss was lowest in epoch {lowest + 1} and rose by "
-            f"{whole_percent(losses[-1] / losses[lowest] - 1)} after it: the network began to learn its training "
-            "pictures by heart, or to be too sure of itself."
+        return text + "The validation loss was still falling in the last epoch."
+    if losses[-1] > 1.05 * losses[lowest]:
+        return text + (
+            f"The validation loss was lowest in epoch {lowest + 1} and then rose by "
+            f"{percent(losses[-1] / losses[lowest] - 1, 0)}: the network began to overfit."
         )
-    else:
-        text += f"The validation loss was lowest in epoch {lowest + 1} and stayed near that."
-    wide, narrow = drawn(lambda wide: charts.training(history, at + 1, wide), alt=text, key="training")
-    return Drawing(title=f"The training of trial {best.number}", says=text, wide=wide, narrow=narrow)
+    return text + f"The validation loss was lowest in epoch {lowest + 1} and stayed close to that."
 
 
 def endings(facts: Facts) -> Section | None:
-    """How the trials ended, and what that saved."""
+    """Show how the trials ended, what that saved, and how long the study took."""
     tally = analysis.tally(facts.trials)
     if not tally:
         return None
-    section = Section(anchor="endings", title="How the trials ended")
-    words = {
-        Outcome.COMPLETE: "trained to the last epoch",
-        Outcome.PRUNED: "pruned",
-        Outcome.DIVERGED: "diverged",
-        Outcome.INFEASIBLE: "over a budget and not trained",
-        Outcome.DUPLICATE: "the same as an earlier one and not trained again",
-        Outcome.FAILED: "failed",
+    more: dict[str, str] = {
+        Outcome.INFEASIBLE: " (over budget, not trained)",
+        Outcome.DUPLICATE: " (not trained again)",
     }
-    counted = sum(map(counts, facts.trials))
-    parts = [
-        f"{count:,} {words.get(Outcome(name), name) if name in set(Outcome) else name}" for name, count in tally.items()
-    ]
-    text = f"Of {plural(len(facts.trials), 'trial')}, {listed(parts)}; {counted:,} count towards --trials."
-    wide, narrow = drawn(lambda wide: charts.tally(tally, wide), alt=text, key="tally")
-    section.parts.append(Drawing(title="Outcomes", says=text, wide=wide, narrow=narrow))
-    saved = _savings(analysis.savings(facts.trials))
-    if saved:
-        section.parts.append(Says(text=saved))
+    ends = [f"{count:,} {name}{more.get(name, '')}" for name, count in tally.items()]
+    section = Section(anchor="endings", title="Trials and time")
+    section.parts.append(
+        Paragraph(
+            text=f"{plural(len(facts.trials), 'trial')}: {listed(ends)}. {count_trials(facts.trials):,} count towards "
+            f"--trials. {_savings(analysis.savings(facts.trials))}".strip()
+        )
+    )
     if facts.audit is not None:
-        section.parts.append(Says(text=_audit(facts.audit)))
+        section.parts.append(Paragraph(text=_audit(facts.audit)))
+    time = analysis.run_time(facts.trials)
+    if time is not None:
+        section.parts.append(Paragraph(text=_time_says(facts, time), plots=("timeline",)))
     rows = [
         (
             str(reason.outcome),
@@ -198,69 +172,48 @@ def endings(facts: Facts) -> Section | None:
         left = len(rows) - SHOWN_REASONS
         section.parts.append(
             Table(
-                title="Reasons",
-                head=("outcome", "reason", "trials", "which"),
+                title="Why trials ended",
+                head=("outcome", "reason", "trials", "numbers"),
                 rows=rows[:SHOWN_REASONS],
                 numeric=frozenset({2}),
-                note=f"And {plural(left, 'rarer reason')}; trials.csv has every trial's own." if left > 0 else "",
+                note=f"{plural(left, 'rarer reason')} left out; trials.csv has them all." if left > 0 else "",
             )
         )
     return section
 
 
-def _audit(verdict: Verdict) -> str:
-    """Was the pruner right?"""
-    tried, won = len(verdict.pruned), len(verdict.winners)
-    number, _, value = max(verdict.pruned, key=lambda row: row[2])
-    said = "none" if not won else "all" if won == tried else f"{won:,}"
-    return (
-        f"The pruner was checked: {plural(tried, 'pruned trial was', 'pruned trials were')} trained to the end, just "
-        f"as they would have been, and {said} of them beat the study's best, {percent(verdict.best)}. The highest, "
-        f"trial {number}, reached {percent(value)}."
-    )
-
-
 def _savings(saved: analysis.Savings) -> str:
-    parts: list[str] = []
+    texts: list[str] = []
     if saved.spared:
-        parts.append(
-            f"Pruning spared {saved.spared:,} of {saved.epochs + saved.spared:,} epochs "
-            f"({whole_percent(saved.share)}), about {duration(saved.spared_seconds)} of training."
+        texts.append(
+            f"Pruning saved {saved.spared:,} of {saved.epochs + saved.spared:,} epochs ({percent(saved.share, 0)}), "
+            f"about {duration(saved.spared_seconds)} of training."
         )
-    if saved.duplicates:
-        one = saved.duplicates == 1
-        parts.append(
-            f"{plural(saved.duplicates, 'proposed configuration was', 'proposed configurations were')} "
-            f"known already; not training {'it' if one else 'them'} again spared "
-            f"{plural(saved.duplicate_epochs, 'epoch')}, {duration(saved.duplicate_seconds)}."
+    if saved.duplicate_epochs:
+        texts.append(
+            f"Not training duplicates again saved {plural(saved.duplicate_epochs, 'epoch')}, "
+            f"{duration(saved.duplicate_seconds)}."
         )
-    return " ".join(parts)
+    return " ".join(texts)
 
 
-def workers(facts: Facts) -> Section | None:
-    """Who trained when, on what."""
-    line = analysis.timeline(facts.trials)
-    if line is None:
-        return None
-    section = Section(anchor="workers", title="How it ran")
-    shown = line.bars[-DRAWN_BARS:]
-    origin = min(bar.begin for bar in shown) if len(shown) < len(line.bars) else 0.0
-    span = max(bar.end for bar in shown) - origin
-    text = (
-        f"{plural(line.slots, 'worker')} trained for {duration(line.seconds)}, from {line.began:%Y-%m-%d %H:%M} to "
-        f"{line.ended:%Y-%m-%d %H:%M}, busy {whole_percent(line.busy)} of the time."
+def _audit(audit: PrunerAudit) -> str:
+    tried, won = len(audit.pruned), len(audit.winners)
+    number, _, value = max(audit.pruned, key=lambda row: row[2])
+    return (
+        f"The pruner was audited: of {plural(tried, 'pruned trial')} trained to the last epoch, {won or 'none'} beat "
+        f"the study's best, {percent(audit.best, 1)}. The highest, trial {number}, reached {percent(value, 1)}."
     )
-    if line.pauses:
-        away = sum(length for _, length in line.pauses)
-        count = "a pause" if len(line.pauses) == 1 else f"{len(line.pauses)} pauses"
-        text += f" The study lay still in {count} of {duration(away)} in all (dashed), cut out here."
-    longest = max((trial for trial in facts.trials if trial.state.is_finished()), key=analysis.seconds, default=None)
-    if longest is not None and analysis.seconds(longest) > 0:
-        text += f" The longest trial was number {longest.number} with {duration(analysis.seconds(longest))}."
-    if len(shown) < len(line.bars):
-        text += f" Drawn are the last {len(shown):,} of {len(line.bars):,} trials."
-    bars = [(bar.slot, bar.begin - origin, bar.end - origin, bar.outcome) for bar in shown]
-    pauses = [at - origin for at, _ in line.pauses if at >= origin]
-    wide, narrow = drawn(lambda wide: charts.workers(bars, line.slots, span, pauses, wide), alt=text, key="workers")
-    section.parts.append(Drawing(title="The workers' time", says=text, wide=wide, narrow=narrow))
-    return section
+
+
+def _time_says(facts: Facts, time: analysis.RunTime) -> str:
+    text = (
+        f"{plural(time.workers, 'worker')} trained for {duration(time.seconds)}, from {time.began:%Y-%m-%d %H:%M} to "
+        f"{time.ended:%Y-%m-%d %H:%M}, busy {percent(time.busy, 0)} of the time."
+    )
+    if time.pauses:
+        text += f" It was interrupted {plural(len(time.pauses), 'time')}, for {duration(sum(time.pauses))} in all."
+    longest = max((trial for trial in facts.trials if trial.is_finished), key=lambda trial: trial.seconds, default=None)
+    if longest is not None and longest.seconds:
+        text += f" The longest trial, {longest.number}, took {duration(longest.seconds)}."
+    return text
