@@ -1,4 +1,4 @@
-"""The command line: `python study.py` runs a study, the other commands use what it leaves.
+"""The command line: `python study.py` runs a study, the other commands use its results.
 
 Every worker process runs this file again, so it imports nothing heavy; each command imports what it needs.
 """
@@ -29,10 +29,10 @@ _NO_BOX = Box("\n".join(["    "] * 8))
 
 app = App(
     name="study.py",
-    help="""Finds the best small CNN for your own pictures.
+    help="""Find the best small CNN for your own pictures.
 
-    One folder of pictures per class in, a finished Optuna study out. After any interruption, run the same command again
-    to resume.
+    One folder of pictures per class in, an Optuna study out. After any interruption, run the same command again to
+    resume.
     """,
     usage="Usage: python study.py [COMMAND] [OPTIONS]",
     version_flags=[],
@@ -54,12 +54,12 @@ for command, arguments in (
 
 
 def main(argv: Sequence[str] | None = None, **injected: Any) -> None:
-    """Run a command; turn errors that the user can solve into one line and exit code 2.
+    """Run a command; an error that the user can fix is printed as one line, and the exit code is 2.
 
-    `injected`: values of parameters that are no options, such as `make_workers`, for the commands that have them.
+    `injected` holds values of parameters that are not options, such as `make_workers`, for the commands that have them.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Where the encoding of the terminal or log lacks a character of a name, print an escape instead.
+        # Print an escape for a character that the encoding of the terminal or log lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -1,1 +1,1 @@
-"""The commands of study.py, one file each: options, help text, and what is printed. The work is done elsewhere."""
+"""The commands of study.py, one file each: options, help texts and screens; the work is done by the other packages."""

@@ -17,16 +17,15 @@ def check_data(
     report: Annotated[Path | None, Parameter(group=PLACE, metavar="FILE")] = None,
     cache: CacheOption = None,
 ) -> None:
-    """Check every picture, and say which ones a study would leave out and why. Nothing is changed.
+    """Check every picture and list those that a study would leave out, with the reasons. Nothing is changed.
 
     Parameters
     ----------
     data
         A folder with one folder of pictures per class; or "field-guide", or "kaggle".
     report
-        Write the verdict on every file there, as CSV.
+        Write the verdict on every file to this file, as CSV.
     cache
-        Where the results of the check are remembered. By default the user's cache folder.
     """
     from commands import console as screen
     from data.prepare import find_pictures

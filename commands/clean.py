@@ -15,13 +15,13 @@ def clean(
     results: ResultsOption = RESULTS,
     cache: CacheOption = None,
 ) -> None:
-    """Show how large studies and caches are, and remove the named ones.
+    """List studies and caches with their sizes, or remove the named ones.
 
     Parameters
     ----------
     names
-        What to remove, by the names that this command lists, without asking; a study's exported bundle goes with it.
-        Without names nothing is removed.
+        What to remove, by the names that this command lists; it does not ask again. A study's exported bundle is
+        removed with it. Without names nothing is removed.
     """
     from commands import console as screen
     from data.prepare import default_cache

@@ -1,4 +1,4 @@
-"""What the terminal shows: the data, the study as it runs, and its end; plain lines in a log."""
+"""What the terminal shows of a run: the pictures, the running study and its end; plain lines in a log."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from tuning.trials import Outcome, Trial, count_trials, read_trials, top
 SHOWN_TRIALS = 5
 """Rows of the table of the best trials."""
 SHOWN_FILES = 20
-"""Files left out that are listed on the screen."""
+"""Largest number of left-out files that are listed."""
 SHOWN_CLASSES = 30
 WIDE = 100
-"""Terminal width from which the table of the best trials has all its columns; 80 fit only the most telling ones."""
+"""Terminal width from which the table of the best trials has all its columns; in 80 only the most telling ones fit."""
 
 
 def make_console() -> Console:
-    """Return the terminal; a log, which is none, is not wrapped at 80 columns."""
+    """Return the console of standard output: a terminal, or a log that is 160 columns wide instead of 80."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def track(console: Console) -> Track:
-    """Return what shows the progress of one pass over something: a bar in a terminal, a plain line in a log."""
+    """Return a `Track` that shows progress: a bar in a terminal, one line in a log."""
 
     def tracked(iterable: Iterable[Any], description: str, total: int) -> Iterable[Any]:
         if not console.is_terminal:
@@ -73,7 +73,7 @@ def print_pictures(console: Console, pictures: Pictures, *, classes: bool = True
 
 
 def _print_classes(console: Console, catalog: Catalog, split: Split) -> None:
-    """Print one line per class with the pictures of each part, then how many files are left out and why."""
+    """Print one line per class with its pictures in each part, then how many files are left out and why."""
     parts = dict(split.named())
     rows = catalog.counts()
     per_part = {part: np.bincount(catalog.labels[places], minlength=len(rows)) for part, places in parts.items()}
@@ -107,7 +107,7 @@ def _print_classes(console: Console, catalog: Catalog, split: Split) -> None:
 
 
 def print_left_out(console: Console, catalog: Catalog, report: Path | None) -> None:
-    """Print the first files that a study would leave out, each with its reason, and how to see all of them."""
+    """Print the first files that a study would leave out, each with its reason, and where the others are listed."""
     left_out = [picture for picture in catalog.pictures if picture.verdict is not Verdict.KEPT]
     for picture in left_out[:SHOWN_FILES]:
         console.print(Text(f"{picture.verdict.replace('_', ' ')}: {printable(picture.path)} ({picture.reason})"))
@@ -118,7 +118,7 @@ def print_left_out(console: Console, catalog: Catalog, report: Path | None) -> N
 
 
 def warn_of_network_file_system(console: Console, results: Path) -> None:
-    """Print a warning where the results are on a network file system, on which SQLite's locks are unsafe."""
+    """Print a warning if the results are on a network file system, on which SQLite's locks are unsafe."""
     kind = network_file_system(results)
     if kind:
         console.print(
@@ -134,23 +134,23 @@ def print_plan(
 ) -> None:
     """Print what is about to be trained and how long that should take.
 
-    `first_pruning`: the first epoch, from 1, after which a trial can be pruned; `expected`: seconds of a trial.
+    `wanted` is the number of trials left, `first_pruning` the first epoch, from 1, after which a trial can be pruned,
+    and `expected` the seconds of one trial in one slot.
     """
     pruned = f"pruned after epoch {first_pruning} at the earliest" if first_pruning else "never pruned"
     slots = session.slots
     console.print(
         Text(
-            f"Study '{session.name}': {wanted} of {session.plan.trials} trials to do, each of "
-            f"{session.profile.epochs} epochs, {pruned}; {_at_once(slots)}: about "
-            f"{duration(wanted * expected / len(slots))}."
+            f"Study '{session.name}': {wanted} of {session.plan.trials} trials left, {session.profile.epochs} epochs "
+            f"each, {pruned}; {_at_once(slots)}: about {duration(wanted * expected / len(slots))}."
         )
     )
 
 
 def print_runs(console: Console, kind: str, wanted: int, slots: Sequence[Slot], expected: float) -> None:
-    """Print which fixed runs are about to be trained; `expected`: seconds of one run in one slot."""
+    """Print which fixed runs are about to be trained; `expected` is the seconds of one run in one slot."""
     took = duration(wanted * expected / len(slots))
-    console.print(f"{kind}: {plural(wanted, 'run')} to do, {_at_once(slots)}: about {took}.")
+    console.print(f"{kind}: {plural(wanted, 'run')} left; {_at_once(slots)}: about {took}.")
 
 
 def _at_once(slots: Sequence[Slot]) -> str:
@@ -159,17 +159,17 @@ def _at_once(slots: Sequence[Slot]) -> str:
 
 @dataclass(kw_only=True)
 class _Running:
-    """What a slot's line shows."""
+    """The state of a trial in a slot, as its line shows it."""
 
     number: int
     epochs: int
     name: str | None
     epoch: int = 0
     share: float | None = None
-    """Share of the running epoch that is done; None before the worker's first message."""
+    """Finished share of the running epoch, 0 to 1; None before the worker's first message."""
     top1: float | None = None
     final: bool = False
-    """Whether it trains on the validation pictures, so that its accuracy on them means nothing."""
+    """Whether it also trains on the validation pictures, so that its accuracy on them means nothing."""
     epoch_seconds: float = 0.0
 
     @property
@@ -183,7 +183,7 @@ class _Running:
 
 
 class Screen:
-    """Shows a running study: a headline and a line per worker, or in a log a plain line per finished trial."""
+    """Shows a running study: a headline and a line per worker in a terminal, a line per finished trial in a log."""
 
     def __init__(
         self,
@@ -195,8 +195,10 @@ class Screen:
         expected: float,
         searches: bool = True,
     ) -> None:
-        """Args: `expected`: seconds of one trial in one slot, used until enough trials have ended; `searches`: whether
-        the best trial matters, or all of them are fixed runs.
+        """Read the study as it is.
+
+        `trials` is the total, `expected` the seconds of one trial in one slot, which the time left follows until enough
+        trials have ended; `searches` is False for fixed runs, of which none is the best.
         """
         finished = [trial for trial in read_trials(study) if trial.is_finished]
         self._outcomes = Counter(trial.outcome for trial in finished)
@@ -224,20 +226,19 @@ class Screen:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the last trial ends, from the trials that ended in this run, or from the expected duration."""
+        """Seconds until the last trial ends, from the trials that have ended in this run or the expected duration."""
         elapsed = time.monotonic() - self._began
         per_trial = elapsed * self._slots / self._ended_here if self._ended_here >= 2 * self._slots else self._expected
         left = self._trials - self._counted - sum(running.done for running in self._running.values())
         return max(0.0, left) * per_trial / self._slots
 
     def print_stopping(self) -> None:
-        """Print, once, that the run is about to stop and how long its running epochs still take."""
+        """Print, once, that the run is stopping and how long its running epochs still take."""
         if not self._stopping:
             self._stopping = True
             left = max((running.seconds_left for running in self._running.values()), default=0.0)
-            self._console.print(
-                Text(f"Stopping when the running epochs end, in about {duration(left)}; press again to stop now.")
-            )
+            when = f"when the running epochs end, in about {duration(left)}"
+            self._console.print(Text(f"Stopping {when}; press Ctrl-C again to stop now."))
 
     def show(self, event: StudyEvent) -> None:
         """Show an event."""
@@ -252,7 +253,7 @@ class Screen:
                 )
                 if event.attempt > 1:
                     fewer = event.micro_batch
-                    short = f", {fewer} pictures at a time, as memory was short" if fewer else ""
+                    short = f", in micro-batches of {fewer} as memory was short" if fewer else ""
                     self._line(event.number, None, f"resumed from its last checkpoint{short}")
             case TrialAdvanced():
                 running, progress = self._running[event.slot], event.progress
@@ -293,7 +294,7 @@ class Screen:
         elif ended.outcome is not Outcome.COMPLETE:
             facts.append(f"{ended.outcome}: {ended.reason}")
         value = None if running and running.final else ended.value
-        self._line(ended.number, value, ", ".join([*facts, *["the best so far"] * better]))
+        self._line(ended.number, value, ", ".join([*facts, *["best so far"] * better]))
 
     def _line(self, number: int, value: float | None, text: str) -> None:
         line = f"{self._unit} {number:>{len(str(self._trials))}}  {percent(value):>8}  {text}".rstrip()
@@ -334,7 +335,7 @@ class Screen:
         return Group(
             Text(f"{self._study_name}: {self._headline()}", style="bold"),
             lines,
-            Text(f"{elapsed} gone, {self._time_left()}", style="dim"),
+            Text(f"{elapsed} elapsed, {self._time_left()}", style="dim"),
         )
 
 
@@ -365,7 +366,7 @@ def print_best(console: Console, study: optuna.Study) -> None:
 
 
 def _cells(trial: Trial) -> dict[str, str]:
-    """Return a trial's row by heading; settings are missing where its configuration cannot be read."""
+    """Return a trial's row by heading; settings are "-" where its configuration cannot be read."""
     result, config = trial.result, trial.config
     cells = {
         "trial": str(trial.number),
@@ -391,9 +392,9 @@ def _cells(trial: Trial) -> dict[str, str]:
 def print_end(
     console: Console, session: SearchSession, ending: Ending | None, argv: Sequence[str], study_options: str
 ) -> None:
-    """Print the best trials, why the run ended, and what can be done next.
+    """Print the best trials, why the run ended, and the next commands.
 
-    `argv`: the arguments after `study.py`; `study_options`: the options with which other commands find the study.
+    `argv` are the arguments after `study.py`, `study_options` the options with which other commands find the study.
     """
     console.print()
     print_best(console, session.study)
@@ -402,11 +403,11 @@ def print_end(
     counted, unfinished = count_trials(trials), sum(trial.is_running for trial in trials)
     lines = [
         f"{plural(counted, 'trial')}: {ending}."
-        + f" {unfinished} unfinished, their finished epochs are kept." * bool(unfinished)
+        + f" {plural(unfinished, 'unfinished trial')}: finished epochs are kept." * bool(unfinished)
     ]
     match ending:
         case Ending.PATIENCE | Ending.TARGET:
-            lines.append(f"Continue: the same command with a larger --{ending.name.lower()}, or without it")
+            lines.append(f"Continue: run the same command with a larger --{ending.name.lower()}, or without it")
         case Ending.TRIALS:
             lines.append(f"Continue: {command_line(argv, 2 * counted)}")
         case _:
@@ -423,16 +424,16 @@ def print_end(
 
 
 def print_sizes(console: Console, items: list[Item]) -> None:
-    """Print the size of each study and cache, and how to remove one."""
+    """Print the studies and caches with their sizes, and how to remove one."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("name")
     table.add_column("MB", justify="right")
-    table.add_column("place", overflow="fold")
+    table.add_column("path", overflow="fold")
     for item in items:
         table.add_row(Text(item.name), f"{item.size / 2**20:,.1f}", Text(str(item.path)))
     console.print(table if items else "No studies and no caches.")
     if items:
-        console.print("python study.py clean NAME ... removes the named ones.")
+        console.print("Remove with: python study.py clean NAME ...")
 
 
 def print_removed(console: Console, item: Item) -> None:

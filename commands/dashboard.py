@@ -20,12 +20,12 @@ def dashboard(
 ) -> None:
     """Browse a study, even while it runs: optuna-dashboard with the study's pictures and notes.
 
-    It can only be reached from this machine. Ctrl-C ends it.
+    It can only be reached from this machine. Press Ctrl-C to stop it.
 
     Parameters
     ----------
     port
-        The port to serve on. By default 8080, or any other that is free.
+        Port to serve on. By default 8080, or any other that is free.
     """
     import warnings
     import webbrowser

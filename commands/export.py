@@ -1,4 +1,4 @@
-"""`python study.py export`: makes the winner a bundle."""
+"""`python study.py export`: exports the winner as a bundle."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def export(
     results: ResultsOption = RESULTS,
     cache: CacheOption = None,
 ) -> None:
-    """Make the retrained winner a folder that needs nothing else: safetensors, ONNX, torch.export and a model card.
+    """Export the retrained winner as a self-contained folder: safetensors, ONNX, torch.export and a model card.
 
-    For a study that has not been retrained it takes the best trial, untested. Each format is checked before it is kept.
+    Without `retrain` it exports the best trial, untested. Each format is checked before it is kept.
     """
     from commands import console as screen
     from commands.results import print_published

@@ -1,4 +1,4 @@
-"""Following a run in the terminal: shows its events, and stops it on Ctrl-C or SIGTERM."""
+"""Follows a run in the terminal: shows its events, and stops it on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def follow(
     screen: Screen,
     receive: Callable[[StudyEvent], None] = lambda event: None,
 ) -> int | None:
-    """Show the events of `run` to its end, and call `stop` on each signal.
+    """Show the events of `run` until it ends, and call `stop` on each signal.
 
-    Returns the signal that stopped the run; None where none did.
+    Returns the number of the signal that stopped the run, or None.
     """
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         stop()
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        # Closed however the loop ends: workers ignore the SIGTERM with which Python would end them, so it would wait.
+        # Closed however the loop ends: workers ignore the SIGTERM with which Python would end them, and it would wait.
         with screen, closing(run):
             for event in run:
                 screen.show(event)
@@ -52,7 +52,7 @@ def follow(
 
 
 def follow_runs(console: Console, session: Session) -> Follow:
-    """Return what shows fixed runs; it leaves the program when they are interrupted."""
+    """Return a `Follow` that shows fixed runs, and exits with the signal's code when they are interrupted."""
 
     def show(kind: str, study: optuna.Study, coordinator: Coordinator) -> None:
         wanted, slots = coordinator.wanted, session.slots

@@ -1,4 +1,4 @@
-"""Explains in one line what was mistyped on the command line: the rule, the value, the fix."""
+"""Explains a mistyped command line in one line: what is wrong, the value, the fix."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from cyclopts import (
 
 
 def explain(error: CycloptsError, app: App) -> str:
-    """Return what was mistyped in one line: the rule, the value and the fix."""
+    """Return one line about a mistyped command line: what is wrong, the value and the fix."""
     option, value = (error.argument.name, error.argument.value) if error.argument else ("an option", "something else")
     match error:
         case UnusedCliTokensError(unused_tokens=[word, *_]):
             commands = [name for name in app if not name.startswith("-")]
-            takes = f"{error.command_chain[0]} takes options" if error.command_chain else ""
             meant = f" (did you mean --data {word}?)" if Path(word).is_dir() else _meant(word, commands)
-            text = f"{takes or 'a command is one of ' + ', '.join(commands)}, but got {word!r}{meant}"
+            if error.command_chain:
+                text = f"unexpected argument {word!r}{meant}: {error.command_chain[0]} takes options only"
+            else:
+                text = f"unknown command {word!r}{meant}: choose one of {', '.join(commands)}"
         case UnknownOptionError():
             word = error.token.keyword or error.token.value
-            options = [name for argument in error.argument_collection for name in argument.names]
-            text = f"there is no option {word}{_meant(word, options)}"
+            options = [name for known in error.argument_collection if known.parse for name in known.names]
+            text = f"unknown option {word}{_meant(word, options)}"
         case ValidationError():
             text = f"{option} {error.exception_message.rstrip('.').lower()}, but got {value}"
         case CoercionError(token=Token() as token):

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, with their help texts and validators."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
     from tuning.session import OpenStudy
 
-DATA = Group("What is studied", sort_key=1)
-EXTENT = Group("How far it goes", sort_key=2)
-RETRAINING = Group("What is trained again", sort_key=2)
-SHOWN = Group("What is shown", sort_key=2)
-SEARCH = Group("How it searches", sort_key=3)
-PLACE = Group("Where it runs and writes", sort_key=4)
+DATA = Group("Data and study", sort_key=1)
+EXTENT = Group("Length of the run", sort_key=2)
+RETRAINING = Group("Retraining", sort_key=2)
+SHOWN = Group("Output", sort_key=2)
+SEARCH = Group("Search", sort_key=3)
+PLACE = Group("Hardware and folders", sort_key=4)
 
 
 def choice(group: Group) -> Parameter:
-    """Return an option that names one of a few values, which its help text explains."""
+    """Return an option whose value is one of a few names; its help text explains them."""
     return Parameter(group=group, metavar="NAME", show_choices=False)
 
 
 def count(group: Group, least: int = 1) -> Parameter:
-    """Return an option with a whole number of at least `least`."""
+    """Return an option whose value is a whole number, at least `least`."""
     return Parameter(group=group, metavar="N", converter=_whole_number, validator=Number(gte=least, lt=2**32))
 
 
 def amount(group: Group, metavar: str = "N") -> Parameter:
-    """Return an option with a positive number."""
+    """Return an option whose value is a positive number."""
     return Parameter(group=group, metavar=metavar, validator=Number(gt=0))
 
 
@@ -47,7 +47,7 @@ def flag(group: Group, name: str | None = None) -> Parameter:
 
 
 def _whole_number(_: object, tokens: Sequence[Token]) -> int:
-    """Read a whole number; cyclopts itself would take 1.5 for 2."""
+    """Read a whole number; cyclopts itself would round 1.5 to 2."""
     try:
         return int(tokens[0].value)
     except ValueError:
@@ -60,7 +60,7 @@ TestOption = Annotated[
         name="--test-data",
         group=DATA,
         metavar="PATH",
-        help="An official test set: a folder with the same class folders. The search does not use it.",
+        help="An official test set: a folder with the same class folders. The search never uses it.",
     ),
 ]
 CacheOption = Annotated[
@@ -69,7 +69,7 @@ CacheOption = Annotated[
         name="--cache",
         group=PLACE,
         metavar="DIR",
-        help="Where drawn and decoded pictures are kept. By default the user's cache folder.",
+        help="Folder of drawn and decoded pictures. By default the user's cache folder.",
     ),
 ]
 ResultsOption = Annotated[
@@ -79,28 +79,28 @@ ResultsOption = Annotated[
         group=PLACE,
         metavar="DIR",
         show_default=False,
-        help="Where studies have their folders. By default results/ beside study.py.",
+        help="Folder of all studies. By default results/ beside study.py.",
     ),
 ]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     choice(PLACE),
-    Parameter(help='Where networks run: "cpu", "cuda", "mps", or "auto", the fastest one available.'),
+    Parameter(help='Device to run networks on: "cpu", "cuda", "mps", or "auto", the fastest one available.'),
 ]
 WorkersOption = Annotated[
     int | None,
     count(PLACE),
-    Parameter(help="How many trials run at once. By default one per CPU core or GPU; more share the GPUs."),
+    Parameter(help="Number of trials to train at once. By default one per CPU core or GPU; more share the GPUs."),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
     choice(PLACE),
-    Parameter(help='Precision of the training: "auto" is bfloat16 where the hardware multiplies it, else float32.'),
+    Parameter(help='Precision of training: "float32", "bfloat16", or "auto", bfloat16 where the hardware has it.'),
 ]
-# Options of the commands that come after a study.
+# Options of the commands that use an existing study
 StudyOption = Annotated[
     str | None,
-    Parameter(name="--study", group=DATA, metavar="NAME", help="Which study. By default the one that was run last."),
+    Parameter(name="--study", group=DATA, metavar="NAME", help="Name of the study. By default the one run last."),
 ]
 MovedDataOption = Annotated[
     str | None,
@@ -108,7 +108,7 @@ MovedDataOption = Annotated[
         name="--data",
         group=DATA,
         metavar="PATH|NAME",
-        help="Where its pictures are now. By default where they were.",
+        help="Where the study's pictures are now, if they have moved.",
     ),
 ]
 MovedTestOption = Annotated[
@@ -117,7 +117,7 @@ MovedTestOption = Annotated[
         name="--test-data",
         group=DATA,
         metavar="PATH",
-        help="Where its official test set is now. By default where it was.",
+        help="Where the study's official test set is now, if it has moved.",
     ),
 ]
 StorageOption = Annotated[
@@ -126,28 +126,28 @@ StorageOption = Annotated[
         name="--storage",
         group=PLACE,
         metavar="URL",
-        help="The study's database; needed only if it was run with one that has a password.",
+        help="URL of the study's database; needed only if it has a password.",
     ),
 ]
 Injected = Annotated[Any, Parameter(parse=False)]
-"""A parameter of a command that `study.main` passes on; it is no option."""
+"""A parameter of a command that is not an option: `study.main` passes it on."""
 
 
 def argv() -> list[str]:
-    """Return the arguments after `study.py`, without passwords."""
+    """Return the command-line arguments after `study.py`, with passwords masked."""
     from tuning.database import without_password
 
     return list(map(without_password, sys.argv[1:]))
 
 
 def study_options(study: str, results: Path) -> str:
-    """Return the options with which another command finds a study."""
+    """Return the options with which other commands find a study."""
     elsewhere = [] if results == RESULTS else ["--results", str(results)]
     return shlex.join(["--study", study, *elsewhere])
 
 
 def find_study(console: Console, results: Path, name: str | None, storage: str | None) -> OpenStudy:
-    """Open the named study, or else the one that was run last, and print which one it is."""
+    """Open the named study, or the one that was run last, and print which one it is."""
     from tuning import session
 
     found = session.find_study(results, name, storage)

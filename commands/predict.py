@@ -33,17 +33,15 @@ def predict(
     Parameters
     ----------
     pictures
-        Picture files, and folders of them.
+        Picture files, and folders of pictures.
     model
-        The bundle's folder, wherever it is. By default the one exported from a study.
-    study
-        Which study's bundle. By default that of the study that was run last.
+        Folder of a bundle. By default the one exported from the study.
     top
-        How many classes are shown, the most probable first.
+        Number of classes to show, the most probable first.
     as_json
-        One JSON array instead of a table.
+        Print one JSON array instead of a table.
     as_csv
-        CSV instead of a table.
+        Print CSV instead of a table.
     """
     from commands import predictions
     from model.export.bundle import BundleError
@@ -52,7 +50,7 @@ def predict(
     from tuning.settings import recall
 
     if not pictures:
-        raise StudyError("no pictures to classify: name at least one picture or folder; see study.py predict --help")
+        raise StudyError("no pictures to classify: name a picture or folder; see python study.py predict --help")
     if as_json and as_csv:
         raise StudyError("got both --json and --csv: choose one of them")
     failures = shown = 0
@@ -68,7 +66,7 @@ def predict(
         folder = model or recall(results, study)[0] / "best"
         classifier = Classifier.load(folder, devices.slots(device, 1)[0].device)
         if model is None:
-            print(f"with {folder}", file=sys.stderr)
+            print(f"Using {folder}", file=sys.stderr)
         classes = classifier.bundle.classes
         top = min(top, len(classes))
         found = counted(classifier.predict(pictures_in(pictures), top=top))
@@ -82,10 +80,10 @@ def predict(
     except (BundleError, PredictError) as error:
         raise StudyError(str(error)) from error
     except BrokenPipeError:
-        # The reader has gone, as `| head` does. What is still buffered is flushed at exit and needs a place to go.
+        # The reader has closed the pipe, as `head` does. Python still flushes its buffer at exit, so give it a sink.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     if failures:
         print(f"{failures} of {failures + shown} pictures could not be classified", file=sys.stderr)
     if not shown:
-        raise StudyError("no picture could be classified: name at least one, or a folder that has some")
+        raise StudyError("no picture was classified: name at least one picture, or a folder with pictures")

@@ -1,4 +1,4 @@
-"""Output of predictions as a table, JSON or CSV; each line is written as soon as it is known."""
+"""Predictions as a table, JSON or CSV; each picture is written as soon as it is classified."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from model.files import csv_cell, printable
 from model.predict import Prediction
 
 WIDEST = 28
-"""Characters of a class name in the table; longer names are cut there only."""
+"""Characters of a class name in the table, where longer names are cut; JSON and CSV have them whole."""
 
 
 def write_table(predictions: Iterable[Prediction], classes: Iterable[str], top: int, out: TextIO) -> None:
-    """Write one line per picture: the most probable classes, then the path, as it can be of any length."""
+    """Write one line per picture: the most probable classes, then the path, which can have any length."""
     width = min(WIDEST, max(len(printable(name)) for name in classes))
     headings = [f"{f'top-{place + 1}':<{width + 9}}" for place in range(top)]
     out.write("  ".join([*headings, "picture"]) + "\n")

@@ -12,7 +12,7 @@ def report(
     storage: StorageOption = None,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Write what a study has found into report.html, one page that opens offline, with interactive plots beside it."""
+    """Write the report of a study: report.html, one page that opens offline, and interactive plots beside it."""
     from commands import console as screen
     from reporting import page
     from tuning.database import explained

@@ -1,4 +1,4 @@
-"""What the terminal shows of finalists, the tested winner, the pruner audit and the exported bundle."""
+"""What the terminal shows of finalists, the test result, the pruner audit and the exported bundle."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from model.export.formats import Published
 from reporting.words import percent, plural
 from selection.finalists import Standing
 from selection.pruner_audit import PrunerAudit
-from selection.retraining import Winner, same_curve
+from selection.retraining import Winner, compare_curves
 from selection.test_set_uses import TestSetUse
 from tuning.environment import differences, sums_in_order
 from tuning.trials import Trial
 
 
 def print_replay(console: Console, trial: Trial, again: Trial) -> None:
-    """Print how far a replayed trial is from what was recorded, and why."""
-    difference, epoch = same_curve(trial, again)
+    """Print how far a replay is from the recorded trial, and why."""
+    difference, epoch = compare_curves(trial, again)
     now = percent(again.result.top1) if again.result else "diverged"
     line = f"Replay of trial {trial.number}: recorded {percent(trial.reached)}, now {now}, "
     if epoch is None:
@@ -33,21 +33,21 @@ def print_replay(console: Console, trial: Trial, again: Trial) -> None:
         if set_up:
             why = f"the set-up differs ({', '.join(set_up)})"
         elif sums_in_order(here):
-            why = "nothing that was recorded differs"
+            why = "nothing recorded differs"
         else:
-            why = "several threads, or a GPU, add in varying order"
+            why = "several threads, or a GPU, sum in varying order"
         line += "" if difference is None else f"{100 * difference:+.2f} points; "
-        line += f"the curves part at epoch {epoch + 1}: {why}."
+        line += f"the curves differ from epoch {epoch + 1}: {why}."
     console.print(Text(line), soft_wrap=True)
 
 
 def _set_up(trial: Trial) -> dict[str, str]:
-    """Return what decides a trial's numbers beside its configuration and seed."""
+    """Return the facts that decide a trial's numbers beside its configuration and seed."""
     return trial.environment | {"micro-batch": str(trial.micro_batch or "whole")}
 
 
 def print_standings(console: Console, standings: list[Standing]) -> None:
-    """Print each candidate's runs on the validation part, the winner first and in bold."""
+    """Print the validation top-1 of each candidate's runs, the winner first and in bold."""
     won = standings[0]
     table = Table(box=None, pad_edge=False, header_style="dim", title="Validation top-1 in %", title_justify="left")
     seeds = max(len(standing.runs) for standing in standings)
@@ -77,12 +77,12 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
 
 
 def _points(share: float | None) -> str:
-    """Return 63.85 for 0.6385: without the % sign the table of five seeds fits 80 columns."""
+    """Return 63.85 for 0.6385; without the % sign a table of five seeds fits 80 columns."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
 def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> None:
-    """Print what the winner and the baselines reach on the test part, and the accuracy of each class."""
+    """Print the test results of the winner and the baselines, and the accuracy of each class."""
     results = winner.results
     if results is None:
         return
@@ -119,14 +119,14 @@ def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> 
     )
     for other in results["baselines"]:
         gain = 100 * (results["top1_mean"] - other["top1_mean"])
-        console.print(Text(f"{gain:+.2f} points against '{other['name']}', mean against mean."))
+        console.print(Text(f"{gain:+.2f} points compared with '{other['name']}', mean to mean."))
     console.print(_per_class(results, classes))
 
 
 def print_audit(console: Console, audit: PrunerAudit) -> None:
     """Print how often the pruner was wrong."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("pruned trial", "when pruned", "at its end", "compared to the best"):
+    for heading in ("pruned trial", "when pruned", "at its end", "compared with the best"):
         table.add_column(heading, justify="right")
     for number, then, value in audit.pruned:
         table.add_row(str(number), percent(then), percent(value), f"{100 * (value - audit.best):+.2f} points")
@@ -142,7 +142,7 @@ def _interval(bounds: list[float]) -> str:
 
 
 def _per_class(results: dict[str, Any], classes: tuple[str, ...]) -> Table:
-    """Return a table of the classes: pictures, accuracy, and the class it is most often mistaken for."""
+    """Return a table of the classes: pictures, accuracy, and the class each is most often mistaken for."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("class", "pictures", "top-1", "most often mistaken for"):
         table.add_column(heading, justify="right" if heading in ("pictures", "top-1") else "left", overflow="fold")
@@ -164,9 +164,9 @@ def print_not_tested(console: Console, earlier: list[TestSetUse]) -> None:
     times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
     console.print(
         Text(
-            f"Not tested: other networks have been evaluated on the test part of these pictures {times}, the last time "
-            f"in study '{last.study}' at {last.when}. The more often it is used, the more likely the best result is "
-            "luck. To test anyway, add --retest to the same command."
+            f"Not tested: other networks have been tested on the test part of these pictures {times}, last in study "
+            f"'{last.study}' at {last.when}. The more often it is used, the more of the best result is luck. To test "
+            "anyway, run the same command with --retest."
         ),
         style="yellow",
         soft_wrap=True,
@@ -174,7 +174,7 @@ def print_not_tested(console: Console, earlier: list[TestSetUse]) -> None:
 
 
 def print_next(console: Console, folder: Path, study_options: str) -> None:
-    """Print what was written, and the next command."""
+    """Print where the results are, and the next command."""
     console.print()
     for line in (
         f"Finalists: {folder / 'finalists.csv'}",
@@ -185,12 +185,12 @@ def print_next(console: Console, folder: Path, study_options: str) -> None:
 
 
 def print_published(console: Console, published: Published, winner: Winner, trials: int) -> None:
-    """Print the bundle's files, each with its size and how far it is from the trained network.
+    """Print the bundle's files, each with its size and how far its output is from the trained network's.
 
-    `trials`: counted trials that the study has by now.
+    `trials` is the number of counted trials that the study has now.
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("file", "kB", "max |difference|", "other top-1"):
+    for heading in ("file", "kB", "largest error of log p", "different top-1"):
         table.add_column(heading, justify="left" if heading == "file" else "right")
     for name, size in published.sizes.items():
         parity = published.parity.get(name)
@@ -203,18 +203,17 @@ def print_published(console: Console, published: Published, winner: Winner, tria
     console.print(table)
     latency = published.latency
     console.print(
-        f"One picture takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) through model.onnx, on "
-        "one thread."
+        f"model.onnx takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) per picture on one thread."
     )
     tested = winner.results
-    untested = "not tested: the test part had been used" if winner.networks else "not tested: retrain tests it"
-    said = f"test top-1 {percent(tested['top1'])}" if tested else untested
-    console.print(Text(f"{winner.name} in {published.folder} ({said})."), soft_wrap=True)
+    untested = "other networks had used the test part" if winner.networks else "python study.py retrain tests it"
+    result = f"test top-1 {percent(tested['top1'])}" if tested else f"untested: {untested}"
+    console.print(Text(f"Exported {winner.name} to {published.folder} ({result})."), soft_wrap=True)
     place = shlex.quote(str(published.folder))
     if trials > winner.trials:
         console.print(
-            f"It was retrained when the study had {winner.trials:,} trials, and now there are {trials:,}: python "
-            "study.py retrain checks whether a later one is better.",
+            f"It was retrained after {winner.trials:,} trials, and the study now has {trials:,}: run python study.py "
+            "retrain again to consider the later ones.",
             style="yellow",
         )
     console.print(Text(f"Use it:  python study.py predict PICTURE ... --model {place}"), soft_wrap=True)

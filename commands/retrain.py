@@ -1,4 +1,4 @@
-"""`python study.py retrain`: trains the best trials again, then the winner, and evaluates it on the test part."""
+"""`python study.py retrain`: trains the best trials again, then the winner, and tests it once."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def retrain(
 ) -> None:
     """Train the best trials again with several seeds, then the winner on all but the test part, and test it once.
 
-    Run the same command again to resume it.
+    After an interruption, run the same command again to resume.
 
     Parameters
     ----------
     trial
-        Take this trial instead of the best ones. It is first repeated exactly as it was trained.
+        Retrain this trial instead of the best ones. It is first repeated exactly as it was trained.
     finalists
-        How many of the best trials are trained again.
+        Number of best trials to train again.
     seeds
-        With how many seeds each. The best mean validation accuracy wins.
+        Number of seeds for each of them. The best mean validation top-1 wins.
     baseline
-        Train the baselines that every study starts with in the same way, to compare with; the hand-tuned recipe also
+        For comparison, train the baselines that every study starts with in the same way, and the hand-tuned recipe also
         without its warm-up.
     retest
-        Evaluate on the test part although other networks have been tested on it, which makes the result optimistic.
+        Use the test part even if other networks have been tested on it, which makes the result optimistic.
     """
     from commands import console as screen
     from commands import results as shown

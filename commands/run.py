@@ -1,4 +1,4 @@
-"""`python study.py`: runs a study or resumes it."""
+"""`python study.py`: runs a study, or resumes it."""
 
 from __future__ import annotations
 
@@ -69,38 +69,40 @@ def run(
         A folder with one folder of pictures per class; or "field-guide", nine genera of mushrooms drawn by the program;
         or "kaggle", photographs of the same genera, downloaded.
     pictures
-        Largest number of pictures in use. By default the profile's.
+        Use up to N pictures. By default the profile's number.
     study
-        Name of the study, and of its folder under results/. By default the data's name.
+        Name of the study, and of its folder under results/. By default the name of the data.
     profile
-        What a trial may cost: "quick", 40 trials in ten minutes on two CPU cores; "laptop", in a few hours; "gpu", the
-        full resolution; "auto", gpu with CUDA and quick otherwise. PROFILES in search_space.py has the figures.
+        What a trial may cost: "quick", 40 trials in ten minutes on two CPU cores; "laptop", in a few hours; "gpu", full
+        resolution; "auto", gpu with CUDA and quick otherwise. The figures are under PROFILES in search_space.py.
     trials
-        Number of trials in all, over restarts. A trial counts when it was trained, to its end or until it was pruned.
+        Total number of trials, over all restarts. A trial counts once it has been trained, to its last epoch or until
+        it was pruned.
     epochs
-        Epochs of a trial that is not pruned. By default the profile's.
+        Epochs of a trial, unless it is pruned. By default the profile's number.
     timeout
-        Stop after this many minutes; run the command again to resume. By default there is no limit.
+        Stop after this many minutes; run the same command again to resume. By default there is no limit.
     patience
-        Start no new trials after this many in a row without an improvement. By default there is no limit.
+        Start no new trials after N in a row without an improvement. By default there is no limit.
     target
-        Start no new trials once one has reached this top-1 on the validation part.
+        Start no new trials once one has reached this validation top-1.
     max_params
-        Networks with more parameters, such as 3e5, are not trained, and the sampler learns to avoid them. By default
+        Do not train networks with more parameters than N, such as 3e5; the sampler learns to avoid them. By default
         there is no limit.
     max_flops
-        The same for the forward FLOPs of one picture, a multiply-add counting as two. By default the profile's.
+        The same for forward FLOPs per picture; a multiply-add counts as two. By default the profile's limit.
     sampler
         How configurations are chosen: "tpe" learns from the finished trials, "random" does not.
     pruner
-        Which trials end early: "median", those below the median of the others at the same epoch; "asha", by successive
-        halving; "none".
+        Which trials end early: "median", those below the median of the others at the same epoch; "asha", the worse ones
+        by successive halving; "none".
     audit_pruner
-        At the end, train this many of the pruned trials to their last epoch and say how often the pruner was wrong.
+        At the end, train N of the pruned trials to their last epoch and report how often the pruner was wrong.
     seed
-        Seeds the search and every trial. With one worker on a CPU a study repeats bit for bit.
+        Seed of the search and of every trial. With one worker on a CPU, a study repeats bit for bit.
     storage
-        The study's database, such as postgresql://user@host/name. By default an SQLite file in its folder.
+        URL of the study's database, such as postgresql://user@host/name. By default an SQLite file in the study's
+        folder.
     """
     from commands import console as screen
     from commands.follow import follow, follow_runs
@@ -116,7 +118,7 @@ def run(
     from tuning.workers import LocalWorkers
 
     if audit_pruner is not None and pruner == "none":
-        raise StudyError("--audit-pruner has nothing to train with --pruner none: omit one of them")
+        raise StudyError("--audit-pruner has nothing to train with --pruner none: omit one of the two")
     console = screen.make_console()
     track = screen.track(console)
     slots = devices.slots(device, workers, precision)
@@ -180,11 +182,11 @@ def _profile(name: str, device: str, epochs: int | None, pictures: int | None) -
 
 
 def _fitting(console: Console, profile: Profile, short_side: int) -> Profile:
-    """Leave out the image sizes that would only enlarge the pictures, and print that."""
+    """Return the profile without the image sizes that would only enlarge the pictures, and print the change."""
     fitting = profile.within(short_side)
     if fitting.sizes != profile.sizes:
         console.print(
-            f"Half of the pictures are at most {short_side} pixels on their shorter side, so image sizes are "
+            f"Half of the pictures have a short side of {short_side} pixels or less: image sizes are "
             f"{', '.join(map(str, fitting.sizes))} instead of {', '.join(map(str, profile.sizes))}.",
             highlight=False,
         )

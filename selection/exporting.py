@@ -1,4 +1,4 @@
-"""The export of the winner: its weights, what is known of it and sample pictures become a bundle that needs no study."""
+"""Export of the winner: weights, provenance and test results become a bundle that works without the study."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from data.cache import open_part
 from model.export.bundle import Bundle, BundleError
 from model.export.formats import Published, publish
 from search_space import Config
-from selection.retraining import Bench, Winner, best_so_far, fit_temperature, load_network
+from selection.retraining import Evaluator, Winner, best_so_far, fit_temperature, load_network
 from tuning import StudyError
 from tuning.environment import processor, versions
 from tuning.session import OpenStudy, Session
@@ -16,31 +16,34 @@ CHECKED = 64
 
 
 def winner_of(study: OpenStudy) -> Winner:
-    """Return the retrained winner, or else the best trial, untested. Raises StudyError where there is neither."""
+    """Return the retrained winner, or the best trial, untested, of a study that has not been retrained.
+
+    Raises StudyError where there is neither, and where retrained.json cannot be used.
+    """
     winner = Winner.load(study.folder) or best_so_far(study)
     if winner.pictures != study.data_identity:
         raise StudyError(
-            f"{study.folder / 'retrained.json'} is of other pictures than the study ({winner.pictures}): run python "
-            "study.py retrain again"
+            f"{study.folder / 'retrained.json'} belongs to other pictures ({winner.pictures}) than the study "
+            f"({study.data_identity}): run python study.py retrain again"
         )
     return winner
 
 
 def export(session: Session, winner: Winner | None = None) -> Published:
-    """Write the winner, by default the study's, into the folder best/ of the study.
+    """Write the bundle of `winner`, by default `winner_of(session)`, into best/ in the study's folder.
 
-    Every format is read in a fresh process and must agree with the trained network. Raises StudyError where one does
+    Each format is loaded in a fresh process and must agree with the trained network. Raises StudyError where one does
     not, or the weights are gone.
     """
     winner = winner or winner_of(session)
     config, weights = Config.from_dict(winner.config), session.folder / winner.weights
     network, pictures = load_network(config, weights), session.pictures
-    bench = Bench(data=session.data, folder=session.folder, device="cpu")
+    evaluator = Evaluator(data=session.data, device="cpu")
     bundle = Bundle(
         model=config.model,
         classes=session.data.classes,
         image_size=config.image_size,
-        temperature=winner.temperature or fit_temperature(config, [weights], bench),
+        temperature=winner.temperature or fit_temperature(config, [weights], evaluator),
         provenance={
             "study": session.name,
             "trial": winner.trial,

@@ -1,8 +1,8 @@
 """Finalists: the best trials trained again with several seeds, as the best of many noisy runs is partly luck.
 
 study -> `candidates` -> `train_finalists`: each with the same seeds -> `Standing` each -> `ranked`: the best mean
-validation top-1 wins. On NAS-Bench-201 five finalists changed the winner of 9 to 16 of 40 studies, whose best single
-run was 0.08 to 0.44 points above its mean.
+validation top-1 wins. On NAS-Bench-201, five finalists changed the winner of 9 to 16 of 40 studies; the best single
+runs were 0.08 to 0.44 points above their means.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tuning.trials import METRIC, Outcome, Trial, read_trials, top
 KIND = "finalists"
 """Suffix of the sibling study's name, and its folder within the study's."""
 STREAM = 2**32 - 1
-"""Takes the place of a trial's number in the seeds of finalists; no trial has such a high number."""
+"""Stands in for a trial's number when finalists' seeds are derived; no trial has such a high number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +39,19 @@ class Candidate:
 
     name: str
     trial: int
-    """The trial of the study that it is, or is derived from."""
+    """Number of the trial that it is, or is derived from."""
     config: Config
     recorded: float
     """The trial's validation top-1 in the study, 0 to 1."""
     epoch_seconds: float
-    """Training time of one epoch of the trial."""
+    """Seconds that the trial took per epoch."""
     complete: bool = True
     """Whether the study trained it to its last epoch, so that `recorded` compares with the new runs."""
     baseline: bool = False
-    """Whether it is only compared with and cannot win."""
+    """Whether it is trained for comparison only and cannot win."""
 
     def runs(self, seeds: list[int]) -> list[FixedRun]:
-        """Return one run on the training part per seed."""
+        """Return one run per seed, on the training part."""
         epochs = self.config.training.epochs
         return [
             FixedRun(
@@ -68,13 +68,13 @@ class Candidate:
 
 
 def final_seeds(study: OpenStudy, count: int) -> list[int]:
-    """Return the seeds of finalists and final runs, fixed by the study's own; fewer are the first of more."""
+    """Return the first `count` seeds of finalists and final runs; they follow from the study's own seed."""
     return [one_seed(study.seed, STREAM, index) for index in range(count)]
 
 
 def candidates(study: optuna.Study, count: int) -> list[Candidate]:
-    """Return the study's best trials. Raises StudyError where none was trained to its last epoch."""
-    # A trial that another program finished has no configuration that could be trained again.
+    """Return the study's best `count` trials. Raises StudyError where none was trained to its last epoch."""
+    # Trials that another program reported have no configuration to train.
     best = top([trial for trial in read_trials(study) if trial.result], count)
     if not best:
         raise StudyError(
@@ -85,7 +85,7 @@ def candidates(study: optuna.Study, count: int) -> list[Candidate]:
 
 
 def candidate(study: optuna.Study, number: int) -> Candidate:
-    """Return the trial that the user chose. Raises StudyError where it does not exist or was not trained."""
+    """Return trial `number` as a candidate. Raises StudyError where it does not exist or was not trained."""
     trials = read_trials(study)
     if number >= len(trials):
         raise StudyError(
@@ -99,7 +99,7 @@ def candidate(study: optuna.Study, number: int) -> Candidate:
 
 
 def baseline_candidates(study: optuna.Study) -> list[Candidate]:
-    """Return the baselines of the study, and the hand-tuned recipe also without warm-up.
+    """Return the study's baselines, and the hand-tuned recipe once more without its warm-up.
 
     Raises StudyError where the study has not trained the hand-tuned recipe.
     """
@@ -120,9 +120,9 @@ def baseline_candidates(study: optuna.Study) -> list[Candidate]:
 
 
 def replay(candidate: Candidate, trial: Trial) -> FixedRun:
-    """Return a run that repeats a trial: its own seed, and as many epochs as it was trained for."""
+    """Return a run that repeats a trial with the same seed for as many epochs. Raises StudyError."""
     if trial.seed is None or trial.result is None:
-        raise StudyError(f"trial {trial.number} was not trained by this program: choose another one with --trial N")
+        raise StudyError(f"--trial {trial.number} was not trained by this program: choose another one")
     return FixedRun(
         key=f"replay of trial {trial.number}: {candidate.config.digest} seed {trial.seed}",
         trial=trial.number,
@@ -179,7 +179,7 @@ class Standing:
 def train_finalists(
     session: Session, chosen: list[Candidate] | None = None, seeds: int = 3, follow: Follow = run_silently
 ) -> list[Standing]:
-    """Train each candidate, by default the best three trials, with the same seeds and rank them, the winner first.
+    """Train every candidate, by default the best three trials, with the same seeds; return them ranked, winner first.
 
     Writes finalists.csv. Raises StudyError naming a run that failed.
     """
@@ -193,7 +193,7 @@ def train_finalists(
 
 
 def ranked(standings: Iterable[Standing]) -> list[Standing]:
-    """Return the winner first: by fewest diverged runs, then by the mean; baselines come last."""
+    """Return the standings sorted by fewest diverged runs, then highest mean; baselines come last."""
     return sorted(
         standings,
         key=lambda standing: (
@@ -223,7 +223,7 @@ def write_csv(standings: list[Standing], path: Path) -> None:
 def _candidate(trial: Trial, name: str) -> Candidate:
     if trial.config is None or trial.result is None:
         raise StudyError(
-            f"cannot read the configuration of trial {trial.number}: it is of another version of search_space.py; "
+            f"cannot read the configuration of trial {trial.number}, which another version of search_space.py made: "
             "choose another one with --trial N"
         )
     return Candidate(

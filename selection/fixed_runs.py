@@ -1,7 +1,7 @@
-"""Runs that are fixed beforehand, in a sibling of the searched study: finalists, replays, final runs, audited trials.
+"""Runs whose configuration, seed and epochs are fixed in advance: finalists, replays, final runs, audited trials.
 
-FixedRun ... -> `enqueue`: a waiting trial each -> trained by the same coordinator, workers and checkpoints as a search
--> the finished `Trial` of each. A run is trained once, however often it is asked for.
+FixedRun ... -> `enqueue`: one waiting trial each, in a sibling study -> trained by a coordinator as in a search
+-> the finished `Trial` of each. A run is trained once, however often it is requested.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from tuning.session import Session
 from tuning.trials import Trial, read_trial, read_trials
 
 Follow = Callable[[str, optuna.Study, Coordinator], None]
-"""Runs a coordinator to its end, given the kind of runs and their study; a command shows progress meanwhile."""
+"""Runs a coordinator to its end, given the kind of runs and their study; commands show progress meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedRun:
-    """One training that is wanted."""
+    """One run to train."""
 
     key: str
     """Identifies the run within its study."""
     assignment: Assignment
     trial: int
-    """The trial of the searched study whose configuration it has."""
+    """Number of the trial in the searched study that has its configuration."""
     seed_index: int
     """Index of its seed among the seeds of the runs, from 0."""
     seconds: float
@@ -50,9 +50,9 @@ def run_silently(kind: str, study: optuna.Study, coordinator: Coordinator) -> No
 
 
 def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow: Follow = run_silently) -> list[Trial]:
-    """Train what is missing of `runs` and return the trial of each, complete or diverged.
+    """Train those of `runs` that have not been trained yet and return the trial of each, complete or diverged.
 
-    Args: `kind`: suffix of the sibling study's name, and its folder within the study's; `metric`: what the dashboard
+    `kind` is the suffix of the sibling study's name, and its folder within the study's; `metric` is what the dashboard
     calls a run's value. Raises StudyError naming a run that failed.
     """
     folder = study_folder(session.folder, kind)
@@ -82,8 +82,8 @@ def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow
 def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
     """Enqueue each run that the study does not have yet.
 
-    A run that failed, or whose weights are gone, is enqueued again. A run that an interrupted command left unfinished
-    and that is not wanted now is failed, so that nobody trains it; but if all wanted runs have ended, nothing changes.
+    A run that failed, or whose weights are gone, is enqueued again. Unfinished runs of an interrupted command that are
+    not among `runs` are marked as failed, so that they are not trained now; if all `runs` have ended, nothing changes.
     """
     wanted = {run.key for run in runs}
     trials = read_trials(study)
@@ -96,7 +96,7 @@ def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
             # `tell` rejects waiting trials
             study._storage.set_trial_state_values(trial.frozen._trial_id, TrialState.FAIL)  # pyright: ignore[reportPrivateUsage]
     there = ended | {trial.run for trial in unfinished}
-    for run in sorted(runs, key=lambda run: run.seconds, reverse=True):  # if a long one came last, slots would idle
+    for run in sorted(runs, key=lambda run: run.seconds, reverse=True):  # a long last run would leave slots idle
         work = run.assignment
         if run.key not in there:
             there.add(run.key)
@@ -115,30 +115,30 @@ def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
 
 
 def assign(trial: optuna.Trial) -> Assignment:
-    """Return what an enqueued run trains, and show the dashboard which trial and seed it is."""
+    """Return what an enqueued run trains; record its trial and seed as parameters, which the dashboard shows."""
     for name in ("trial", "seed"):
         trial.suggest_int(name, 0, 2**31 - 1)
     run = read_trial(trial)
     if run.config is None or run.seed is None:
         raise StudyError(
-            f"cannot read the configuration of {run.name}: it is of another version of search_space.py; remove the "
-            "study's folder of such runs to train them again"
+            f"cannot read the configuration of {run.name}, which another version of search_space.py made: retrain "
+            "another trial with --trial N"
         )
     return Assignment(config=run.config, seed=run.seed, epochs=run.planned_epochs, final=run.is_final, name=run.name)
 
 
 def expected_seconds(study: optuna.Study) -> float:
-    """Return the expected duration of all unfinished runs, one after the other."""
+    """Return the expected seconds of all unfinished runs, one after the other."""
     return sum(trial.expected_seconds for trial in read_trials(study) if not trial.is_finished)
 
 
 def _has_weights(trial: Trial, folder: Path) -> bool:
-    """Return whether a finished run still has its checkpoint; one that diverged needs none."""
+    """Return whether a finished run still has the checkpoint that it needs; a diverged one needs none."""
     return trial.value is None or weights(folder, trial).is_file()
 
 
 def weights(folder: Path, trial: Trial) -> Path:
-    """Return the path of the best checkpoint of a complete run whose study has this folder."""
+    """Return the path of a complete run's best checkpoint; `folder` is that of the runs' study."""
     return trial_directory(folder, trial.number) / "best.pt"
 
 

@@ -1,7 +1,7 @@
 """The pruner audit: trains some pruned trials to their last epoch and compares them with the study's best.
 
-study -> `audit_runs`: a random sample of the pruned trials, each with its own configuration and seed -> trained like any
-fixed runs, in a sibling study -> `PrunerAudit`
+study -> `audit_runs`: a random sample of the pruned trials, each with its own configuration and seed -> trained as
+fixed runs in a sibling study -> `PrunerAudit`
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import optuna
 from selection.fixed_runs import FixedRun, Follow, run_silently, train
 from tuning import StudyError
 from tuning.jobs import Assignment
-from tuning.session import Session
+from tuning.session import OpenStudy, Session
 from tuning.trials import METRIC, Outcome, Trial, read_trials, top
 
 KIND = "audit"
@@ -29,28 +29,31 @@ class PrunerAudit:
     best: float
     """The study's best validation top-1, 0 to 1."""
     pruned: tuple[tuple[int, float, float], ...]
-    """For each audited trial: its number, and its best top-1 when it was pruned and at its last epoch."""
+    """Number, best top-1 when it was pruned, and best top-1 after its last epoch, of each audited trial."""
 
     @property
     def winners(self) -> list[int]:
-        """Numbers of the trials that would have been the study's best."""
+        """Numbers of the audited trials that beat the study's best."""
         return [number for number, _, value in self.pruned if value > self.best]
 
 
 def audit_pruner(session: Session, count: int, follow: Follow = run_silently) -> PrunerAudit:
-    """Train `count` of the pruned trials, or all, to their last epoch. Raises StudyError where none was pruned."""
+    """Train `count` of the pruned trials, or all if there are fewer, to their last epoch and compare them.
+
+    Raises StudyError where none was pruned.
+    """
     return _compare(session.study, train(session, KIND, METRIC, audit_runs(session, count), follow))
 
 
-def audit_runs(session: Session, count: int) -> list[FixedRun]:
-    """Return the runs of an audit; those of a smaller `count` are among those of a larger one.
+def audit_runs(study: OpenStudy, count: int) -> list[FixedRun]:
+    """Return the runs of an audit; a larger `count` adds runs and changes none.
 
     Raises StudyError where no trial was pruned.
     """
-    pruned = [trial for trial in read_trials(session.study) if trial.outcome is Outcome.PRUNED and trial.result]
+    pruned = [trial for trial in read_trials(study.study) if trial.outcome is Outcome.PRUNED and trial.result]
     if not pruned:
-        raise StudyError(f"'{session.name}' has no pruned trials for --audit-pruner to train: omit it")
-    draws = [np.random.default_rng([session.seed, trial.number]).random() for trial in pruned]
+        raise StudyError(f"'{study.name}' has no pruned trials for --audit-pruner to train: omit it")
+    draws = [np.random.default_rng([study.seed, trial.number]).random() for trial in pruned]
     sample = [pruned[place] for place in np.argsort(draws)[:count]]
     return [run for trial in sample if (run := _run(trial))]
 
@@ -70,7 +73,7 @@ def _run(trial: Trial) -> FixedRun | None:
 
 
 def read_audit(study: optuna.Study, storage: optuna.storages.BaseStorage) -> PrunerAudit | None:
-    """Return the audit of a study that has been made; None where none has."""
+    """Return the audit that is stored for a study; None where there is none."""
     try:
         runs = optuna.load_study(study_name=f"{study.study_name}-{KIND}", storage=storage)
     except KeyError:
@@ -80,7 +83,7 @@ def read_audit(study: optuna.Study, storage: optuna.storages.BaseStorage) -> Pru
 
 
 def _compare(study: optuna.Study, audited: Sequence[Trial]) -> PrunerAudit:
-    """Compare audited trials with the study; one that diverged, on a GPU perhaps at once, counts with what it reached."""
+    """Compare audited runs with the study's best; one that diverged counts with what it reached until then."""
     trials = read_trials(study)
     best = top(trials, 1)
     rows = [

@@ -1,8 +1,8 @@
-"""The winner, trained on everything but the test part and evaluated there once.
+"""Retraining: the winner is trained on train + validation and evaluated once on the test part.
 
-winner's finalist runs -> how many epochs it trains for, and the temperature of its probabilities (validation logits)
+winner's finalist runs -> its number of epochs, and the temperature of its probabilities (from validation logits)
     -> `final_runs` on train + validation, one per seed -> `evaluate_on_test`: all of them, once -> `Winner`
-The network of the first seed is the one that is exported; which one that is, is fixed before the test part is used.
+The network of the first seed is exported: a choice made before the test part is used.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from tuning.trials import Outcome, Trial, count_trials, read_trials
 FORMAT = 3
 """Version of retrained.json."""
 FINAL_RUNS = "retrained"
-"""Suffix of the name of the final runs' study, and its folder within the study's."""
+"""Suffix of the sibling study's name, and its folder within the study's."""
 FINAL_METRIC = "top-1 on validation pictures that it has trained on"
-"""What the dashboard calls a final run's value: it shows that the network has learned, and nothing else."""
+"""What the dashboard calls a final run's value, which shows only that the network has learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,24 @@ class FinalRuns:
     candidate: Candidate
     runs: tuple[Trial, ...]
     """One run per seed, in the seeds' order."""
+    folder: Path
+    """Folder of the runs' study."""
 
     @property
     def complete(self) -> list[Trial]:
         """The runs that did not diverge."""
         return [run for run in self.runs if run.outcome is Outcome.COMPLETE]
 
+    @property
+    def weights(self) -> list[Path]:
+        """Paths of the checkpoints of the complete runs."""
+        return [weights(self.folder, run) for run in self.complete]
+
 
 def final_runs(standing: Standing, seeds: list[int]) -> list[FixedRun]:
     """Return one run per seed on train + validation, for the median of the finalist runs' best epochs.
 
-    The lr schedule keeps its horizon.
+    The lr schedule is that of all epochs, cut short.
     """
     candidate, epochs = standing.candidate, standing.epochs
     return [
@@ -85,51 +92,51 @@ def final_runs(standing: Standing, seeds: list[int]) -> list[FixedRun]:
 def retrain_winner(
     session: Session, standings: Sequence[Standing], *, retest: bool = False, follow: Follow = run_silently
 ) -> tuple[Winner, list[TestSetUse]]:
-    """Train the winner of the finalists, and the baselines among them, on train + validation and evaluate them once.
+    """Train the first of the standings and any baselines on train + validation, then evaluate them on the test part.
 
-    Returns the winner and no test-set uses; or the winner without test results and the uses by other networks that
-    forbid them, unless `retest`. Writes retrained.json. Raises StudyError where all of the winner's runs diverged.
+    Returns the winner and an empty list. If other networks have been evaluated on the test part before, the winner has
+    no test results and the list is those evaluations, unless `retest`. Writes retrained.json. Raises StudyError where
+    all of the winner's runs diverged.
     """
     won, seeds = standings[0], len(standings[0].runs)
     tested = [won, *(one for one in standings if one.candidate.baseline and one.complete)]
     fixed = final_seeds(session, seeds)
     runs = [run for one in tested for run in final_runs(one, fixed)]
     trained = iter(train(session, FINAL_RUNS, FINAL_METRIC, runs, follow))
-    finals = [FinalRuns(candidate=one.candidate, runs=tuple(islice(trained, seeds))) for one in tested]
-    bench = Bench(data=session.data, folder=session.folder, device=session.slots[0].device)
-    trials = count_trials(read_trials(session.study))
-    winner = conclude(won, finals[0], bench, pictures=session.data_identity, trials=trials)
-    winner, earlier = evaluate_logged(session, winner, finals, bench, retest=retest)
+    folder = session.folder / FINAL_RUNS
+    finals = [FinalRuns(candidate=one.candidate, runs=tuple(islice(trained, seeds)), folder=folder) for one in tested]
+    evaluator = Evaluator(data=session.data, device=session.slots[0].device)
+    winner = conclude(session, won, finals[0], evaluator)
+    winner, earlier = evaluate_logged(session, winner, finals, evaluator, retest=retest)
     winner.save(session.folder)
     return winner, earlier
 
 
 def load_network(config: Config, path: Path) -> MushroomCNN:
-    """Return a run's network with the weights of its best epoch, on the CPU. Raises StudyError where they are gone."""
+    """Return a network on the CPU with the weights of a run's checkpoint. Raises StudyError where they are gone."""
     network = MushroomCNN(config.model)
     try:
         network.load_state_dict(checkpoint.load(path).model)
     except (checkpoint.CheckpointError, RuntimeError) as error:
         raise StudyError(
-            f"cannot load the weights of a finished run ({' '.join(str(error).split())}): remove {path}, then python "
-            "study.py retrain trains what is missing"
+            f"cannot load the weights of a finished run ({' '.join(str(error).split())}): remove {path} and run python "
+            "study.py retrain, which trains what is missing"
         ) from error
     return network
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Where a study's networks are evaluated."""
+class Evaluator:
+    """Evaluates networks on parts of a data set."""
 
     data: CacheHandle
-    folder: Path
-    """The study's folder."""
     device: str
+    """Torch's name of the device: cpu, cuda:0, mps."""
 
     def logits(self, config: Config, path: Path, part: PartName) -> metrics.Logits:
-        """Return the logits and labels of a run's network on a part of the pictures.
+        """Return logits and labels of the network with the weights at `path`, on a part of the pictures.
 
-        Raises StudyError where a GPU has too little memory.
+        Raises StudyError where the weights are gone or a GPU has too little memory.
         """
         try:
             network = load_network(config, path).to(self.device)
@@ -138,24 +145,24 @@ class Bench:
         except torch.OutOfMemoryError as error:
             raise StudyError(
                 f"{self.device} has too little free memory to evaluate the winner: stop what else uses it, or run the "
-                "same command with --device cpu; the finished runs are kept"
+                "same command with --device cpu; finished runs are kept"
             ) from error
 
 
-def fit_temperature(config: Config, paths: list[Path], bench: Bench) -> float:
-    """Return one temperature for a configuration, fitted to validation logits of runs that did not train on them."""
-    pairs = [bench.logits(config, path, "validation") for path in paths]
+def fit_temperature(config: Config, paths: list[Path], evaluator: Evaluator) -> float:
+    """Return the temperature that fits the validation logits of these weights, which must not have trained on them."""
+    pairs = [evaluator.logits(config, path, "validation") for path in paths]
     outputs, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
     return metrics.temperature(outputs, labels)
 
 
-def evaluate_on_test(finals: list[FinalRuns], temperature: float, bench: Bench) -> dict[str, Any]:
+def evaluate_on_test(finals: list[FinalRuns], temperature: float, evaluator: Evaluator) -> dict[str, Any]:
     """Evaluate all final runs on the test part: the winner's, which come first, and the baselines'.
 
-    Returns what the exported network reaches, mean and standard deviation over the seeds, and the baselines' top-1.
+    Returns the metrics of the exported network, mean and standard deviation over the seeds, and the baselines' top-1.
     """
     won, *others = [one for one in finals if one.complete]
-    measured = [_on_test(one, temperature if one is won else 1.0, bench) for one in (won, *others)]
+    measured = [_on_test(one, temperature if one is won else 1.0, evaluator) for one in (won, *others)]
     exported, top1 = measured[0][0], [one.top1 for one in measured[0]]
     return exported.to_dict() | {
         "diverged": len(won.runs) - len(won.complete),
@@ -182,36 +189,35 @@ def evaluate_on_test(finals: list[FinalRuns], temperature: float, bench: Bench) 
 
 
 def evaluate_logged(
-    study: OpenStudy, winner: Winner, finals: list[FinalRuns], bench: Bench, *, retest: bool
+    study: OpenStudy, winner: Winner, finals: list[FinalRuns], evaluator: Evaluator, *, retest: bool
 ) -> tuple[Winner, list[TestSetUse]]:
-    """Return the winner with its test results, logged before the evaluation; or the uses by others that forbid it.
+    """Log the evaluation on the test part, then make it; return the winner with its results and an empty list.
 
-    Baselines are evaluated along with the winner, as they cannot win by it. `retest`: evaluate although other networks
-    have been. Raises StudyError where the log cannot be used.
+    If other networks have been evaluated there before, and not `retest`, it returns the winner unchanged and those
+    evaluations. Baselines are not logged, as nothing is chosen by them. Raises StudyError where the log cannot be used.
     """
-    results, key = study.folder.parent, (bench.data.fingerprint, winner.networks)
+    results, key = study.folder.parent, (evaluator.data.fingerprint, winner.networks)
     with test_set_uses.log_locked(results):
         earlier = test_set_uses.uses_by_others(results, *key)
         if earlier and not retest and not test_set_uses.already_tested(results, *key):
             return winner, earlier
         test_set_uses.log_use(results, *key, study.name)
-    tested = evaluate_on_test(finals, winner.temperature or 1.0, bench)
+    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator)
     return replace(winner, results=tested | {"evaluations": len(earlier) + 1}), []
 
 
-def _on_test(finals: FinalRuns, temperature: float, bench: Bench) -> list[metrics.Measured]:
-    config = finals.candidate.config
-    paths = [weights(bench.folder / FINAL_RUNS, run) for run in finals.complete]
-    return [metrics.measure(*bench.logits(config, path, "test"), temperature) for path in paths]
+def _on_test(finals: FinalRuns, temperature: float, evaluator: Evaluator) -> list[metrics.Measured]:
+    logits = (evaluator.logits(finals.candidate.config, path, "test") for path in finals.weights)
+    return [metrics.measure(*pair, temperature) for pair in logits]
 
 
 def _spread(values: list[float]) -> float | None:
-    """Return the standard deviation; None of a single value."""
+    """Return the standard deviation; None for a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def conclude(won: Standing, finals: FinalRuns, bench: Bench, *, pictures: str, trials: int) -> Winner:
-    """Return all that is known of the winner before the test part is used.
+def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Evaluator) -> Winner:
+    """Return the winner with everything that is known before the test part is used.
 
     Raises StudyError where all of its final runs diverged.
     """
@@ -220,20 +226,20 @@ def conclude(won: Standing, finals: FinalRuns, bench: Bench, *, pictures: str, t
             f"{won.candidate.name} diverged with every seed on train + validation: choose another one with --trial N"
         )
     config, run = won.candidate.config, finals.complete[0]
-    finalists = [weights(bench.folder / FINALISTS, one) for one in won.complete]
+    finalists = [weights(study.folder / FINALISTS, one) for one in won.complete]
     return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
         config=config.to_dict(),
-        pictures=pictures,
-        trials=trials,
+        pictures=study.data_identity,
+        trials=count_trials(read_trials(study.study)),
         seed=run.seed or 0,
         seed_index=run.params["seed"],
         environment=run.environment,
         epochs=won.epochs,
         trained_on=["train", "validation"],
-        weights=weights(bench.folder / FINAL_RUNS, run).relative_to(bench.folder).as_posix(),
-        temperature=fit_temperature(config, finalists, bench),
+        weights=finals.weights[0].relative_to(study.folder).as_posix(),
+        temperature=fit_temperature(config, finalists, evaluator),
         networks=" ".join(one.run or "" for one in finals.runs),
         validation={
             "recorded": won.candidate.recorded,
@@ -250,31 +256,31 @@ class Winner:
 
     name: str
     trial: int
-    """The trial of the study that has its configuration."""
+    """Number of the trial that has its configuration."""
     config: dict[str, Any]
     """The configuration, as `Config.to_dict` gives it."""
     pictures: str
     """Text that identifies the study's pictures and their split."""
     trials: int
-    """Counted trials of the study at that time."""
+    """Counted trials that the study had when it was retrained."""
     seed: int
     seed_index: int
     """Index of the final run, from 0; above 0 where the first ones diverged."""
     environment: dict[str, str]
-    """Facts of the machine that trained it."""
+    """Facts about the machine that trained it, as `tuning.environment` gives them."""
     epochs: int
-    """Epochs that it was trained for."""
+    """Epochs it was trained for."""
     trained_on: list[PartName]
     weights: str
     """Path of its checkpoint, relative to the study's folder."""
     temperature: float | None
     """Divisor of its logits; None where it was not fitted."""
     networks: str
-    """Identifies the final runs, the exported one among them, in the log of test-set evaluations."""
+    """Identifies the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]
     """Validation top-1: `recorded` in the study, `finalists_mean` and `finalists_sd` over its finalist runs."""
     results: dict[str, Any] | None
-    """What `evaluate_on_test` returns, and the number of `evaluations` on the test part; None before."""
+    """What `evaluate_on_test` returns, and `evaluations`, how often the test part has been used; None if untested."""
 
     def save(self, folder: Path) -> None:
         """Write retrained.json. Raises StudyError."""
@@ -283,7 +289,7 @@ class Winner:
 
     @classmethod
     def load(cls, folder: Path) -> Winner | None:
-        """Return what was saved; None where nothing was. Raises StudyError for a file that cannot be read."""
+        """Return the winner in retrained.json; None without that file. Raises StudyError where it cannot be read."""
         path = folder / "retrained.json"
         try:
             values = plain_json.read(path)
@@ -298,13 +304,13 @@ class Winner:
             return None
         except (OSError, ValueError) as error:
             raise StudyError(
-                f"cannot read {printable(path)} ({why(error)}): remove it and run python study.py retrain again; its "
+                f"cannot read {printable(path)} ({why(error)}): remove it and run python study.py retrain again; "
                 "finished runs are kept"
             ) from error
 
 
 def best_so_far(study: OpenStudy) -> Winner:
-    """Return a study's best trial as it is, for an export before `retrain`. Raises StudyError where there is none."""
+    """Return the study's best trial, untested, for an export before `retrain`. Raises StudyError without one."""
     (best,), trials = candidates(study.study, 1), read_trials(study.study)
     trial = trials[best.trial]
     return Winner(
@@ -326,10 +332,10 @@ def best_so_far(study: OpenStudy) -> Winner:
     )
 
 
-def same_curve(trial: Trial, again: Trial) -> tuple[float | None, int | None]:
-    """Return the replayed value minus the recorded one, and the first epoch, from 0, whose validation top-1 differs.
+def compare_curves(trial: Trial, again: Trial) -> tuple[float | None, int | None]:
+    """Return the replay's value minus the recorded one, and the first epoch, from 0, whose validation top-1 differs.
 
-    The difference is None where the replay diverged in its first epoch; the epoch is None where the curves are equal.
+    The difference is None if the replay diverged in its first epoch; the epoch is None if the curves are equal.
     """
     then, now = trial.curve, again.curve
     apart = [epoch for epoch in then if now.get(epoch) != then[epoch]]

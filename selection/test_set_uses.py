@@ -1,8 +1,8 @@
-"""The log of test-set evaluations: each one after the first makes the test accuracy a little less honest.
+"""The log of test-set evaluations: each one after the first makes the test accuracy a little more optimistic.
 
-One line per evaluation in `results/test-set-uses.tsv`, beside the studies, because a second study of the same pictures
-uses the same test set. The line is written before the evaluation. Evaluating the same networks again is not counted,
-nor are baselines that a winner is only compared with, as nothing is chosen by their accuracy.
+One line per evaluation in `results/test-set-uses.tsv`, beside the studies, because another study of the same pictures
+uses the same test set. The line is written before the evaluation. Neither the same networks again nor the baselines are
+counted, as nothing is chosen by them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import filelock
 
+from model.files import why
 from tuning import StudyError
 
 FILE = "test-set-uses.tsv"
@@ -33,15 +34,15 @@ class TestSetUse:
     fingerprint: str
     """Fingerprint of the pictures."""
     networks: str
-    """Identifies the evaluated networks."""
+    """Identifies the networks that were evaluated together."""
     study: str
     when: str
-    """ISO date."""
+    """ISO date and time."""
 
 
 @contextlib.contextmanager
 def log_locked(results: Path) -> Generator[None]:
-    """Hold the log, so that nobody writes between reading and writing it. Raises StudyError."""
+    """Lock the log, so that no other process writes to it meanwhile. Raises StudyError."""
     try:
         with filelock.FileLock(results / "test-set-uses.lock", timeout=60):
             if (results / EARLIER_FILE).exists() and not (results / FILE).exists():
@@ -49,43 +50,43 @@ def log_locked(results: Path) -> Generator[None]:
             yield
     except (filelock.Timeout, OSError) as error:
         raise StudyError(
-            f"cannot lock {results / FILE}, the log of test-set evaluations ({error}): wait for the other study, or make "
-            "the folder writable"
+            f"cannot lock {results / FILE}, the log of test-set evaluations ({error}): wait for the other study to "
+            "release it, or make the folder writable"
         ) from error
 
 
 def all_uses(results: Path, fingerprint: str) -> list[TestSetUse]:
-    """Return all logged evaluations on the test set of these pictures, the first one first. Raises StudyError."""
+    """Return the logged evaluations on the test set of these pictures, oldest first. Raises StudyError."""
     path = results / FILE
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"cannot read {path}, the log of test-set evaluations ({error}): repair it") from error
+        raise StudyError(f"cannot read {path}, the log of test-set evaluations ({why(error)}): repair it") from error
     rows = [line.split("\t") for line in lines]
     return [TestSetUse(*row) for row in rows if len(row) == len(fields(TestSetUse)) and row[0] == fingerprint]
 
 
 def uses_by_others(results: Path, fingerprint: str, networks: str) -> list[TestSetUse]:
-    """Return the evaluations of other networks before the first one of `networks`, or all where it has none."""
+    """Return the evaluations of other networks before those of `networks`: all if `networks` were never evaluated."""
     return list(takewhile(lambda use: use.networks != networks, all_uses(results, fingerprint)))
 
 
 def already_tested(results: Path, fingerprint: str, networks: str) -> bool:
-    """Return whether these networks have been evaluated: again they give what they gave."""
+    """Return whether these networks have been evaluated before; again they would give the same result."""
     return any(use.networks == networks for use in all_uses(results, fingerprint))
 
 
 def log_use(results: Path, fingerprint: str, networks: str, study: str) -> None:
-    """Write an evaluation to the log, and to the disk, before it is made; the same networks are logged once."""
+    """Append an evaluation to the log and flush it to disk; the same networks are logged once. Raises StudyError."""
     if already_tested(results, fingerprint, networks):
         return
     use = TestSetUse(fingerprint, networks, study, datetime.now().isoformat(timespec="seconds"))
     try:
         with (results / FILE).open("a+b") as file:
             file.seek(0)
-            # End a line that a full disk has cut off, so that it does not swallow this one.
+            # A line that a full disk has cut off must not swallow this one.
             torn = not (file.read() or b"\n").endswith(b"\n")
             file.write(b"\n" * torn + "\t".join(astuple(use)).encode() + b"\n")
             file.flush()

@@ -252,7 +252,7 @@ def open_session(
     slots = slots or devices.slots("auto", None)
     profile = profile.within(pictures.catalog.median_short_side)
     plan = replace(plan, max_flops=plan.max_flops or profile.max_flops)
-    name = name or pictures.name
+    name = pictures.name if name is None else name
     folder = study_folder(results, name)
     with sole_coordinator(folder):
         handle = pictures.decode(profile.sizes, cache_dir=cache_dir or default_cache(), track=track)
