@@ -1,1 +1,1 @@
-"""The network, its training and its checkpoints: everything that knows a tensor and nothing that knows a study."""
+"""The network, its training, checkpoints and export: everything that handles tensors, nothing that knows of studies."""

@@ -1,4 +1,4 @@
-"""What a network's logits are worth: accuracy with its interval, calibration and the temperature that mends it.
+"""What a network's logits are worth: accuracy with its interval, calibration, and the temperature that improves it.
 
 network, batches -> `logits` -> (N, C) and labels (N,)        -> `temperature`, fitted on one set of pictures
                                                               -> `measure` with it, on another
@@ -15,12 +15,11 @@ from torch.nn import functional
 from model.training import Batches, Confusion
 
 Z95 = 1.959964
-"""Of the normal distribution: 95 % lie within so many standard deviations."""
+"""Number of standard deviations around the mean that hold 95 % of a normal distribution."""
 BINS = 15
-"""Of the calibration error, as in Guo et al. 2017."""
+"""Number of confidence bins of the calibration error, as in Guo et al. 2017."""
 TEMPERATURES = (0.05, 20.0)
-"""Beyond these a network is right, or wrong, about everything, and no finite temperature is best."""
-
+"""Lowest and highest temperature that is fitted; beyond them a network is right, or wrong, about everything."""
 
 Logits = tuple[Tensor, Tensor]
 """Logits (N, C) float32 and labels (N,) int64."""
@@ -28,35 +27,35 @@ Logits = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a network makes of pictures that it was not trained on."""
+    """How well a network does on pictures that it was not trained on."""
 
     pictures: int
     loss: float
-    """Cross entropy per picture of the tempered probabilities."""
+    """Cross entropy per picture, after the temperature."""
     top1: float
-    """Share of the pictures whose class is the most probable one, 0 to 1."""
+    """Share of the pictures whose true class is the most probable one, 0 to 1."""
     top1_interval: tuple[float, float]
-    """95 % Wilson interval."""
+    """95 % Wilson interval of `top1`."""
     top3: float
-    """Share of the pictures whose class is among the three most probable."""
+    """Share of the pictures whose true class is among the three most probable ones, 0 to 1."""
     top3_interval: tuple[float, float]
+    """95 % Wilson interval of `top3`."""
     ece: float
-    """Expected calibration error of the tempered probabilities, 0 to 1."""
+    """Expected calibration error after the temperature, 0 to 1."""
     per_class: tuple[float | None, ...]
     """Accuracy within each true class; None for a class without pictures."""
     confusion: Confusion
-    """Pictures by truth (rows) and prediction (columns)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the measurements as plain JSON types."""
         return asdict(self)
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, batches: Batches) -> Logits:
-    """All pictures of an epoch through the network, the results on the CPU.
+    """Return the logits of all pictures of an epoch, on the CPU; the model is left in evaluation mode.
 
-    In full precision on a GPU too, as an exported network computes; left to itself, cuDNN would multiply in TF32.
+    They have full precision on a GPU too, as in an exported network; by default cuDNN would multiply in TF32.
     """
     model.eval()
     convolutions = cast(Any, torch.backends.cudnn).conv
@@ -70,31 +69,31 @@ def logits(model: nn.Module, batches: Batches) -> Logits:
 
 
 def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
-    """Logits (N, C), labels (N,), N >= 1. The temperature changes loss and calibration, and no prediction."""
+    """Measure logits (N, C) against labels (N,), N >= 1; the temperature changes loss and calibration only."""
     pictures, classes = logits.shape
     predictions = logits.argmax(dim=1)
     confusion = torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
     rows = tuple(tuple(map(int, row)) for row in confusion.unbind())
     top1 = int(confusion.trace())
-    # Sorted stably, so that of equal logits the first is the best here as it is for argmax; topk takes any of them
+    # Sorted stably, so that of equal logits the first counts, as it does for argmax; topk takes any of them
     best = logits.argsort(dim=1, descending=True, stable=True)[:, :3]
     top3 = int((best == labels[:, None]).sum())
-    tempered = logits.double() / temperature
+    scaled = logits.double() / temperature
     return Measured(
         pictures=pictures,
-        loss=float(functional.cross_entropy(tempered, labels)),
+        loss=float(functional.cross_entropy(scaled, labels)),
         top1=top1 / pictures,
         top1_interval=wilson(top1, pictures),
         top3=top3 / pictures,
         top3_interval=wilson(top3, pictures),
-        ece=calibration_error(tempered.softmax(dim=1), labels),
+        ece=calibration_error(scaled.softmax(dim=1), labels),
         per_class=tuple(row[label] / sum(row) if sum(row) else None for label, row in enumerate(rows)),
         confusion=rows,
     )
 
 
 def wilson(hits: int, pictures: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927): within 0 to 1, and honest for few pictures and rare errors.
+    """Return the 95 % score interval of a share (Wilson 1927): within 0 to 1, and sound for few pictures.
 
     Raises ValueError without a picture.
     """
@@ -107,23 +106,23 @@ def wilson(hits: int, pictures: int) -> tuple[float, float]:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """How far confidence is from accuracy, averaged over the pictures of BINS equally wide bins of confidence.
+    """Return how far confidence is from accuracy in BINS equally wide bins of confidence, averaged over the pictures.
 
     Guo et al. 2017, arXiv:1706.04599, equation 5. Probabilities (N, C), labels (N,).
     """
     confidence, predictions = probabilities.double().max(dim=1)
     surplus = confidence - (predictions == labels).double()
-    # A bin holds its upper edge, as in the paper
+    # A bin includes its upper edge, as in the paper
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, surplus)
     return float(sums.abs().sum()) / len(labels)
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
-    """The one number that logits are divided by for the lowest loss (Guo et al. 2017, section 4.2).
+    """Return the divisor of the logits (N, C) that gives the lowest loss (Guo et al. 2017, section 4.2).
 
-    The loss is convex in its inverse, so the place where the slope changes sign is found by halving, within
-    TEMPERATURES. Logits (N, C), labels (N,); fit it on pictures that the weights were not fitted on.
+    Fit it on pictures that the weights were not fitted on. The loss is convex in the inverse temperature, so bisection
+    within TEMPERATURES finds where its slope changes sign.
     """
     exact = logits.double()
     truth = exact.gather(1, labels[:, None])[:, 0]

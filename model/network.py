@@ -2,7 +2,7 @@
 
     pictures -> stem -> block 1 -> block 2 -> dropout -> block 3 -> dropout -> pooling -> dropout -> head -> logits
 
-The mushroom classifier that a forager tuned by hand (63.85 % top-1 on nine genera) is one point of it:
+The network of the hand-tuned recipe (63.85 % top-1 on nine genera of mushrooms) is one point of the family:
 `ModelConfig(classes=9, width=1, stride_pattern="late", dilation_pattern="late", pooling="avg+max", dropout=0.2)`.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CHANNELS = (32, 64, 128, 256)
-"""Of the stem and of blocks 1 to 3, at width 1."""
+"""Channels of the stem and of blocks 1 to 3, at width 1."""
 
 STRIDES: dict[str, tuple[int, int, int, int]] = {
-    "late": (1, 1, 2, 2),  # fine texture is seen at full resolution for longest, and costs most
+    "late": (1, 1, 2, 2),  # keeps fine texture at full resolution for longest, and costs most
     "middle": (1, 2, 2, 1),
     "early": (2, 2, 1, 1),
     "every": (2, 1, 2, 2),  # the only one that ends at an eighth of the picture's side; the others end at a quarter
@@ -28,7 +28,7 @@ STRIDES: dict[str, tuple[int, int, int, int]] = {
 
 DILATIONS: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "none": ((1, 1), (1, 1), (1, 1)),
-    "consecutive": ((2, 2), (2, 2), (2, 2)),  # the same rate again and again leaves gaps: "gridding", arXiv:1702.08502
+    "consecutive": ((2, 2), (2, 2), (2, 2)),  # the same rate each time leaves gaps: "gridding", arXiv:1702.08502
     "alternating": ((2, 1), (2, 1), (2, 1)),  # the second conv fills the gaps of the first
     "late": ((1, 1), (1, 1), (2, 1)),
     "progressive": ((1, 1), (2, 2), (3, 3)),
@@ -40,29 +40,29 @@ Pooling = Literal["avg", "max", "avg+max"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One network of the family; a `ValueError` names the rule that a value breaks."""
+    """One network of the family; raises ValueError with the rule that a value breaks."""
 
     classes: int
     """Length of the logits, at least 2."""
     width: float = 1.0
-    """Multiplies every stage's channels, which are then rounded to multiples of 8; FLOPs grow with its square."""
+    """Factor of every stage's channels, which are rounded to multiples of 8; FLOPs grow with its square."""
     stride_pattern: str = "late"
-    """A key of `STRIDES`."""
+    """Key of `STRIDES`."""
     dilation_pattern: str = "late"
-    """A key of `DILATIONS`."""
+    """Key of `DILATIONS`."""
     pooling: Pooling = "avg+max"
-    """How the last map becomes features: its mean, its maximum, or both side by side (twice the features)."""
+    """How the last maps become features: their mean, their maximum, or both side by side (twice the features)."""
     dropout: float = 0.2
-    """Probability after block 2, after block 3 and before the head; 0 leaves the layers out."""
+    """Probability after block 2, after block 3 and before the head; 0 omits the layers."""
 
     def __post_init__(self) -> None:
         if self.classes < 2:
             raise ValueError(f"`classes >= 2` must hold, but got {self.classes}")
         if not 0 < self.width <= 8:
             raise ValueError(f"`0 < width <= 8` must hold, but got {self.width}")
-        _one_of("stride_pattern", self.stride_pattern, STRIDES)
-        _one_of("dilation_pattern", self.dilation_pattern, DILATIONS)
-        _one_of("pooling", self.pooling, get_args(Pooling))
+        check_choice("stride_pattern", self.stride_pattern, STRIDES)
+        check_choice("dilation_pattern", self.dilation_pattern, DILATIONS)
+        check_choice("pooling", self.pooling, get_args(Pooling))
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`0 <= dropout < 1` must hold, but got {self.dropout}")
 
@@ -72,8 +72,15 @@ class ModelConfig:
         return tuple(max(8, 8 * math.floor(channels * self.width / 8 + 0.5)) for channels in CHANNELS)
 
 
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of the choices of the knob `name`."""
+    listed = list(choices)
+    if value not in listed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, listed))}, but got {value!r}")
+
+
 class MushroomCNN(nn.Module):
-    """Pictures (N, 3, S, S), normalised, to logits (N, classes). Any S of 16 or more; channels_last is fastest."""
+    """Normalised pictures (N, 3, S, S) to logits (N, classes), for any S of 16 or more; channels_last is fastest."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -90,7 +97,7 @@ class MushroomCNN(nn.Module):
         self.dropout = _dropout(config.dropout)
         self.head = nn.Linear(blocks[2] * self.pooling.copies, config.classes)
         for module in self.modules():
-            # On the meta device there is nothing to draw, and drawing there makes torch import its compiler: 2 s
+            # On the meta device there is nothing to draw, and drawing makes torch import its compiler first: 2 s
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 # He et al. 2015, arXiv:1502.01852: keeps the gradient's variance through a ReLU
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -105,8 +112,8 @@ class MushroomCNN(nn.Module):
 class ResidualBlock(nn.Module):
     """(N, C, H, W) -> (N, C', H / stride, W / stride): relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)).
 
-    The standard order of He et al. 2015, arXiv:1512.03385: add, then ReLU, so that the branch can subtract as well.
-    The first conv carries the stride; a 1x1 conv with batch norm is the shortcut where the shape changes.
+    The order is that of He et al. 2015, arXiv:1512.03385: add, then ReLU, so that the branch can subtract as well. The
+    first conv has the stride; if the shape changes, the shortcut is a 1x1 conv with batch norm.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilations: tuple[int, int]) -> None:
@@ -119,7 +126,7 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if _changes_shape(inputs, outputs, stride):
             self.shortcut = nn.Sequential(
-                _every(stride),
+                _subsampling(stride),
                 nn.Conv2d(inputs, outputs, kernel_size=1, bias=False),
                 nn.BatchNorm2d(outputs),
             )
@@ -129,10 +136,10 @@ class ResidualBlock(nn.Module):
 
 
 class Conv3x3(nn.Conv2d):
-    """(N, C, H, W) -> (N, C', H / stride, W / stride), without bias, padded so that stride alone makes maps smaller.
+    """(N, C, H, W) -> (N, C', H / stride, W / stride), without bias, padded so that only the stride shrinks the maps.
 
-    A conv whose stride is its dilation looks at every so-manieth row and column alone, so it is a plain conv of those:
-    oneDNN has a kernel for that one, while it does the other by matrix products, two to three times as slowly.
+    A conv whose stride equals its dilation reads only every `stride`-th row and column, so it is a plain conv of those.
+    oneDNN has a kernel for the plain one and computes the other by matrix products, two to three times as slowly.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int) -> None:
@@ -145,10 +152,10 @@ class Conv3x3(nn.Conv2d):
 
 
 class Dropout(nn.Module):
-    """Any shape -> the same: each number is 0 with this probability, to 1/65,536, and the others make up for it.
+    """Any shape -> the same: each number becomes 0 with this probability, to 1/65,536, and the others are scaled up.
 
-    On a CPU torch draws one random number for each, at 8 ns on a Zen 4 core a tenth of a training step at 48 px; here
-    64 random bits do for four.
+    On a CPU torch draws one random number for each, which at 8 ns on a Zen 4 core is a tenth of a training step at
+    48 px; here four share 64 random bits.
     """
 
     def __init__(self, probability: float) -> None:
@@ -160,7 +167,7 @@ class Dropout(nn.Module):
             return functional.dropout(maps, self.p, self.training)
         bits = torch.empty(-(-maps.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         kept = bits.view(torch.int16)[: maps.numel()] >= round(self.p * 2**16) - 2**15
-        # In memory the mask lies as the maps do, channels_last
+        # The mask gets the memory layout of the maps, channels_last
         return maps * kept.to(maps.dtype).div_(1 - self.p).as_strided(maps.shape, maps.stride())
 
     def extra_repr(self) -> str:
@@ -187,20 +194,20 @@ class GlobalPooling(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one network weighs."""
+    """Size and arithmetic of a network."""
 
     parameters: int
     """Trainable numbers, batch norm's included."""
     flops: int
-    """Of the forward pass for one picture; one multiply-add is two. A training step is about three times that."""
+    """FLOPs of the forward pass for one picture, two per multiply-add; a training step takes about three times that."""
 
 
 def cost(config: ModelConfig, image_size: int) -> Cost:
-    """Convolutions and the head make the FLOPs, as torch's FlopCounterMode counts them; added up in microseconds."""
+    """Return what torch's FlopCounterMode counts, convolutions and the head, but computed in microseconds."""
     stem, *blocks = config.channels
     strides = STRIDES[config.stride_pattern]
     side = math.ceil(image_size / strides[0])
-    convs = [(3, stem, 3, side), (stem, stem, 3, side)]  # inputs, outputs, kernel, side of what comes out
+    convs = [(3, stem, 3, side), (stem, stem, 3, side)]  # inputs, outputs, kernel, side of the output
     inputs = stem
     for outputs, stride in zip(blocks, strides[1:], strict=True):
         side = math.ceil(side / stride)
@@ -215,21 +222,14 @@ def cost(config: ModelConfig, image_size: int) -> Cost:
 
 
 def _changes_shape(inputs: int, outputs: int, stride: int) -> bool:
-    """Whether a block's shortcut needs a conv."""
     return stride != 1 or inputs != outputs
 
 
-def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
-    listed = list(choices)
-    if value not in listed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, listed))}, but got {value!r}")
+def _subsampling(stride: int) -> nn.Module:
+    """Return (N, C, H, W) -> (N, C, H / stride, W / stride): the rows and columns that a strided 1x1 conv reads.
 
-
-def _every(stride: int) -> nn.Module:
-    """Maps (N, C, H, W) -> (N, C, H / stride, W / stride): what a strided 1x1 conv looks at.
-
-    Not that conv's own stride, though it is the same function and no faster: in channels_last, oneDNN's backward of a
-    strided 1x1 conv with fewer than 16 input channels writes past its workspace and crashes the process
+    That conv's own stride would be the same function and no faster, but in channels_last oneDNN's backward of a strided
+    1x1 conv with fewer than 16 input channels writes past its workspace and crashes the process
     (github.com/uxlfoundation/oneDNN/issues/6035).
     """
     return nn.AvgPool2d(kernel_size=1, stride=stride) if stride > 1 else nn.Identity()

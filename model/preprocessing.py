@@ -1,7 +1,7 @@
-"""From a picture file to the numbers a network sees: the one code for training, validation, test and predict.
+"""From a picture file to the numbers that a network sees, by the same code in training, validation, test and predict.
 
-file -> `open_picture` (check, decode, RGB, upright) -> `to_square` (resize, crop: uint8) -> `normalise` (float32).
-The pixels depend on the file's bytes and the size alone. Colour profiles are not applied.
+file -> `open_picture` (check, decode, RGB, upright) -> `to_square` (resize, crop: uint8) -> `normalise` (float32)
+The pixels depend only on the file's bytes and the size. Colour profiles are not applied.
 """
 
 import re
@@ -20,27 +20,28 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 from model.files import open_regular
 
 MAX_PIXELS = 100_000_000
-"""Larger pictures are refused by their header, before a decoder allocates their 4 bytes a pixel."""
+"""Pixels of the largest picture; larger ones are refused by their header, before a decoder takes 4 bytes a pixel."""
 
 MAX_BYTES = 2**30
-"""Larger files are refused unread: 100 megapixels of 16-bit RGBA, not compressed, are 0.8 GB; a hole may claim 1 TB."""
+"""Bytes of the largest file; larger ones are refused unread, as a sparse file may claim 1 TB. 100 megapixels of
+uncompressed 16-bit RGBA are 0.8 GB."""
 
 LARGE = 16_000_000
-"""Pixels. Larger pictures are decoded one at a time, whatever the number of threads: 100 megapixels of RGBA come out of
-0.4 MB and take 1.5 GB on the way to RGB (measured), so that 32 of them at once would end the process."""
+"""Pixels above which pictures are decoded one at a time, whatever the number of threads: a file of 0.4 MB can unpack to
+100 megapixels of RGBA, which take 1.5 GB on the way to RGB (measured), and 32 of them at once would end the process."""
 
 MIN_SIDE = 16
-"""Pixels; a picture with a shorter side shows nothing to learn from. The catalog leaves such pictures out."""
+"""Pixels of the shortest side that shows anything to learn from; the catalog leaves smaller pictures out."""
 
 VERSION = 1
-"""Part of the cache's key: to be raised by whoever changes the pixels that `load_square` gives."""
+"""Part of the cache's key; raise it with every change of the pixels that `load_square` returns."""
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
-"""Fixed, so that a bundle, a cache and a batch never disagree; black is -2, white is 2, mid-grey is 0."""
+"""Normalisation, fixed so that bundles, caches and batches never disagree: black is -2, white is 2, mid-grey is 0."""
 
-# What Pillow decodes by itself. EPS would run Ghostscript on a stranger's file; TGA has no signature and accepts text.
-# Pillow knows AVIF since 11.3.
+# Formats that Pillow decodes by itself. EPS would run Ghostscript on a stranger's file; TGA has no signature and
+# accepts text. Pillow has AVIF since 11.3.
 FORMATS = (
     "JPEG",
     "PNG",
@@ -57,7 +58,7 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
     | {".jp2", ".j2k", ".avif", ".heic", ".heif"}
 )
-"""What is taken for a picture in a folder; HEIC cannot be read, and says so rather than being passed over."""
+"""Suffixes of pictures in a folder; HEIC cannot be read, but is reported rather than skipped."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,22 +69,22 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation."""
+"""Transposition that undoes each EXIF orientation."""
 
 
 class PictureError(ValueError):
-    """One picture that cannot be used; the message is the reason, short and without the path."""
+    """A picture that cannot be used; the message is the reason, short and without the path."""
 
 
 def open_picture(source: str | Path | BinaryIO, *, at_least: int | None = None) -> Image.Image:
-    """Decode one picture whole: upright, in mode RGB; of a moving picture the first frame.
+    """Return a fully decoded picture: upright, in mode RGB; of an animation the first frame.
 
-    Transparency is laid over white. 16-bit grey is divided by 256. Floating-point grey is taken as 0 to 1 when no value
-    is above 1, else as 0 to 255, and clipped. With `at_least` (pixels) a JPEG is decoded at 1/2, 1/4 or 1/8 as long as
-    the shorter side stays at least twice that; the resize that follows hides the decoder's own, coarser one.
+    Transparent areas become white. 16-bit grey is divided by 256. Floating-point grey is taken as 0 to 1 if no value is
+    above 1, else as 0 to 255, and clipped. With `at_least` (pixels) a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if
+    its shorter side stays at least twice that; the resize that follows hides the decoder's own, coarser one.
 
-    Raises PictureError: the file cannot be opened, is no picture, is truncated or broken, or has more than MAX_PIXELS
-    or MAX_BYTES. Raises MemoryError where the memory that is free does not hold it.
+    Raises PictureError if the file cannot be opened, is not a picture, is truncated or broken, or has more than
+    MAX_PIXELS or MAX_BYTES. Raises MemoryError if it does not fit into the free memory.
     """
     if not isinstance(source, (str, Path)):
         return _decode(source, at_least)
@@ -95,11 +96,11 @@ def open_picture(source: str | Path | BinaryIO, *, at_least: int | None = None) 
 
 
 def to_square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    """The central square of an RGB picture, uint8 (size, size, 3): short side resized to `size`, long side cropped.
+    """Return the central square of an RGB picture, uint8 (size, size, 3): short side resized, long side cropped.
 
-    Bicubic with Pillow's antialiasing: crisper than bilinear or box where gills and pores are a few pixels wide, less
-    ringing than Lanczos, and smooth when a small picture is enlarged. Resizing the central box equals resizing and
-    cropping. Without `reducing_gap`: JPEG's own reduction has done the coarse part.
+    Bicubic with Pillow's antialiasing is crisper than bilinear or box where gills and pores are a few pixels wide, has
+    less ringing than Lanczos, and is smooth when a small picture is enlarged. Resizing the central box equals resizing
+    and cropping. `reducing_gap` is not needed, as JPEG's own reduction has done the coarse part.
     """
     width, height = image.size
     side = min(width, height)
@@ -109,7 +110,7 @@ def to_square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
 
 def load_square(path: str | Path | BinaryIO, size: int) -> npt.NDArray[np.uint8]:
-    """`open_picture` and `to_square` in one: what the cache stores and what predict sees; uint8 (size, size, 3).
+    """Return a picture as the cache stores it and `predict` sees it: uint8 (size, size, 3).
 
     Raises PictureError as `open_picture` does, and for a shorter side below MIN_SIDE.
     """
@@ -120,8 +121,8 @@ def load_square(path: str | Path | BinaryIO, size: int) -> npt.NDArray[np.uint8]
 
 
 def normalise(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W), channels_last, same device: (x / 255 - MEAN) / STD."""
-    # The channels share one mean and one deviation, so two scalars do, and no constant travels to a GPU per batch.
+    """Return (x / 255 - MEAN) / STD: uint8 (N, H, W, 3) -> float32 (N, 3, H, W), channels_last, same device."""
+    # The channels share one mean and one deviation, so two scalars will do, and no constant is sent to a GPU per batch.
     images = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
     return images.mul_(1 / (255 * STD[0])).sub_(MEAN[0] / STD[0])
 
@@ -141,16 +142,14 @@ def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
                     return _upright(_to_rgb(image), _orientation(image))
         except (PictureError, MemoryError):
             raise
-        except Image.DecompressionBombError as error:  # beyond Pillow's own limit, which names the number of pixels
+        except Image.DecompressionBombError as error:  # beyond Pillow's own limit; its message has the number of pixels
             raise _too_large(int(re.findall(r"\d+", str(error))[0])) from error
         except UnidentifiedImageError as error:
             raise PictureError("HEIC, save it as JPEG" if _is_heic(file) else "not a picture") from error
-        except (
-            Exception
-        ) as error:  # Broken bytes make decoders raise nearly anything: SyntaxError, IndexError, struct.error
+        except Exception as error:  # broken bytes make decoders raise almost anything: SyntaxError, struct.error
             reason = " ".join(str(error).lower().rstrip(".").split())[:80] or type(error).__name__
             if "max_text" in reason:  # Pillow's guard against text and colour profiles that unpack to gigabytes
-                raise PictureError("more than 1 MB of text or profile in it, save it without") from error
+                raise PictureError("more than 1 MB of text or colour profile, save it without") from error
             raise PictureError("truncated" if "truncated" in reason else f"broken ({reason})") from error
 
 
@@ -162,7 +161,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0)
         return _grey(values * 255 if values.max() <= 1 else values)
-    if image.mode.startswith("I"):  # "I;16" and its byte orders; "I" is what older Pillows make of a 16-bit PNG
+    if image.mode.startswith("I"):  # "I;16" and its byte orders; older Pillows open a 16-bit PNG as "I"
         return _grey(np.asarray(image) // 256)
     if image.has_transparency_data:
         straight = image.convert("LA") if image.mode == "La" else image
@@ -178,9 +177,7 @@ def _grey(values: npt.NDArray[np.generic]) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (
-        Exception
-    ):  # Good pixels with broken metadata are a good picture, and metadata breaks in as many ways as pixels.
+    except Exception:  # a picture with broken metadata is still good, and metadata breaks in as many ways as pixels
         return 1
 
 
@@ -202,10 +199,10 @@ _quiet_filters = warnings.catch_warnings()
 
 @contextmanager
 def _quiet_pillow() -> Generator[None]:
-    """No warnings from Pillow (large picture, odd EXIF, malformed MPO) while any thread decodes: good, or PictureError.
+    """Silence Pillow's warnings (large picture, odd EXIF, malformed MPO) while any thread decodes.
 
-    `catch_warnings` alone is not safe in threads: the last to leave may restore the filters that another had changed.
-    So the first one in changes them and the last one out restores them.
+    `catch_warnings` alone is not safe in threads: the last one to leave may restore filters that another had changed.
+    Here the first thread to enter changes them and the last one to leave restores them.
     """
     global _quiet_users, _quiet_filters
     with _quiet_lock:

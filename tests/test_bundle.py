@@ -52,7 +52,7 @@ WEIGHTS_SAVED = weights()
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A good bundle, to be damaged."""
+    """Save a good bundle, to be damaged."""
     place = tmp_path / "best"
     place.mkdir()
     save(place, BUNDLE, WEIGHTS_SAVED)

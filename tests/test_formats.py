@@ -209,15 +209,13 @@ def test_the_readmes_program_for_onnxruntime_says_what_predict_says(exported: Ex
 
 @pytest.mark.parametrize("wrong", [np.nan, 0.3])
 def test_one_wrong_number_is_enough(exported: Exported, wrong: float) -> None:
-    deployed = Deployed(exported.network, BUNDLE.temperature)
-    pictures = exported.check[:4]
     with torch.inference_mode():
-        eager = deployed(torch.from_numpy(pictures)).numpy()
+        eager = Deployed(exported.network, BUNDLE.temperature)(torch.from_numpy(exported.check[:4])).numpy()
     answers = np.stack([eager, eager])
-    assert formats._parity(Path("x"), deployed, pictures, answers, (1, 4)).log_probability == 0
+    assert formats._parity(Path("x"), eager, answers, (1, 4)).log_probability == 0
     answers[1, 3, 0] = wrong
     with pytest.raises(BundleError, match=r"export x .*off .*more than 0\.0001"):
-        formats._parity(Path("x"), deployed, pictures, answers, (1, 4))
+        formats._parity(Path("x"), eager, answers, (1, 4))
 
 
 def test_a_reader_that_fails_is_quoted(tmp_path: Path) -> None:

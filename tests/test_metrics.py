@@ -1,4 +1,4 @@
-"""Metrics against loops that anybody can follow, published intervals, and networks whose calibration is known."""
+"""Metrics against plain loops, published intervals, and networks whose calibration is known."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def test_wilson_is_the_published_score_interval(hits: int, pictures: int, interv
 
 
 def solved(hits: int, pictures: int, low: float, high: float) -> float:
-    """The share between `low` and `high` that is Z95 standard errors away from what was seen, by halving."""
+    """Return the share between `low` and `high` that is Z95 standard errors from the observed one, by bisection."""
 
     def excess(share: float) -> float:
         return (hits / pictures - share) ** 2 - Z95**2 * share * (1 - share) / pictures
@@ -69,7 +69,7 @@ def test_wilson_solves_the_score_equation_and_holds_the_share(seen: tuple[int, i
 
 
 def slow_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Equation 5 of Guo et al. 2017, bin by bin and picture by picture."""
+    """Compute equation 5 of Guo et al. 2017 bin by bin and picture by picture."""
     rows = [
         (max(row), row.index(max(row)) == label)
         for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True)
@@ -85,7 +85,7 @@ def slow_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_calibration_error_is_a_slow_loops(seed: int) -> None:
+def test_the_calibration_error_equals_a_slow_loop(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = 3 * torch.randn(200, 9, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 9, (200,), generator=generator)
@@ -100,7 +100,7 @@ def test_a_confidence_on_an_edge_belongs_to_the_lower_bin() -> None:
     assert calibration_error(probabilities, right_and_wrong) == pytest.approx(abs(0.8 + 0.79 - 1) / 2)
 
 
-def test_the_calibration_error_of_one_who_knows_and_one_who_is_sure_and_wrong() -> None:
+def test_the_calibration_error_of_perfect_and_of_confidently_wrong_predictions() -> None:
     labels = torch.arange(10) % 5
     sure = nn.functional.one_hot(labels, 5).double()
     assert calibration_error(sure, labels) == 0.0
@@ -119,7 +119,7 @@ def loss(scores: Tensor, labels: Tensor, heat: float) -> float:
 
 @pytest.mark.parametrize("k", [0.2, 1.0, 3.0, 10.0])
 def test_the_temperature_of_scaled_logits_is_the_scale(k: float) -> None:
-    """Logits whose probabilities are the frequencies of their labels are right at temperature 1."""
+    """Logits whose probabilities equal the frequencies of their labels are calibrated at temperature 1."""
     scores = torch.tensor([[math.log(3), 0.0]] * 4, dtype=torch.float64)
     labels = torch.tensor([0, 0, 0, 1])
     assert temperature(k * scores, labels) == pytest.approx(k, rel=1e-9)
@@ -160,7 +160,7 @@ def test_the_temperature_stays_in_its_bounds_where_none_is_best() -> None:
 
 @st.composite
 def guesses(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Logits, equal ones among them, and labels."""
+    """Draw logits, some of them equal, and labels."""
     pictures, classes = draw(st.integers(1, 30)), draw(st.integers(2, 6))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     levels = draw(st.sampled_from([2, 5, 10_000]))
@@ -170,7 +170,7 @@ def guesses(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 @given(guesses())
 @settings(deadline=None, max_examples=60)
-def test_what_is_measured_is_a_slow_loops(guessed: tuple[Tensor, Tensor]) -> None:
+def test_the_measurements_equal_a_slow_loop(guessed: tuple[Tensor, Tensor]) -> None:
     scores, labels = guessed
     pictures, classes = scores.shape
     measured = measure(scores, labels, 1.0)
@@ -192,7 +192,7 @@ def test_what_is_measured_is_a_slow_loops(guessed: tuple[Tensor, Tensor]) -> Non
 
 @given(guesses(), st.floats(0.05, 20))
 @settings(deadline=None, max_examples=50)
-def test_the_sums_of_what_is_measured(guessed: tuple[Tensor, Tensor], heat: float) -> None:
+def test_the_measurements_are_consistent(guessed: tuple[Tensor, Tensor], heat: float) -> None:
     scores, labels = guessed
     measured = measure(scores, labels, heat)
     assert sum(map(sum, measured.confusion)) == measured.pictures == len(labels)
@@ -213,14 +213,14 @@ def test_a_temperature_changes_no_prediction(guessed: tuple[Tensor, Tensor], hea
     assert tempered.loss == pytest.approx(loss(scores, labels, heat))
 
 
-def test_a_network_that_says_the_same_of_everything_has_no_more_top_1_than_top_3() -> None:
-    """torch's topk takes any of equal values: a dead network was right about its class, and not among three."""
+def test_a_network_with_equal_logits_has_no_more_top_1_than_top_3() -> None:
+    """torch's topk takes any of equal values: a dead network had a top-1 of 1 and a top-3 of 0."""
     measured = measure(torch.zeros(12, 9), torch.zeros(12, dtype=torch.int64), 1.0)
     assert (measured.top1, measured.top3) == (1.0, 1.0)
     assert measure(torch.zeros(12, 9), torch.full((12,), 3), 1.0).top3 == 0.0
 
 
-def test_what_is_measured_is_json() -> None:
+def test_the_measurements_are_json() -> None:
     measured = measure(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0]), 1.0)
     values = json.loads(json.dumps(measured.to_dict()))
     assert values["per_class"] == [1.0, None, None]
@@ -230,7 +230,7 @@ def test_what_is_measured_is_json() -> None:
 # -- logits
 
 
-def test_the_logits_are_those_of_each_picture_alone_in_the_parts_order() -> None:
+def test_the_logits_equal_those_of_each_picture_alone_in_the_order_of_the_part() -> None:
     rng = np.random.default_rng(0)
     indices = np.array([4, 0, 6, 2, 5])
     part = Part(

@@ -1,4 +1,4 @@
-"""The network: the forager's is one point of the family, and every point of it is sound."""
+"""The network: the hand-tuned recipe's is one point of the family, and every point is sound."""
 
 import itertools
 import re
@@ -27,7 +27,7 @@ from model.network import (
 )
 from model.training import Precision, autocast
 
-FORAGERS = ModelConfig(
+HAND_TUNED = ModelConfig(
     classes=9, width=1, stride_pattern="late", dilation_pattern="late", pooling="avg+max", dropout=0.2
 )
 GRID = list(itertools.product(STRIDES, DILATIONS, get_args(Pooling), (0.25, 0.5)))
@@ -43,7 +43,7 @@ def pictures(count: int, size: int) -> Tensor:
 
 
 def shapes(model: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
-    """Of every named part's output, for one picture."""
+    """Return the shape of every named part's output, for one picture."""
     found: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         module.register_forward_hook(lambda _m, _i, out, name=name: found.update({name: tuple(out.shape[1:])}))
@@ -55,31 +55,31 @@ def convs(model: nn.Module) -> list[nn.Conv2d]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
-def test_the_seeds_network_has_the_shapes_of_its_table() -> None:
-    found = shapes(MushroomCNN(FORAGERS), 64)
+def test_the_hand_tuned_network_has_the_shapes_of_its_table() -> None:
+    found = shapes(MushroomCNN(HAND_TUNED), 64)
     parts = ("stem", "block1", "block2", "block3", "pooling", "head")
     assert [found[part] for part in parts] == [(32, 64, 64), (64, 64, 64), (128, 32, 32), (256, 16, 16), (512,), (9,)]
 
 
-def test_the_seeds_network_dilates_the_first_conv_of_the_last_block_alone() -> None:
-    model = MushroomCNN(FORAGERS)
+def test_the_hand_tuned_network_dilates_only_the_first_conv_of_the_last_block() -> None:
+    model = MushroomCNN(HAND_TUNED)
     dilated = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.dilation != (1, 1)]
     assert dilated == ["block3.branch.0"]
     assert model.get_submodule(dilated[0]).dilation == (2, 2)
 
 
 @pytest.mark.parametrize(("size", "gmac"), [(256, 11.9), (64, 0.75)])
-def test_the_seeds_network_costs_what_its_recipe_says(size: int, gmac: float) -> None:
-    assert cost(FORAGERS, size).flops / 2e9 == pytest.approx(gmac, abs=0.05 if size == 256 else 0.005)
+def test_the_hand_tuned_network_costs_what_its_recipe_says(size: int, gmac: float) -> None:
+    assert cost(HAND_TUNED, size).flops / 2e9 == pytest.approx(gmac, abs=0.05 if size == 256 else 0.005)
 
 
-def test_the_seeds_parameters_add_up_by_hand() -> None:
+def test_the_hand_tuned_networks_parameters_add_up_by_hand() -> None:
     def conv_bn(inputs: int, outputs: int, kernel: int) -> int:
         return inputs * outputs * kernel**2 + 2 * outputs
 
     stem = conv_bn(3, 32, 3) + conv_bn(32, 32, 3)
     blocks = sum(conv_bn(i, o, 3) + conv_bn(o, o, 3) + conv_bn(i, o, 1) for i, o in ((32, 64), (64, 128), (128, 256)))
-    assert cost(FORAGERS, 64).parameters == stem + blocks + 512 * 9 + 9
+    assert cost(HAND_TUNED, 64).parameters == stem + blocks + 512 * 9 + 9
 
 
 @pytest.mark.parametrize("width", [0.25, 0.375, 1.0])
@@ -97,7 +97,7 @@ def test_cost_agrees_with_a_count_over_the_real_layers(stride_pattern: str, widt
 
 
 def test_cost_is_what_torch_counts_at_every_point() -> None:
-    """At sizes in turn: one that halves evenly, and one that does not."""
+    """Alternates between sizes that halve evenly and sizes that do not."""
     for (strides, dilations, pooling, width), size in zip(GRID, itertools.cycle([33, 48, 33])):
         config = ModelConfig(
             classes=9, width=width, stride_pattern=strides, dilation_pattern=dilations, pooling=pooling
@@ -134,7 +134,7 @@ def test_every_element_of_every_parameter_of_every_point_gets_a_gradient(width: 
             classes=9, width=width, stride_pattern=strides, dilation_pattern=dilations, pooling=pooling
         )
         model = MushroomCNN(config).to(memory_format=torch.channels_last)
-        # On a last map of 4 x 4 a kernel dilated by 3 meets its corner once a picture: more pictures there
+        # On a last map of 4 x 4 a kernel dilated by 3 reaches its corner once per picture, so this takes more pictures
         count = 128 if strides == "every" else 8
         functional.cross_entropy(model(pictures(count, 32)), torch.arange(count) % 9).backward()
         still = [name for name, p in model.named_parameters() if p.grad is None or bool((p.grad == 0).any())]
@@ -206,7 +206,7 @@ def test_pooling_is_torchs_maximum_and_average_side_by_side() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(64, 24, 12, 12), (3, 5, 7, 1), (1, 1)])
-def test_dropout_zeroes_its_share_and_the_rest_makes_up_for_it(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_dropout_zeroes_its_share_and_scales_up_the_rest(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     dropout = Dropout(0.25)
     maps = torch.ones(shape, dtype=dtype).movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
     out = dropout(maps)
@@ -215,13 +215,13 @@ def test_dropout_zeroes_its_share_and_the_rest_makes_up_for_it(shape: tuple[int,
     if maps.numel() > 1000:
         assert (out == 0).float().mean().item() == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / maps.numel()) ** 0.5)
         rows = (out == 0).float().flatten(1)
-        assert torch.corrcoef(rows).triu(1).abs().max() < 0.1  # each picture is dropped by itself
+        assert torch.corrcoef(rows).triu(1).abs().max() < 0.1  # pictures are dropped independently
     out.sum().backward()
     assert maps.grad is not None
-    assert torch.equal(maps.grad, out.detach())  # of ones the gradient is the mask
+    assert torch.equal(maps.grad, out.detach())  # the input is all ones, so the gradient is the mask
 
 
-def test_dropout_is_seeded_and_rests_outside_of_training() -> None:
+def test_dropout_is_seeded_and_does_nothing_outside_training() -> None:
     dropout, maps = Dropout(0.5), torch.randn(4, 8, 5, 5)
     torch.manual_seed(3)
     first, second = dropout(maps), dropout(maps)
@@ -232,19 +232,19 @@ def test_dropout_is_seeded_and_rests_outside_of_training() -> None:
 
 
 def test_dropout_follows_block_2_and_block_3_and_precedes_the_head() -> None:
-    names = [name for name, _ in MushroomCNN(FORAGERS).named_children()]
+    names = [name for name, _ in MushroomCNN(HAND_TUNED).named_children()]
     assert names == ["stem", "block1", "block2", "dropout2", "block3", "dropout3", "pooling", "dropout", "head"]
-    assert [m.p for m in MushroomCNN(FORAGERS).modules() if isinstance(m, Dropout)] == [0.2] * 3
+    assert [m.p for m in MushroomCNN(HAND_TUNED).modules() if isinstance(m, Dropout)] == [0.2] * 3
 
 
 def test_without_dropout_there_is_no_such_layer_and_the_weights_keep_their_names() -> None:
     plain = MushroomCNN(ModelConfig(classes=9, dropout=0))
     assert not any(isinstance(module, Dropout) for module in plain.modules())
-    assert plain.state_dict().keys() == MushroomCNN(FORAGERS).state_dict().keys()
+    assert plain.state_dict().keys() == MushroomCNN(HAND_TUNED).state_dict().keys()
 
 
 def test_convolutions_start_with_the_variance_of_he() -> None:
-    for conv in convs(MushroomCNN(FORAGERS)):
+    for conv in convs(MushroomCNN(HAND_TUNED)):
         fan_out = conv.out_channels * conv.kernel_size[0] ** 2
         assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
 

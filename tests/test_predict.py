@@ -34,7 +34,7 @@ BUNDLE = Bundle(
 
 
 def saved(folder: Path, change: Callable[[torch.Tensor], object] = lambda head: head.mul_(5)) -> Path:
-    """A bundle with statistics that are not the initial ones, and a head that is sure of itself."""
+    """Save a bundle with statistics that are not the initial ones, and a head with large weights."""
     torch.manual_seed(0)
     network = MushroomCNN(BUNDLE.model)
     network(torch.randn(8, 3, 24, 24))
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_predict_sees_what_validation_saw(classifier: Classifier, best: Path, folder: Path, tmp_path: Path) -> None:
-    """Bit for bit: the file as `predict` loads it, the cache's row, and what evaluation batches hand the network."""
+    """The file as `predict` loads it, the cache's row and the evaluation batches are equal bit for bit."""
     found = catalog.scan(sources.resolve(str(folder), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
     handle = cache.build(found, split(found), [24], cache_dir=tmp_path)
     part = cache.open_part(handle, 24, "validation")
@@ -116,7 +116,7 @@ def test_batches_change_neither_order_nor_answers(classifier: Classifier, folder
 
 
 def test_pictures_are_drawn_as_they_are_needed(classifier: Classifier, folder: Path) -> None:
-    """An endless folder costs two batches of memory, and its threads end with the one who reads."""
+    """An endless stream of paths takes two batches of memory, and its threads end when its reader stops."""
     drawn = 0
 
     def endless() -> Iterator[Path]:
@@ -167,11 +167,11 @@ def test_only_broken_pictures(classifier: Classifier, tmp_path: Path) -> None:
     assert [p.error is None for p in classifier.predict([tmp_path / "a", tmp_path / "b"])] == [False, False]
 
 
-def test_numbers_that_overflow_are_no_prediction(tmp_path: Path, folder: Path) -> None:
-    """Finite weights of somebody's bundle may still give infinite logits, and softmax makes NaN of them."""
+def test_an_overflow_in_the_network_is_an_error_not_a_prediction(tmp_path: Path, folder: Path) -> None:
+    """A stranger's bundle may have finite weights that give infinite logits, which softmax turns into NaN."""
     classifier = Classifier.load(saved(tmp_path / "huge", lambda head: head.sign_().mul_(3e38)))
     prediction = next(classifier.predict(pictures_in([folder])))
-    assert prediction == Prediction(path=prediction.path, classes=(), error="its numbers overflow in the network")
+    assert prediction == Prediction(path=prediction.path, classes=(), error="the network's numbers overflow")
 
 
 # Paths
@@ -205,15 +205,13 @@ def test_a_path_that_does_not_exist_is_refused_before_the_first_picture(folder: 
     missing = folder / "new\nline.jpg"
     with pytest.raises(PredictError) as raised:
         pictures_in([folder, missing])
-    assert str(raised.value) == (
-        f"a picture or folder must exist, but {folder}{os.sep}new\\nline.jpg does not; check its name"
-    )
+    assert f"{folder}{os.sep}new\\nline.jpg" in str(raised.value)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is readable here")
 def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
-    with pytest.raises(PredictError, match=r"must be readable, but .*closed is not"):
+    with pytest.raises(PredictError, match=r"cannot read .*closed .*Permission denied"):
         list(pictures_in([tmp_path]))
 
 
@@ -222,18 +220,18 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("request_", [{"top": 0}, {"batch_size": 0}])
 def test_a_request_for_nothing(classifier: Classifier, request_: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"`1 <= top, batch_size` must hold"):
+    with pytest.raises(ValueError, match=r"`top` and `batch_size` 1 or more.* 0\b"):
         classifier.predict(["a.jpg"], **request_)
 
 
 def test_one_path_is_not_several(classifier: Classifier) -> None:
-    with pytest.raises(ValueError, match="`paths` must be several"):
+    with pytest.raises(ValueError, match=r"list of paths.*'a\.jpg'"):
         classifier.predict("a.jpg")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
 def test_a_device_that_is_not_there(best: Path, device: str) -> None:
-    with pytest.raises(PredictError, match=f"must be one that torch has here, but '{device}' is not .*; use 'cpu'"):
+    with pytest.raises(PredictError, match=f"device '{device}' .*use 'cpu'"):
         Classifier.load(best, device)
 
 

@@ -1,4 +1,4 @@
-"""Preprocessing: every kind of file becomes the picture a person sees, or an error with a short reason."""
+"""Preprocessing: every kind of file becomes the picture that a person sees, or an error with a short reason."""
 
 import io
 import threading
@@ -53,7 +53,7 @@ def test_every_format_is_read(name: str):
     assert error.max() == 0 if name in LOSSLESS else error.mean() < 12
 
 
-def test_the_suffix_says_nothing(tmp_path: Path):
+def test_the_suffix_does_not_matter(tmp_path: Path):
     image = picture(0)
     for name in ("right.png", "WRONG.JPG", "none", "text.txt"):
         (tmp_path / name).write_bytes(encoded(image, "PNG"))
@@ -61,7 +61,7 @@ def test_the_suffix_says_nothing(tmp_path: Path):
         assert np.array_equal(np.asarray(open_picture(str(tmp_path / name))), np.asarray(image))
 
 
-def test_transparency_is_laid_over_white():
+def test_transparent_areas_become_white():
     rgba = np.zeros((2, 3, 4), np.uint8)
     rgba[..., 0], rgba[..., 3] = 200, [0, 128, 255]
     expected = np.array([[255, 255, 255], [227, 127, 127], [200, 0, 0]])
@@ -69,7 +69,7 @@ def test_transparency_is_laid_over_white():
     assert np.abs(got.astype(int) - expected).max() <= 1
 
 
-def test_transparency_without_an_alpha_channel_is_laid_over_white():
+def test_transparent_areas_without_an_alpha_channel_become_white():
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 9, 9, 9])
     palette.putpixel((1, 0), 1)
@@ -104,7 +104,7 @@ def test_sixteen_bits_are_divided_by_256():
     assert np.array_equal(pixels(encoded(wide, "TIFF")), expected)
 
 
-def test_floats_are_taken_as_0_to_1_or_as_0_to_255():
+def test_floats_are_read_as_0_to_1_or_as_0_to_255():
     def grey(*values: float) -> list[int]:
         return pixels(encoded(Image.fromarray(np.array([values], np.float32)), "TIFF"))[0, :, 0].tolist()
 
@@ -134,7 +134,7 @@ def test_broken_metadata_does_not_break_a_picture(exif: bytes):
     assert np.array_equal(pixels(encoded(image, "JPEG", exif=exif)), pixels(encoded(image, "JPEG")))
 
 
-def test_of_a_moving_picture_the_first_frame_is_taken():
+def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
     for name in ("GIF", "WEBP", "PNG", "TIFF", "MPO"):
         content = encoded(frames[0], name, save_all=True, append_images=frames[1:])
@@ -222,13 +222,13 @@ def test_decoding_in_threads_leaves_warning_filters_and_pillow_as_they_were():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(16, 900), st.integers(16, 900), st.integers(16, 128))
-def test_a_reduced_jpeg_keeps_twice_the_size_that_is_asked_for(width: int, height: int, size: int):
+def test_a_reduced_jpeg_keeps_twice_the_requested_size(width: int, height: int, size: int):
     got = opened(encoded(Image.new("RGB", (width, height)), "JPEG"), at_least=size)
     assert min(got.size) >= min(width, height, 2 * size)
     assert min(got.size) < 4 * size + 4 or min(got.size) <= min(width, height) // 8 + 1
 
 
-def test_reduced_decoding_hardly_shows():
+def test_reduced_decoding_hardly_changes_the_pixels():
     image = picture(3, width=1024, height=768)
     content = encoded(image, "JPEG", quality=95)
     assert min(opened(content, at_least=64).size) < 768
@@ -258,7 +258,7 @@ def test_stripes_too_fine_for_the_size_become_grey():
     assert np.abs(inner - 127).max() <= 2
 
 
-def test_load_square_depends_on_the_bytes_alone(tmp_path: Path):
+def test_load_square_depends_only_on_the_bytes(tmp_path: Path):
     content = encoded(picture(0, width=300, height=200), "JPEG")
     (tmp_path / "a.jpg").write_bytes(content)
     (tmp_path / "b").write_bytes(content)

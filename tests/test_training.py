@@ -25,7 +25,7 @@ CLASSES = 4
 
 
 class Pictures:
-    """Seeded noise whose mean depends on the class, in a fixed order; the last batch may be short."""
+    """Seeded noise whose mean depends on the class, in a fixed order; the last batch may be smaller."""
 
     def __init__(
         self, count: int, batch_size: int, *, seed: int = 0, size: int = 16, dtype: torch.dtype = torch.float32
@@ -55,7 +55,7 @@ def network(seed: int = 0) -> MushroomCNN:
 
 
 def plain_network(seed: int = 0) -> nn.Module:
-    """Without batch norm and dropout, in double precision: a batch's gradient is the sum over its pictures."""
+    """Return a network without batch norm and dropout, in double precision, whose gradient is a sum over pictures."""
     torch.manual_seed(seed)
     layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), GlobalPooling("avg+max"), nn.Linear(16, CLASSES))
     return nn.Sequential(*layers).double()
@@ -73,7 +73,7 @@ def run(
 
 
 def facts(history: list[EpochMetrics]) -> list[dict[str, Any]]:
-    """Without what the clock and the memory say."""
+    """Return the metrics without time and memory."""
     return [{k: v for k, v in m.to_dict().items() if k not in ("seconds", "peak_memory")} for m in history]
 
 
@@ -113,7 +113,7 @@ def test_fit_is_the_plain_loop_with_torchs_own_optimizer_schedule_and_loss() -> 
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_network_learns_what_can_be_learnt(precision: Precision) -> None:
+def test_a_network_learns_an_easy_task(precision: Precision) -> None:
     model = network()
     history = run(model, Pictures(96, 16), config(epochs=8, schedule="one-cycle"), precision=precision)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32, torch.int64}
@@ -181,7 +181,7 @@ def test_an_epoch_records_its_clock_its_memory_and_its_last_lr() -> None:
 
 
 class Poisoned(Pictures):
-    """Its batch 2 in epoch 1 is not finite; remembers the network and the optimizer as they were before that batch."""
+    """Pictures whose batch 2 in epoch 1 is not finite; keeps the network and the optimizer from before that batch."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, value: float) -> None:
         super().__init__(64, 16)
@@ -196,17 +196,15 @@ class Poisoned(Pictures):
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "look_every"),
+    ("value", "kind", "flush_every"),
     [(math.nan, "sgd", 1), (math.inf, "sgd", 64), (math.nan, "adam", 2), (math.inf, "adamw", 64)],
 )
-def test_what_is_not_finite_is_never_stepped_on_whenever_it_is_looked_at(
-    value: float, kind: str, look_every: int
-) -> None:
+def test_no_step_is_made_that_is_not_finite_however_late_it_is_read(value: float, kind: str, flush_every: int) -> None:
     model, recipe = network(), config(optimizer=kind)
     optimizer = make_optimizer(model, recipe)
     train = Poisoned(model, optimizer, value)
     with pytest.raises(Diverged) as raised:
-        run(model, train, recipe, optimizer=optimizer, look_every=look_every)
+        run(model, train, recipe, optimizer=optimizer, flush_every=flush_every)
     parameters, state = train.before
     for now, before in zip(model.parameters(), parameters, strict=True):
         assert torch.equal(now, before)
@@ -218,19 +216,19 @@ def test_what_is_not_finite_is_never_stepped_on_whenever_it_is_looked_at(
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
-def test_how_often_the_numbers_are_looked_at_changes_no_bit(kind: str) -> None:
+def test_how_often_the_numbers_are_read_changes_no_bit(kind: str) -> None:
     recipe, train = config(optimizer=kind, lr=0.01), Pictures(72, 16)
     each_step, rarely = network(), network()
-    assert facts(run(each_step, train, recipe)) == facts(run(rarely, train, recipe, look_every=3))
+    assert facts(run(each_step, train, recipe)) == facts(run(rarely, train, recipe, flush_every=3))
     assert_same_bits(each_step, rarely)
 
 
-def test_an_optimizer_that_cannot_hold_a_step_back_is_looked_at_each_step() -> None:
+def test_an_optimizer_that_cannot_skip_a_step_is_read_after_every_step() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
     train = Poisoned(model, optimizer, math.nan)
     with pytest.raises(Diverged, match="epoch 1, step 2"):
-        run(model, train, config(), optimizer=optimizer, look_every=64)
+        run(model, train, config(), optimizer=optimizer, flush_every=64)
     for now, before in zip(model.parameters(), train.before[0], strict=True):
         assert torch.equal(now, before)
 
@@ -243,7 +241,7 @@ def test_a_gpu_is_never_waited_for_within_an_epoch() -> None:
     train.images, train.labels = train.images.to(device), train.labels.to(device)
     model = network().to(device)
     epochs = fit(model, train, train, config(), seed=7)
-    next(epochs)  # what is loaded once may wait
+    next(epochs)  # what is loaded only once may wait
     asked = train.epoch
 
     def watched(n: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -258,17 +256,14 @@ def test_a_gpu_is_never_waited_for_within_an_epoch() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_divergence_says_where_and_what_may_help_and_survives_pickling() -> None:
-    error = Diverged(1, 2, 0.05, "got loss nan and gradient norm nan")
-    message = (
-        "loss and gradient must stay finite, but got loss nan and gradient norm nan at epoch 1, step 2, lr 0.05; "
-        "a lower lr or a longer warm-up may help"
-    )
-    assert str(error) == message
-    assert str(pickle.loads(pickle.dumps(error))) == message
+def test_divergence_names_its_place_and_a_fix_and_survives_pickling() -> None:
+    error = Diverged(1, 2, 0.05, "loss nan and gradient norm nan")
+    for fact in ("loss nan and gradient norm nan", "epoch 1", "step 2", "lr 0.05", "lower lr", "warm-up"):
+        assert fact in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_a_monstrous_lr_diverges() -> None:
+def test_a_huge_lr_diverges() -> None:
     with pytest.raises(Diverged):
         run(network(), Pictures(64, 16), config(lr=1e30))
 
@@ -276,7 +271,7 @@ def test_a_monstrous_lr_diverges() -> None:
 def test_a_validation_loss_that_is_not_finite_is_divergence_too() -> None:
     validation = Pictures(16, 16)
     validation.images[3] = math.inf
-    with pytest.raises(Diverged, match="got validation loss nan after the epoch at epoch 0, step 1"):
+    with pytest.raises(Diverged, match="validation loss nan after the epoch at epoch 0, step 1"):
         list(fit(network(), Pictures(32, 16), validation, config(), seed=7))
 
 
@@ -365,8 +360,8 @@ def test_with_two_classes_top3_is_certain() -> None:
     assert evaluate(MushroomCNN(ModelConfig(classes=2, width=0.25)), pictures).top3 == 1
 
 
-def test_evaluation_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^evaluation needs at least one picture, but got none$"):
+def test_evaluation_without_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match="no picture"):
         evaluate(network(), Pictures(0, 8))
 
 

@@ -44,38 +44,6 @@ class Latency:
     high: float
 
 
-class SeedResult(TypedDict):
-    """One seed's test result, as shares of 1."""
-
-    seed: int
-    top1: float
-    top3: float
-    ece: float
-
-
-class Validation(TypedDict):
-    """Validation top-1 of the winning configuration, in the search and when it was trained again."""
-
-    recorded: float
-    """Top-1 of the search's single run."""
-    finalists_mean: float
-    finalists_sd: float | None
-    """None for a single seed."""
-
-
-class Baseline(TypedDict):
-    """Test top-1 of a baseline recipe, trained by the same code on the same data with the same seeds."""
-
-    name: str
-    top1_mean: float
-    top1_sd: float | None
-    """None for a single seed."""
-    top1: list[float]
-    """One value per seed that did not diverge."""
-    diverged: NotRequired[int]
-    """Runs that diverged."""
-
-
 class Results(TypedDict):
     """The contents of `Bundle.results`: the test set, as shares of 1; the exported model is that of the first seed."""
 
@@ -94,14 +62,18 @@ class Results(TypedDict):
     """Top-1 within each class; None for a class without test pictures."""
     confusion: NotRequired[Sequence[Sequence[int]]]
     """Pictures by true class (rows) and predicted class (columns)."""
-    seeds: NotRequired[Sequence[SeedResult]]
-    """The seeds that did not diverge."""
+    seeds: NotRequired[Sequence[Mapping[str, Any]]]
+    """Test result of each seed that did not diverge: seed, top1, top3, ece."""
     diverged: NotRequired[int]
     """Runs that diverged."""
     top1_mean: NotRequired[float]
     top1_sd: NotRequired[float | None]
-    validation: NotRequired[Validation]
-    baselines: NotRequired[Sequence[Baseline]]
+    """None for a single seed."""
+    validation: NotRequired[Mapping[str, Any]]
+    """Validation top-1: `recorded` in the search, `finalists_mean` and `finalists_sd` when trained again."""
+    baselines: NotRequired[Sequence[Mapping[str, Any]]]
+    """Test top-1 of baselines trained likewise: name, top1 (one per seed that did not diverge), top1_mean, top1_sd,
+    and diverged, the number of runs that did."""
     tested: NotRequired[str]
     """ISO date, perhaps with a time."""
 

@@ -61,6 +61,7 @@ STRANGER_SECONDS = 600.0
 ROOT = Path(__file__).resolve().parents[2]
 
 Pictures = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 
 class Deployed(nn.Module):
@@ -139,18 +140,20 @@ def compare(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures)
     if check.dtype != np.uint8 or check.shape[1:] != square or not len(check):
         raise ValueError(f"`check` must be uint8 (n >= 1, {square}), but is {check.dtype} {check.shape}")
     deployed = Deployed(copy.deepcopy(network), bundle.temperature).cpu().eval()
+    with torch.inference_mode():
+        expected = deployed(torch.tensor(check)).numpy()
     sizes = tuple(sorted({1, min(SOME, len(check)), len(check)}))
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as pool:
         pictures = Path(scratch, "pictures.npy")
         np.save(pictures, check)
 
-        def answer(name: str) -> npt.NDArray[np.float32]:
+        def answer(name: str) -> Floats:
             answers = Path(scratch, f"{name}.npy")
             _python(_READERS[name] + _ANSWER, (folder / name).resolve(), pictures, answers, *sizes)
             return np.load(answers, allow_pickle=False)
 
-        answers = dict(zip(_READERS, pool.map(answer, _READERS), strict=True))
-    return {name: _parity(folder / name, deployed, check, answers[name], sizes) for name in _READERS}
+        answers = zip(_READERS, pool.map(answer, _READERS), strict=True)
+        return {name: _parity(folder / name, expected, found, sizes) for name, found in answers}
 
 
 def measure_latency(folder: Path, pictures: Pictures) -> Latency:
@@ -300,12 +303,8 @@ def _python(program: str, path: Path, *arguments: object) -> None:
         )
 
 
-def _parity(
-    path: Path, deployed: Deployed, pictures: Pictures, answers: npt.NDArray[np.float32], sizes: tuple[int, ...]
-) -> Parity:
-    """Compare `answers`, (batch sizes, n, classes), with the network's own probabilities."""
-    with torch.inference_mode():
-        expected = deployed(torch.tensor(pictures)).numpy()
+def _parity(path: Path, expected: Floats, answers: Floats, sizes: tuple[int, ...]) -> Parity:
+    """Compare probabilities, (batch sizes, n, classes), with the network's own, (n, classes)."""
     parity = Parity(
         pictures=len(expected),
         batch_sizes=sizes,
