@@ -1,20 +1,37 @@
-"""What happens next to a trial: the pruners by name, and schedulers that pause."""
+"""Schedulers: Optuna's pruners by name, and the promise to one that pauses trials and resumes the promising ones."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
-from studies import Tiny, outcomes, prepare
+from optuna.trial import FrozenTrial, TrialState
+from studies import HERE, TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
 
 from model.training import EpochMetrics
+from search_space import HAND_TUNED, ORIGINAL, baselines
 from tests.stress.sameness import essence
-from tuning.coordinator import TrialPaused
-from tuning.scheduling import PRUNERS, Decision, PrunerScheduler, warmup_epochs
-from tuning.storage import Outcome
+from tuning.coordinator import Coordinator
+from tuning.devices import Slot
+from tuning.events import Ending, StudyEvent, TrialEnded, TrialPaused, TrialStarted
+from tuning.folder import sqlite_url
+from tuning.scheduling import PRUNERS, Decision, PrunerScheduler, Resume, Retire, warmup_epochs
+from tuning.trials import Outcome, Trial, count_trials, read_history, read_trials
+
+RUNGS = (1, 2)
+"""Epochs after which `SuccessiveHalving` pauses a trial; it is trained to its end, TINY's third epoch, from the last."""
+ETA = 2
+TRIALS = 6
 
 
 @pytest.fixture(scope="module")
@@ -22,53 +39,366 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return prepare(tmp_path_factory.mktemp("tiny"))
 
 
-class PausesOnce:
-    """Pauses each trial after its first epoch, and goes on with the oldest when `waiting` of them wait."""
+class SuccessiveHalving:
+    """Asynchronous successive halving (Li et al. 2020): the best 1/ETA of a rung are promoted, the others wait.
 
-    def __init__(self, waiting: int) -> None:
-        self._waiting = waiting
+    It keeps nothing: the rungs are rebuilt from the trials whenever it is asked.
+    """
 
-    def after_epoch(self, trial: optuna.Trial, metrics: EpochMetrics) -> Decision:
-        return Decision.PAUSE if metrics.epoch == 0 else Decision.GO_ON
+    def __init__(self, study: optuna.Study) -> None:
+        pass
 
-    def resume(self, paused: Sequence[int]) -> int | None:
-        return paused[0] if len(paused) >= self._waiting else None
+    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+        assert trial in trials
+        return Decision.PAUSE if trial.epochs in RUNGS else Decision.CONTINUE
+
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+        for rung in reversed(RUNGS):
+            reached = [trial for trial in trials if trial.epochs >= rung]
+            reached.sort(key=lambda trial: (-max(list(trial.curve.values())[:rung]), trial.number))
+            for trial in reached[: len(reached) // ETA]:
+                if trial.is_paused and trial.epochs == rung:
+                    return Resume(trial.number)
+        return None
 
 
-def test_paused_trials_go_on_and_end_with_the_values_of_unpaused_ones(tiny: Tiny, tmp_path: Path) -> None:
-    """The coordinator is replaced while three wait; the next one's scheduler resumes them one by one."""
+class PausesOnce(PrunerScheduler):
+    """Pauses each trial after its first epoch and resumes the oldest one once `waiting` of them wait."""
+
+    waiting = 1
+
+    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+        return Decision.PAUSE if trial.epochs == 1 else Decision.CONTINUE
+
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+        paused = [trial for trial in trials if trial.is_paused]
+        return Resume(paused[0].number) if len(paused) >= self.waiting else None
+
+
+class PausesAll(PausesOnce):
+    """Pauses each trial after its first epoch and never resumes one."""
+
+    waiting = TRIALS + 1
+
+
+def read(study: Tiny) -> list[Trial]:
+    return [Trial(frozen) for frozen in study.trials()]
+
+
+def assert_finished(study: Tiny, coordinator: Coordinator, trials: int = TRIALS) -> None:
+    """Check that the study ended by itself with this many counted trials, none of them unfinished."""
+    assert coordinator.ending is Ending.TRIALS
+    assert count_trials(read(study)) == trials
+    assert all(trial.is_finished and not trial.is_paused for trial in read(study))
+
+
+def assert_retired(study: Tiny, trial: Trial) -> None:
+    """Check that a trial was pruned where it was paused, with all that is known of it."""
+    assert (trial.state, trial.outcome, trial.value) == (TrialState.PRUNED, Outcome.PRUNED, None)
+    assert trial.epochs in RUNGS and f"after epoch {trial.epochs}" in (trial.reason or "")
+    history = read_history(study.study_folder, trial.number)
+    assert {metrics.epoch: metrics.top1 for metrics in history} == trial.curve
+    assert trial.result and trial.result.top1 == max(trial.curve.values())
+    assert trial.result.seconds == pytest.approx(sum(metrics.seconds for metrics in history), abs=0.01)
+    assert {path.name for path in study.directory(trial.number).iterdir()} == {"history.json"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A finished study with successive halving and one slot."""
+    study = tiny.at(tmp_path_factory.mktemp("undisturbed"))
+    coordinator = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+    list(coordinator.run())
+    assert_finished(study, coordinator)
+    return study
+
+
+# -- the promise to a scheduler that promotes
+
+
+def test_a_study_with_successive_halving_ends_and_retires_what_was_not_promoted(undisturbed: Tiny) -> None:
+    trials = read(undisturbed)
+    assert len(trials) == TRIALS
+    promoted = [[trial for trial in trials if trial.epochs > rung] for rung in RUNGS]
+    # At least half of a rung; more where a promoted one was overtaken later.
+    assert TRIALS // ETA <= len(promoted[0]) < TRIALS
+    assert len(promoted[0]) // ETA <= len(promoted[1]) < len(promoted[0])
+    assert {trial.outcome for trial in promoted[1]} == {Outcome.COMPLETE}
+    for trial in trials:
+        if trial not in promoted[1]:
+            assert_retired(undisturbed, trial)
+    best = max(trials, key=lambda trial: trial.curve[0])
+    assert best in promoted[0]
+
+
+def test_two_slots_train_each_trial_once_and_end_alike(tiny: Tiny, tmp_path: Path) -> None:
+    study = tiny.at(tmp_path)
+    workers = ThreadWorkers([Slot(), Slot()])
+    coordinator = study.coordinator(TRIALS, workers=workers, make_scheduler=SuccessiveHalving)
+    busy: dict[int, int] = {}
+    for event in coordinator.run():
+        if isinstance(event, TrialStarted):
+            assert event.slot not in busy and event.number not in busy.values()
+            busy[event.slot] = event.number
+        elif isinstance(event, TrialPaused | TrialEnded) and event.slot is not None:
+            assert busy.pop(event.slot) == event.number
+    assert_finished(study, coordinator)
+    for trial in read(study):
+        if trial.outcome is Outcome.PRUNED:
+            assert_retired(study, trial)
+
+
+def test_baselines_are_never_paused(tiny: Tiny, tmp_path: Path) -> None:
+    study = tiny.at(tmp_path)
+    stored = study.open(first_trials=baselines(TINY))
+    events = list(study.coordinator(3, study=stored, make_scheduler=PausesAll).run())
+    assert [event.number for event in events if isinstance(event, TrialPaused)] == [2]
+    assert [(trial.baseline, trial.outcome) for trial in read(study)] == [
+        (ORIGINAL, Outcome.COMPLETE),
+        (HAND_TUNED, Outcome.COMPLETE),
+        (None, Outcome.PRUNED),
+    ]
+
+
+def progress(study: Tiny) -> tuple[int, int]:
+    """Return how many epochs were reported and how many trials have finished."""
+    states = study.epochs().values()
+    return sum(epochs for _, epochs in states), sum(state not in ("RUNNING", "WAITING") for state, _ in states)
+
+
+def test_interrupted_after_every_step_it_equals_the_undisturbed_study(
+    tiny: Tiny, undisturbed: Tiny, tmp_path: Path
+) -> None:
+    """Each run is left after its first new epoch or finished trial: at once, or one, two or three events later.
+
+    That is before and after the decision, within an epoch, when a trial has just been resumed, and while the last ones
+    are retired. The next run has new objects for everything, as a new process has.
+    """
+    study = tiny.at(tmp_path)
+    interruptions = 0
+    while True:
+        coordinator = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+        before = progress(study)
+        with contextlib.closing(coordinator.run()) as run:
+            for _ in run:
+                if progress(study) != before:
+                    list(itertools.islice(run, interruptions % 4))
+                    interruptions += 1
+                    break
+        if coordinator.ending is not None:
+            break
+    assert interruptions > 2 * TRIALS
+    assert_finished(study, coordinator)
+    assert essence(study.trials()) == essence(undisturbed.trials())
+
+
+KILLED = """
+import pickle, sys
+from studies import Tiny
+from test_scheduling import TRIALS, SuccessiveHalving
+
+if __name__ == "__main__":
+    study: Tiny = pickle.load(sys.stdin.buffer)
+    for _ in study.coordinator(TRIALS, make_scheduler=SuccessiveHalving).run():
+        pass
+"""
+
+
+@pytest.mark.long
+def test_killed_again_and_again_it_equals_the_undisturbed_study(tiny: Tiny, undisturbed: Tiny, tmp_path: Path) -> None:
+    """Each process is killed a little after its first new epoch, at a moment that moves on by 20 ms each time."""
+    study = tiny.at(tmp_path / "results")
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    path = os.pathsep.join([str(HERE), str(HERE / "tests")])
+    kills = 0
+    while True:
+        before = progress(study)
+        with subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+        ) as process:
+            assert process.stdin is not None
+            process.stdin.write(pickle.dumps(study))
+            process.stdin.close()
+            while process.poll() is None and progress(study) == before:
+                time.sleep(0.005)
+            time.sleep(0.02 * kills)
+            process.kill()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills >= 5
+    assert count_trials(read(study)) == TRIALS and all(trial.is_finished for trial in read(study))
+    assert essence(study.trials()) == essence(undisturbed.trials())
+
+
+def test_paused_trials_are_resumed_and_end_like_trials_that_never_paused(tiny: Tiny, tmp_path: Path) -> None:
+    """Three wait when time is up; the next run, with another scheduler, resumes them one by one."""
     plain, pausing = tiny.at(tmp_path / "plain"), tiny.at(tmp_path / "pausing")
     list(plain.coordinator(3).run())
-    run = pausing.coordinator(3, scheduler=PausesOnce(4)).run()
-    assert [event.number for event in run if isinstance(event, TrialPaused)] == [0, 1, 2]
-    assert [trial.state for trial in pausing.trials()] == [TrialState.RUNNING] * 3
-    assert all(trial.user_attrs["paused"] is True for trial in pausing.trials())
+    coordinator = pausing.coordinator(9, make_scheduler=PausesAll)
+    with contextlib.closing(coordinator.run()) as run:
+        paused = (event.number for event in run if isinstance(event, TrialPaused))
+        assert list(itertools.islice(paused, 3)) == [0, 1, 2]
+    assert all(trial.is_paused and trial.is_running for trial in read(pausing))
 
-    ended = outcomes(list(pausing.coordinator(3, scheduler=PausesOnce(1)).run()))
+    ended = outcomes(list(pausing.coordinator(3, make_scheduler=PausesOnce).run()))
     assert ended == [(number, Outcome.COMPLETE) for number in range(3)]
-    assert [trial.user_attrs["paused"] for trial in pausing.trials()] == [False] * 3
+    assert [(trial.is_paused, trial.resumed_after) for trial in read(pausing)] == [(False, 1)] * 3
     assert essence(pausing.trials()) == essence(plain.trials())
 
 
-def test_the_pruner_scheduler_goes_on_with_what_another_has_paused() -> None:
-    assert PrunerScheduler().resume([4, 2]) == 4
-    assert PrunerScheduler().resume([]) is None
+def test_when_time_is_up_paused_trials_stay_paused_and_the_next_run_resumes_them(
+    tiny: Tiny, undisturbed: Tiny, tmp_path: Path
+) -> None:
+    study = tiny.at(tmp_path)
+    hasty = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+    run = hasty.run()
+    assert any(isinstance(event, TrialPaused) and event.number == 1 for event in run)
+    run.close()
+    waiting = [trial.number for trial in read(study) if trial.is_paused]
+    hasty = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving, timeout=1e-9)
+    assert list(hasty.run()) == [] and hasty.ending is Ending.TIMEOUT
+    assert [trial.number for trial in read(study) if trial.is_paused] == waiting == [0, 1]
+
+    stopped = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+    stopped.stop()
+    assert list(stopped.run()) == [] and stopped.ending is Ending.STOPPED
+    assert [trial.number for trial in read(study) if trial.is_paused] == waiting
+
+    coordinator = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+    list(coordinator.run())
+    assert_finished(study, coordinator)
+    assert essence(study.trials()) == essence(undisturbed.trials())
+
+
+def test_a_retired_trial_is_pruned_and_counts_while_the_study_continues(tiny: Tiny, tmp_path: Path) -> None:
+    class RetiresTheWorse(PausesAll):
+        """Once two trials wait, retires the worse one and resumes the other."""
+
+        def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+            paused = sorted((trial for trial in trials if trial.is_paused), key=lambda trial: trial.reached or 0.0)
+            finished = any(trial.outcome is Outcome.PRUNED for trial in trials)
+            if len(paused) == 2 and not finished:
+                return Retire(paused[0].number)
+            return Resume(paused[-1].number) if paused and finished else None
+
+    study = tiny.at(tmp_path)
+    coordinator = study.coordinator(3, make_scheduler=RetiresTheWorse)
+    events = [event for event in coordinator.run() if isinstance(event, TrialPaused | TrialEnded)]
+    assert_finished(study, coordinator, trials=3)
+    first, second, third = events[:3]
+    assert isinstance(first, TrialPaused) and isinstance(second, TrialPaused)
+    assert isinstance(third, TrialEnded) and (third.outcome, third.slot) == (Outcome.PRUNED, None)
+    worse = min(read(study)[:2], key=lambda trial: trial.curve[0])
+    assert third.number == worse.number
+    assert_retired(study, worse)
+    assert sorted(str(trial.outcome) for trial in read(study)) == ["complete", "complete", "pruned"]
+
+
+def test_a_trial_with_too_little_memory_says_so_when_it_is_retired(tiny: Tiny, tmp_path: Path) -> None:
+    study = tiny.at(tmp_path)
+    with contextlib.closing(study.coordinator(1, make_scheduler=PausesAll).run()) as run:
+        assert any(isinstance(event, TrialPaused) for event in run)
+    (paused,) = read_trials(study.open())
+    study.open()._storage.set_trial_user_attr(paused.frozen._trial_id, "micro_batch", 8)
+    list(study.coordinator(1, make_scheduler=PausesAll).run())
+    assert "8 pictures at a time" in (read(study)[0].reason or "")
+
+
+def test_a_reached_target_ends_the_study_and_retires_what_is_paused(tiny: Tiny, tmp_path: Path) -> None:
+    """Also where no new trial is wanted any more: the scheduler is not asked to resume one."""
+    for trials in (2, 9):
+        study = tiny.at(tmp_path / str(trials))
+        # Baselines are not paused: the first trial waits, the enqueued baseline then reaches the target.
+        stored = study.open()
+        coordinator = study.coordinator(trials, study=stored, make_scheduler=PausesAll, target=0.01)
+        events: list[StudyEvent] = []
+        for event in coordinator.run():
+            events.append(event)
+            if isinstance(event, TrialPaused) and event.number == 0:
+                stored.enqueue_trial(baselines(TINY)[ORIGINAL], user_attrs={"baseline": ORIGINAL})
+        assert outcomes(events) == [(1, Outcome.COMPLETE), (0, Outcome.PRUNED)]
+        assert coordinator.ending is (Ending.TRIALS if trials == 2 else Ending.TARGET)
+        assert_retired(study, read(study)[0])
+
+
+def test_at_the_target_no_paused_trial_is_resumed(tiny: Tiny, tmp_path: Path) -> None:
+    """All of the study's trials have begun, and the first one to be resumed reaches the target."""
+    study = tiny.at(tmp_path)
+
+    class ResumesLate(PausesAll):
+        def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+            paused = [trial for trial in trials if trial.is_paused]
+            return None if new_wanted else Resume(paused[0].number)
+
+    coordinator = study.coordinator(3, make_scheduler=ResumesLate, target=0.01)
+    ended = outcomes(list(coordinator.run()))
+    assert ended == [(0, Outcome.COMPLETE), (1, Outcome.PRUNED), (2, Outcome.PRUNED)]
+
+
+def test_a_paused_trial_that_another_program_fails_is_replaced_by_a_new_one(tiny: Tiny, tmp_path: Path) -> None:
+    """While the paused trials are retired, of which it would have been the last one."""
+    study = tiny.at(tmp_path)
+    coordinator = study.coordinator(2, make_scheduler=PausesAll)
+    events: list[StudyEvent] = []
+    for event in coordinator.run():
+        events.append(event)
+        if isinstance(event, TrialEnded) and event.number == 0:
+            stranger = optuna.load_study(study_name="tiny", storage=sqlite_url(study.study_folder))
+            stranger.tell(1, state=TrialState.FAIL)
+    assert outcomes(events) == [(0, Outcome.PRUNED), (1, None), (2, Outcome.PRUNED)]
+    assert coordinator.ending is Ending.TRIALS
+    assert [trial.counts for trial in read(study)] == [True, False, True]
+
+
+def test_a_decision_to_resume_survives_the_end_of_the_process(tiny: Tiny, tmp_path: Path) -> None:
+    """The trial was once asked about again after its last reported epoch, and paused or pruned there."""
+    study = tiny.at(tmp_path)
+    with contextlib.closing(study.coordinator(1, make_scheduler=PausesOnce).run()) as run:
+        starts = (event.attempt for event in run if isinstance(event, TrialStarted))
+        assert list(itertools.islice(starts, 2)) == [1, 2]
+    events = list(study.coordinator(1, make_scheduler=PausesAll).run())
+    assert outcomes(events) == [(0, Outcome.COMPLETE)]
+    assert not any(isinstance(event, TrialPaused) for event in events)
+
+
+# -- Optuna's pruners
+
+
+def test_the_pruner_scheduler_asks_the_studys_pruner_and_resumes_what_another_scheduler_has_paused() -> None:
+    class PrunesPoor(optuna.pruners.NopPruner):
+        def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+            return trial.intermediate_values[0] < 0.5
+
+    study = optuna.create_study(direction="maximize", pruner=PrunesPoor())
+    for value in (0.25, 0.75, 0.75):
+        study.ask().report(value, 0)
+    for number in (1, 2):
+        study._storage.set_trial_user_attr(study.get_trials()[number]._trial_id, "paused", True)
+    poor, good, other = read_trials(study)
+    scheduler = PrunerScheduler(study)
+    assert scheduler.after_epoch(poor, [poor, good]) is Decision.PRUNE
+    assert scheduler.after_epoch(good, [poor, good]) is Decision.CONTINUE
+    assert scheduler.for_free_slot([poor, good, other], new_wanted=True) == Resume(1)
+    assert scheduler.for_free_slot([poor], new_wanted=True) is None
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, 2), (5, 2), (10, 3), (15, 4), (100, 30)])
-def test_warm_up_is_thirty_per_cent_and_never_under_two(epochs: int, warmup: int) -> None:
+def test_warm_up_is_thirty_per_cent_and_at_least_two_epochs(epochs: int, warmup: int) -> None:
     assert warmup_epochs(epochs) == warmup
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_no_pruner_ends_a_trial_in_its_warm_up(name: str) -> None:
+def test_no_pruner_prunes_during_warm_up(name: str) -> None:
     epochs = 10
     study = optuna.create_study(direction="maximize", pruner=PRUNERS[name](epochs))
     for _ in range(8):
         good = study.ask()
         for epoch in range(epochs):
             good.report(0.9, epoch)
-            good.should_prune()  # successive halving notes a trial's rungs when it is asked
+            good.should_prune()  # successive halving stores a trial's rungs when it is asked
         study.tell(good, 0.9)
     poor, pruned = study.ask(), []
     for epoch in range(epochs):

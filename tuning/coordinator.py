@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from tuning.trials import (
     write_micro_batch,
     write_paused,
     write_result,
+    write_resumed,
     write_work,
 )
 
@@ -106,7 +107,7 @@ class _Live:
     reported: set[int]
     """Epochs that the study knows."""
     decided: int
-    """Epochs after which it was decided to continue, in an earlier run or before the worker was replaced."""
+    """Number of epochs that the trial was told to continue after, by an earlier run or to an earlier worker."""
     history: list[EpochMetrics] = field(default_factory=list[EpochMetrics])
     deaths: int = 0
 
@@ -116,7 +117,13 @@ class _Live:
 
 
 class Coordinator:
-    """Runs a study until its plan is fulfilled; the module's docstring shows what a trial passes through."""
+    """The loop that runs a study until its plan is fulfilled; the module's docstring shows what a trial passes through.
+
+    Args:
+        keep: How many of the best finished trials keep the checkpoint of their best epoch.
+        describe: Called before a trial is reported as finished, while its checkpoints are still there; it may add to
+            the trial.
+    """
 
     def __init__(
         self,
@@ -131,9 +138,6 @@ class Coordinator:
         keep: int = KEPT_CHECKPOINTS,
         describe: Callable[[optuna.Trial, TrialRecord], None] = lambda trial, record: None,
     ) -> None:
-        """Args: `keep`: how many of the best finished trials keep the checkpoint of their best epoch; `describe`:
-        called before a trial is reported as finished, while its checkpoints are still there; it may add to the trial.
-        """
         self._study = study
         self._workers = workers
         self._scheduler = scheduler
@@ -145,6 +149,7 @@ class Coordinator:
         self._describe = describe
         self._live: dict[int, _Live] = {}
         self._adopted: deque[int] = deque()
+        self._seen: dict[str, int] = {}
         self._uncounted: list[Outcome] = []
         self._stops = 0
         self.ending: Ending | None = None
@@ -189,8 +194,9 @@ class Coordinator:
                     if self.ending is None and not self._stops:
                         yield from self._retire_paused()
                         self.ending = self._fulfilled(read_trials(self._study))
-                    self.ending = self.ending or Ending.STOPPED
-                    return
+                    if self.ending is not None:
+                        return
+                    continue  # a stop was asked for meanwhile, or another program failed a trial that would have counted
                 if self.ending is Ending.TIMEOUT or self._stops > 1:
                     return
                 for slot, message in self._workers.wait(timeout=min(1.0, max(0.0, deadline - time.monotonic()))):
@@ -258,18 +264,19 @@ class Coordinator:
         """Return why no new trial is wanted, assuming that the `begun` ones will count; None where one is."""
         if self._plan.trials is None:
             return None if any(trial.is_waiting for trial in trials) else Ending.TRIALS
-        if count_trials(trials) + begun >= self._plan.trials:
+        counted = count_trials(trials)
+        if counted >= self._plan.trials:
             return Ending.TRIALS
         if self._plan.target is not None and any((trial.value or 0.0) >= self._plan.target for trial in top(trials, 1)):
             return Ending.TARGET
         if self._plan.patience is not None and trials_since_best(trials) >= self._plan.patience:
             return Ending.PATIENCE
-        return None
+        return Ending.TRIALS if counted + begun >= self._plan.trials else None
 
     def _begin(self, slot: int, trial: optuna.Trial, *, resumed: bool) -> Iterator[StudyEvent]:
         """Turn a trial into a running job, or report at once that it is infeasible or a duplicate."""
         if resumed:
-            write_paused(trial, False)
+            write_resumed(trial, read_trial(trial).epochs)
         work = self._assign(trial)
         cost = work.config.cost
         write_work(trial, work.config, cost, seed=work.seed, key=work.key)
@@ -296,7 +303,7 @@ class Coordinator:
                 prunable=stored.baseline is None,
                 reported=set(stored.curve),
                 # After an interruption, the decision about the last reported epoch may not have been made.
-                decided=max(0, stored.epochs - (not resumed)),
+                decided=max(stored.epochs - 1, stored.resumed_after),
             )
             yield self._start(slot, live)
 
@@ -366,7 +373,7 @@ class Coordinator:
             yield self._end(slot, live, Outcome.PRUNED, f"pruned after epoch {metrics.epoch + 1}")
         elif decision is Decision.PAUSE:
             write_history(self._folder, live.trial.number, live.history)
-            write_paused(live.trial, True)
+            write_paused(live.trial)
             self._release(slot)
             yield TrialPaused(slot=slot, number=live.trial.number)
         elif self.ending is None and not self._stops:
@@ -408,8 +415,6 @@ class Coordinator:
     def _end(self, slot: int, live: _Live, outcome: Outcome, reason: str) -> TrialEnded:
         """Free the slot and report its trial as finished."""
         self._release(slot)
-        if live.short_of_memory:
-            reason += f" ({live.micro_batch} pictures at a time, as memory was short)"
         record = TrialRecord(
             assignment=live.assignment, cost=live.cost, history=live.history, outcome=outcome, reason=reason
         )
@@ -421,13 +426,12 @@ class Coordinator:
         """Report a paused trial as pruned."""
         trial = live_trial(self._study, number)
         work = self._assign(trial)
-        history = read_history(self._folder, number)
         record = TrialRecord(
             assignment=work,
             cost=work.config.cost,
-            history=history,
+            history=read_history(self._folder, number),
             outcome=Outcome.PRUNED,
-            reason=f"pruned after epoch {len(history)}: paused there and not resumed",
+            reason=f"pruned after epoch {read_trial(trial).epochs}: paused there and not resumed",
         )
         try:
             yield self._tell(trial, record)
@@ -438,7 +442,7 @@ class Coordinator:
     def _retire_paused(self) -> Iterator[TrialEnded]:
         """Report all trials that are still paused as pruned, as nothing is left that could resume them."""
         for trial in read_trials(self._study):
-            if trial.is_paused:
+            if trial.is_paused and not self._stops:
                 yield from self._retire(trial.number)
 
     def _release(self, slot: int) -> None:
@@ -464,6 +468,8 @@ class Coordinator:
 
     def _tell(self, trial: optuna.Trial, record: TrialRecord, slot: int | None = None) -> TrialEnded:
         """Store the result and describe the trial, then tell Optuna, which rejects artifacts of a finished trial."""
+        if (pictures := read_trial(trial).micro_batch) is not None:
+            record = replace(record, reason=f"{record.reason} ({pictures} pictures at a time, as memory was short)")
         outcome, reason, best = record.outcome, record.reason, record.chosen
         if best is not None:
             write_history(self._folder, trial.number, record.history)

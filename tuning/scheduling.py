@@ -50,8 +50,8 @@ class Scheduler(Protocol):
     def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
         """Choose a paused trial to resume or retire; None starts a new trial, or leaves the slot idle.
 
-        `new_wanted`: whether the study still wants new trials. Paused trials that are never resumed are retired when
-        nothing else is left to do.
+        `new_wanted`: whether the study still wants new trials. Paused trials are retired when no slot has anything left
+        to do; when the target is reached or patience has run out, that is without asking the scheduler again.
         """
         ...
 

@@ -175,6 +175,11 @@ class Trial:
         return self.is_running and bool(self._attributes.get("paused"))
 
     @property
+    def resumed_after(self) -> int:
+        """Number of epochs that the trial had when it was last resumed from a pause; 0 where it never was."""
+        return self._attributes.get("resumed_after", 0)
+
+    @property
     def reached(self) -> float | None:
         """Best validation top-1, 0 to 1, of the epochs trained so far; None without one."""
         if self.value is not None:
@@ -376,9 +381,15 @@ def write_micro_batch(trial: optuna.Trial, pictures: int) -> None:
     trial.set_user_attr("micro_batch", pictures)
 
 
-def write_paused(trial: optuna.Trial, paused: bool) -> None:
-    """Store that a trial waits, or no longer waits, to be resumed."""
-    trial.set_user_attr("paused", paused)
+def write_paused(trial: optuna.Trial) -> None:
+    """Store that a trial waits for its scheduler to resume it."""
+    trial.set_user_attr("paused", True)
+
+
+def write_resumed(trial: optuna.Trial, epochs: int) -> None:
+    """Store that a paused trial continues after this many epochs."""
+    trial.set_user_attr("resumed_after", epochs)
+    trial.set_user_attr("paused", False)
 
 
 def write_result(

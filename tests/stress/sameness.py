@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-VARYING = {"seconds", "peak_memory", "attempts", "slot", "paused", "environment"}
+VARYING = {"seconds", "peak_memory", "attempts", "slot", "paused", "resumed_after", "environment"}
 """Attributes of a trial that a disturbance may change."""
 
 
