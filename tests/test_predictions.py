@@ -1,4 +1,4 @@
-"""Predictions as a person and as a program read them; names of any kind break neither form."""
+"""Predictions as a person and a program read them; no name, however odd, breaks the table, JSON or CSV."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ def table(predictions: list[Prediction], classes: tuple[str, ...] = CLASSES, top
     return out.getvalue().splitlines()
 
 
-def test_the_table_has_a_line_per_picture_in_columns() -> None:
+def test_the_table_has_one_aligned_line_per_picture() -> None:
     assert table([GOOD, BAD]) == [
         "top-1              top-2              picture",
         "Boletus   75.00 %  Agaricus  25.00 %  a/good.jpg",
@@ -31,14 +31,14 @@ def test_the_table_has_a_line_per_picture_in_columns() -> None:
     ]
 
 
-def test_a_certain_class_keeps_its_column() -> None:
+def test_a_probability_of_100_percent_stays_in_its_column() -> None:
     sure = Prediction(path=Path("x.jpg"), classes=(("Röhrling", 1.0), ("Boletus", 0.0)))
     lines = table([sure, GOOD])
     assert lines[1] == "Röhrling 100.00 %  Boletus    0.00 %  x.jpg"
     assert {line.index(path) for line, path in zip(lines[1:], ("x.jpg", "a/good"), strict=True)} == {38}
 
 
-def test_a_long_name_is_cut_in_the_table_alone() -> None:
+def test_a_long_name_is_cut_in_the_table_only() -> None:
     name = "a very long name that no column of a table could ever hold"
     long = Prediction(path=Path("x.jpg"), classes=((name, 0.5), ("b", 0.5)))
     line = table([long], classes=(name, "b"))[1]
@@ -56,7 +56,7 @@ def test_no_name_breaks_a_line_or_reaches_the_terminal_as_a_command() -> None:
     assert lines[1].endswith("\\x1b[2Jline\\nend.jpg")
 
 
-def test_json_is_one_array_whatever_the_names() -> None:
+def test_json_is_one_array_for_names_of_any_kind() -> None:
     found = [Prediction(path=Path(name), classes=GOOD.classes) for name in NAMES]
     out = io.StringIO()
     write_json([*found, BAD], out)
@@ -73,13 +73,13 @@ def test_json_is_one_array_whatever_the_names() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_json_of_any_number_of_pictures_is_whole(count: int) -> None:
+def test_json_of_any_number_of_pictures_is_valid(count: int) -> None:
     out = io.StringIO()
     write_json([GOOD] * count, out)
     assert len(json.loads(out.getvalue())) == count
 
 
-def test_csv_comes_back_row_by_row_whatever_the_names() -> None:
+def test_csv_is_read_back_row_by_row_for_names_of_any_kind() -> None:
     found = [Prediction(path=Path(name), classes=GOOD.classes) for name in NAMES]
     out = io.StringIO(newline="")
     write_csv([*found, BAD], 2, out)
@@ -101,8 +101,8 @@ def test_csv_comes_back_row_by_row_whatever_the_names() -> None:
 
 
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
-def test_a_prediction_is_written_as_soon_as_it_is_known(form: str) -> None:
-    """So that a folder of many pictures can be read as it goes."""
+def test_a_prediction_is_written_as_soon_as_it_is_made(form: str) -> None:
+    """Predictions of a large folder can be read while the others are still made."""
     out = io.StringIO()
 
     def coming() -> Iterator[Prediction]:

@@ -1,4 +1,4 @@
-"""What the screen says of finalists, the test part and the bundle: in 80 columns, and every number where it belongs."""
+"""What the screen shows of finalists, test results and the bundle: in 80 columns, with every number in its place."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import pytest
 from rich.console import Console
 from studies import config, recorded
 
-from commands import results as finals
+from commands import results as screen
 from model.export.card import Latency, Parity
 from model.export.formats import Published
 from selection.finalists import Candidate, Standing
 from selection.retraining import Winner
-from selection.test_set_uses import Look
-from tuning.storage import Outcome
+from selection.test_set_uses import TestSetUse
+from tuning.trials import Outcome, Trial
 
 CHOSEN = Candidate(name="trial 3", trial=3, config=config(), recorded=0.9, epoch_seconds=1.0)
-WON = Standing(candidate=CHOSEN, runs=(recorded([0.7]), recorded([0.1, 0.8])))
+WON = Standing(candidate=CHOSEN, runs=(Trial(recorded([0.7])), Trial(recorded([0.1, 0.8]))))
+DIVERGED = Trial(recorded([], outcome=Outcome.DIVERGED))
 WILD = Standing(
     candidate=replace(CHOSEN, name="trial 12", trial=12, recorded=0.95),
-    runs=(recorded([0.6]), recorded([], outcome=Outcome.DIVERGED)),
+    runs=(Trial(recorded([0.6])), DIVERGED),
 )
 LOST = Standing(
-    candidate=replace(CHOSEN, name="improved by hand, no warm-up", recorded=0.3, baseline=True),
-    runs=(recorded([], outcome=Outcome.DIVERGED),) * 2,
+    candidate=replace(CHOSEN, name="hand-tuned recipe, no warm-up", recorded=0.3, baseline=True),
+    runs=(DIVERGED,) * 2,
 )
 CLASSES = ("Agaricus", "[bold]Boletus[/]", "Röhrling")
 RESULTS = {
@@ -42,7 +43,7 @@ RESULTS = {
     "top1_sd": 0.0125,
     "baselines": [
         {
-            "name": "improved by hand",
+            "name": "hand-tuned recipe",
             "top1": [0.5],
             "top1_interval": [0.4, 0.6],
             "top3": 0.9,
@@ -53,7 +54,7 @@ RESULTS = {
     ],
     "seeds": [{"seed": 1}, {"seed": 2}],
     "diverged": 1,
-    "looks": 1,
+    "evaluations": 1,
 }
 WINNER = Winner(
     name="trial 3",
@@ -85,83 +86,83 @@ def shown(console: Console) -> list[str]:
 
 
 def cells(console: Console, first: str) -> list[str]:
-    """The row of a table that begins with this."""
+    """Return the cells of the table row that begins with `first`."""
     (line,) = (line for line in shown(console) if line.startswith(first) and " wins." not in line)
     return re.split(r"\s{2,}", line)
 
 
-def test_the_standings_show_each_run_and_who_wins_by_how_much_less(console: Console) -> None:
-    finals.print_standings(console, [WON, WILD, LOST])
+def test_the_standings_show_each_run_the_winner_and_the_luck_of_the_best_single_run(console: Console) -> None:
+    screen.print_standings(console, [WON, WILD, LOST])
     assert shown(console)[0] == "Validation top-1 in %"
     assert shown(console)[1].split() == ["study", "seed", "1", "seed", "2", "mean", "sd", "epoch"]
     assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "80.00", "75.00", "7.07", "2"]
     assert cells(console, "trial 12") == ["trial 12", "95.00", "60.00", "diverged", "60.00", "-", "1"]
-    said = " ".join(shown(console))
-    assert "trial 3 wins. The best single run, trial 12, had flattered itself by 35.00 points against the mean" in said
+    printed = " ".join(shown(console))
+    assert "trial 3 wins. The best single run, trial 12, was 35.00 points above its mean over 1 seed." in printed
 
 
 def test_a_baseline_that_diverged_with_every_seed_has_its_row(console: Console) -> None:
-    finals.print_standings(console, [WON, LOST])
-    row = cells(console, "improved by hand, no warm-up")
-    assert row == ["improved by hand, no warm-up", "30.00", "diverged", "diverged", "-", "-", "-"]
+    screen.print_standings(console, [WON, LOST])
+    row = cells(console, "hand-tuned recipe, no warm-up")
+    assert row == ["hand-tuned recipe, no warm-up", "30.00", "diverged", "diverged", "-", "-", "-"]
 
 
-def test_a_run_that_was_unlucky_in_the_study_had_belittled(console: Console) -> None:
+def test_a_single_run_that_was_unlucky_is_below_its_mean(console: Console) -> None:
     unlucky = replace(WON, candidate=replace(CHOSEN, recorded=0.7))
-    finals.print_standings(console, [unlucky])
-    assert "The best single run, trial 3, had belittled itself by 5.00 points" in " ".join(shown(console))
+    screen.print_standings(console, [unlucky])
+    assert "The best single run, trial 3, was 5.00 points below its mean over 2 seeds." in " ".join(shown(console))
 
 
-def test_a_trial_that_was_pruned_cannot_have_flattered(console: Console) -> None:
+def test_a_pruned_trial_is_not_compared_with_its_mean(console: Console) -> None:
     """It was recorded after fewer epochs than its finalist runs have."""
-    pruned = replace(WON, candidate=replace(CHOSEN, whole=False))
-    finals.print_standings(console, [pruned])
+    pruned = replace(WON, candidate=replace(CHOSEN, complete=False))
+    screen.print_standings(console, [pruned])
     assert shown(console)[-1] == "trial 3 wins."
 
 
 def test_no_number_is_cut_where_names_are_long_and_seeds_are_many(console: Console) -> None:
     """On 80 columns 3 seeds were `66.…`."""
     steady = replace(LOST, runs=WON.runs[:1] * 5)
-    finals.print_standings(console, [replace(WON, runs=WON.runs[:1] * 5), steady])
+    screen.print_standings(console, [replace(WON, runs=WON.runs[:1] * 5), steady])
     assert cells(console, "trial 3")[1:] == ["90.00", *["70.00"] * 5, "70.00", "0.00", "1"]
     assert all("…" not in line for line in shown(console))
 
 
-def test_the_test_parts_verdict(console: Console) -> None:
-    finals.print_tested(console, WINNER, CLASSES)
+def test_the_test_results_of_the_winner_and_the_baselines(console: Console) -> None:
+    screen.print_tested(console, WINNER, CLASSES)
     row = cells(console, "trial 3, seed 1")
     assert row == ["trial 3, seed 1: exported", "75.00 %", "40.9 - 92.9 %", "100.00 %", "76.00 %", "1.25 %"]
-    row = cells(console, "improved by hand")
-    assert row == ["improved by hand", "50.00 %", "40.0 - 60.0 %", "90.00 %", "50.00 %", "-"]
-    said = "1,234 pictures, looked at once; mean and sd over 2 seeds, 1 diverged; ECE 5.00 % at temperature 1.25."
-    assert said in " ".join(shown(console))
-    assert "+26.00 points against 'improved by hand', mean against mean." in shown(console)
+    row = cells(console, "hand-tuned recipe")
+    assert row == ["hand-tuned recipe", "50.00 %", "40.0 - 60.0 %", "90.00 %", "50.00 %", "-"]
+    summary = "1,234 pictures, evaluated once; mean and sd over 2 seeds, 1 diverged; ECE 5.00 % at temperature 1.25."
+    assert summary in " ".join(shown(console))
+    assert any(line.startswith("+26.00 points compared with 'hand-tuned recipe'") for line in shown(console))
     assert cells(console, "Agaricus") == ["Agaricus", "600", "100.00 %"]
     assert cells(console, "[bold]") == ["[bold]Boletus[/]", "634", "50.00 %", "Röhrling (314)"]
     assert cells(console, "Röhrling") == ["Röhrling", "0", "-"]
 
 
-def test_a_second_look_is_said(console: Console) -> None:
-    finals.print_tested(console, replace(WINNER, results=RESULTS | {"looks": 2}), CLASSES)
-    assert any(line.startswith("1,234 pictures, looked at 2 times; ") for line in shown(console))
+def test_a_second_evaluation_is_counted(console: Console) -> None:
+    screen.print_tested(console, replace(WINNER, results=RESULTS | {"evaluations": 2}), CLASSES)
+    assert any(line.startswith("1,234 pictures, evaluated 2 times; ") for line in shown(console))
 
 
-def test_what_was_not_tested_shows_nothing(console: Console) -> None:
-    finals.print_tested(console, replace(WINNER, results=None), CLASSES)
+def test_an_untested_winner_has_no_test_results_to_show(console: Console) -> None:
+    screen.print_tested(console, replace(WINNER, results=None), CLASSES)
     assert shown(console) == []
 
 
 @pytest.mark.parametrize(("count", "times"), [(1, "once"), (3, "3 times")])
-def test_why_the_test_part_is_not_looked_at_again(count: int, times: str, console: Console) -> None:
-    earlier = [Look("data", str(number), f"[b]study {number}", "2026-01-01T12:00:00") for number in range(count)]
-    finals.print_not_tested(console, earlier)
+def test_the_reason_why_the_test_part_is_not_used_again(count: int, times: str, console: Console) -> None:
+    earlier = [TestSetUse("data", str(number), f"[b]study {number}", "2026-01-01T12:00:00") for number in range(count)]
+    screen.print_not_tested(console, earlier)
     (line,) = shown(console)
-    assert f"of these pictures {times} before, the last time in study '[b]study {count - 1}' at 2026-01-01T12" in line
-    assert line.endswith("The same command with --look-again looks all the same.")
+    assert f" of these pictures {times}, last in study '[b]study {count - 1}' at 2026-01-01T12:00:00." in line
+    assert line.endswith(" --retest.")
 
 
-def test_what_is_written_where_and_what_comes_next(console: Console) -> None:
-    finals.print_next(console, Path("/results/my [b]study"), "--study 'my [b]study'")
+def test_where_the_results_are_and_which_command_comes_next(console: Console) -> None:
+    screen.print_next(console, Path("/results/my [b]study"), "--study 'my [b]study'")
     assert shown(console) == [
         "",
         "Finalists: /results/my [b]study/finalists.csv",
@@ -181,32 +182,32 @@ def published(folder: Path) -> Published:
 
 
 def test_the_bundles_files_and_how_to_use_them(console: Console) -> None:
-    finals.print_published(console, published(Path("/results/x/best")), WINNER, 40)
+    screen.print_published(console, published(Path("/results/x/best")), WINNER, 40)
     assert cells(console, "README.md") == ["README.md", "4"]
-    assert any("One picture takes 0.53 ms (0.50 to 0.61) through model.onnx" in line for line in shown(console))
-    assert cells(console, "model.onnx") == ["model.onnx", "1,235", "2.5e-07", "1 of 192"]
+    assert any("model.onnx takes 0.53 ms (0.50 to 0.61) per picture" in line for line in shown(console))
+    assert cells(console, "model.onnx  ") == ["model.onnx", "1,235", "2.5e-07", "1 of 192"]
     assert shown(console)[-2:] == [
-        "trial 3 in /results/x/best (test top-1 75.00 %).",
+        "Exported trial 3 to /results/x/best (test top-1 75.00 %).",
         "Use it:  python study.py predict PICTURE ... --model /results/x/best",
     ]
 
 
-def test_an_export_before_retrain_says_not_tested(console: Console) -> None:
+def test_an_export_before_retrain_is_untested(console: Console) -> None:
     untested = replace(WINNER, results=None, networks="")
-    finals.print_published(console, published(Path("/results/x/best")), untested, 40)
-    assert shown(console)[-2] == "trial 3 in /results/x/best (not tested: retrain does)."
+    screen.print_published(console, published(Path("/results/x/best")), untested, 40)
+    assert "(untested: python study.py retrain " in shown(console)[-2]
 
 
-def test_an_export_after_a_refused_look_says_so(console: Console) -> None:
-    finals.print_published(console, published(Path("/results/x/best")), replace(WINNER, results=None), 40)
-    assert shown(console)[-2].endswith("(not tested: the test part was not looked at again).")
+def test_an_export_after_a_refused_evaluation_says_so(console: Console) -> None:
+    screen.print_published(console, published(Path("/results/x/best")), replace(WINNER, results=None), 40)
+    assert "(untested: other networks " in shown(console)[-2]
 
 
-def test_a_study_that_has_gone_on_since_is_told(console: Console) -> None:
-    finals.print_published(console, published(Path("/results/x/best")), WINNER, 80)
-    assert "when the study had 40 trials, and it has 80 now" in " ".join(shown(console))
+def test_trials_added_since_the_retraining_are_counted(console: Console) -> None:
+    screen.print_published(console, published(Path("/results/x/best")), WINNER, 80)
+    assert "after 40 trials, and the study now has 80: run python study.py retrain" in " ".join(shown(console))
 
 
-def test_the_command_that_is_shown_can_be_typed(console: Console) -> None:
-    finals.print_published(console, published(Path("/results/my study/best")), WINNER, 40)
+def test_the_printed_command_is_quoted_for_a_shell(console: Console) -> None:
+    screen.print_published(console, published(Path("/results/my study/best")), WINNER, 40)
     assert shown(console)[-1].endswith("--model '/results/my study/best'")
