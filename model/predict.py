@@ -65,7 +65,7 @@ class Classifier:
         bundle, network = load(Path(folder))
         try:
             return cls(bundle, network, torch.device(device))
-        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts that it had been
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion
             reason = str(error).partition("\n")[0].rstrip(".")
             raise PredictError(f"cannot use device {device!r} ({reason}): use 'cpu'") from error
 

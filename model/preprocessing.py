@@ -149,7 +149,7 @@ def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
         except Exception as error:  # broken bytes make decoders raise almost anything: SyntaxError, struct.error
             reason = " ".join(str(error).lower().rstrip(".").split())[:80] or type(error).__name__
             if "max_text" in reason:  # Pillow's guard against text and colour profiles that unpack to gigabytes
-                raise PictureError("more than 1 MB of text or colour profile, save it without") from error
+                raise PictureError("more than 1 MB of text or profile in it, save it without") from error
             raise PictureError("truncated" if "truncated" in reason else f"broken ({reason})") from error
 
 

@@ -277,9 +277,8 @@ def _read(folder: Path, name: str, limit: int) -> bytes:
     try:
         # The limit is checked last, as the kind of a wrong file says more than its size
         with open_regular(path.resolve(), sys.maxsize, follow_links=False) as file:
-            content = file.read(
-                min(limit, os.fstat(file.fileno()).st_size) + 1
-            )  # Python reserves all that it is asked for
+            size = os.fstat(file.fileno()).st_size  # Python reserves memory for everything that it is asked to read
+            content = file.read(min(limit, size) + 1)
     except (FileNotFoundError, NotADirectoryError):
         fix = "export one with `python study.py export`, or name another folder with --model FOLDER"
         raise BundleError(f"no bundle in {printable(folder)} ({name} is missing): {fix}") from None

@@ -123,12 +123,12 @@ def _front_matter(bundle: Bundle, results: Results | None) -> str:
 
 
 def _summary(bundle: Bundle) -> str:
-    size, cost_ = bundle.image_size, cost(bundle.model, bundle.image_size)
+    size, network = bundle.image_size, cost(bundle.model, bundle.image_size)
     rows = [
         ("input", f"RGB pictures of {size} x {size} pixels"),
         ("output", f"probabilities of {bundle.model.classes} classes"),
-        ("parameters", f"{cost_.parameters:,}"),
-        ("computation", f"{cost_.flops / 1e6:,.1f} MFLOPs per picture"),
+        ("parameters", f"{network.parameters:,}"),
+        ("computation", f"{network.flops / 1e6:,.1f} MFLOPs per picture"),
         *_knobs({name: value for name, value in asdict(bundle.model).items() if name != "classes"}),
     ]
     return f"""
@@ -149,10 +149,12 @@ def _usage(size: int) -> str:
     return f"""
 ## Usage
 
-With the program that made it:
+With mushroom-study, the program that made it:
 
 ```python
-{in_python()}
+from model.predict import Classifier
+classifier = Classifier.load("path/to/this/folder")
+print(next(classifier.predict(["picture.jpg"])))
 ```
 
 With ONNX Runtime, Pillow and NumPy alone, in this folder:
@@ -165,18 +167,11 @@ With ONNX Runtime, Pillow and NumPy alone, in this folder:
 probabilities: normalisation and temperature are part of the graph. `config.json` describes the preprocessing up to
 there, and the code above does the same: turn the picture upright, convert it to RGB, resize its shorter side to
 {size} pixels with antialiased bicubic interpolation, and cut out the central square. Two kinds of pictures need one
-more step before that, which the program takes by itself: paste transparent pictures onto white, and divide 16-bit
-ones by 256.
+more step first, which mushroom-study takes by itself: paste transparent pictures onto white, and divide the values of
+16-bit pictures by 256.
 
 `model.safetensors` and `config.json` contain only tensors and text. Open `model.pt2` only if you trust its source.
 """
-
-
-def in_python() -> str:
-    """Return the card's example for this program."""
-    return """from model.predict import Classifier
-classifier = Classifier.load("path/to/this/folder")
-print(next(classifier.predict(["picture.jpg"])))"""
 
 
 def with_onnxruntime(size: int) -> str:
@@ -258,7 +253,7 @@ def _spread(results: Results) -> list[str]:
         rows = [(str(s["seed"]), *(_percent(s[name]) for name in ("top1", "top3", "ece"))) for s in seeds]
         parts += [
             f"Trained with {runs}, the same recipe reached {_mean(results.get('top1_mean'), results.get('top1_sd'))}. "
-            "This model is the one of the first seed.",
+            "This model is from the first seed.",
             _table(("seed", "top-1", "top-3", "ECE"), rows),
         ]
     if validation := results.get("validation"):
@@ -306,7 +301,7 @@ def _calibration(bundle: Bundle, results: Results | None) -> str:
     )
     if results is not None:
         text += f" On the test pictures the probabilities are off by {_points(results['ece'])} on average (ECE)."
-    return f"## Calibration\n\n{text} This holds only for pictures like those of the data."
+    return f"## Calibration\n\n{text} This holds only for pictures like those in the data."
 
 
 def _files(parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
@@ -348,13 +343,13 @@ Sorting and exploring pictures of these classes, and learning how such models ar
 ## Limitations
 
 **Never eat anything because of this model.** No picture and no probability can tell whether something is safe to eat,
-touch or pick, and what the model takes for harmless may kill. It is not made for any other decision about health,
-safety or people either.
+touch or pick, and what the model takes for harmless may kill. Do not use it for any other decision about health, safety
+or people either.
 
 - It knows only its own classes: whatever it is shown gets one of their names, often with a high probability.
-- It is less accurate on pictures from other cameras, places, seasons or backgrounds than those of the data, by an
-  unknown amount.
-- It was trained from scratch. Where a pretrained network is allowed, expect one to be better on photographs.
+- It is less accurate, by an unknown amount, on pictures from other cameras, places, seasons or backgrounds than in
+  the data.
+- It was trained from scratch. On photographs a pretrained network, where one may be used, will usually do better.
 """
 
 
@@ -376,11 +371,11 @@ def _mapping(value: object) -> dict[str, Any]:
 
 def _knobs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return one row per setting of a configuration, its name in words: "training: learning rate" for training.lr."""
-    return [(_text(_in_words(name)), value) for name, value in _flat(values)]
+    return [(": ".join(map(_in_words, name.split("."))), value) for name, value in _flat(values)]
 
 
 def _in_words(name: str) -> str:
-    return re.sub(r"\blr\b", "learning rate", name.replace("_", " ").replace(".", ": "))
+    return _text("learning rate" if name == "lr" else name.replace("_", " "))
 
 
 def _listed(values: Mapping[str, Any]) -> str:
