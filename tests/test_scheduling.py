@@ -16,9 +16,8 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from studies import HERE, TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
+from studies import HERE, TINY, ThreadWorkers, Tiny, outcomes, prepare, until
 
-from model.training import EpochMetrics
 from search_space import HAND_TUNED, ORIGINAL, baselines
 from tests.stress.sameness import essence
 from tuning.coordinator import Coordinator
@@ -29,7 +28,7 @@ from tuning.scheduling import PRUNERS, Decision, PrunerScheduler, Resume, Retire
 from tuning.trials import Outcome, Trial, count_trials, read_history, read_trials
 
 RUNGS = (1, 2)
-"""Epochs after which `SuccessiveHalving` pauses a trial; it is trained to its end, TINY's third epoch, from the last."""
+"""Epochs after which `SuccessiveHalving` pauses a trial; from the last one it is trained to its end, a third epoch."""
 ETA = 2
 TRIALS = 6
 
@@ -206,29 +205,24 @@ if __name__ == "__main__":
 
 @pytest.mark.long
 def test_killed_again_and_again_it_equals_the_undisturbed_study(tiny: Tiny, undisturbed: Tiny, tmp_path: Path) -> None:
-    """Each process is killed a little after its first new epoch, at a moment that moves on by 20 ms each time."""
+    """Seven processes are killed: after the first, second or third new epoch, each 20 ms later than the one before."""
     study = tiny.at(tmp_path / "results")
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     path = os.pathsep.join([str(HERE), str(HERE / "tests")])
-    kills = 0
-    while True:
-        before = progress(study)
+    for kills in range(8):
+        epochs = progress(study)[0] + 1 + kills % 3
         with subprocess.Popen(
             [sys.executable, str(script)], stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
         ) as process:
             assert process.stdin is not None
             process.stdin.write(pickle.dumps(study))
             process.stdin.close()
-            while process.poll() is None and progress(study) == before:
-                time.sleep(0.005)
-            time.sleep(0.02 * kills)
-            process.kill()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-        kills += 1
-    assert kills >= 5
+            if kills < 7:
+                until(lambda epochs=epochs: progress(study)[0] >= epochs, "a new epoch")
+                time.sleep(0.02 * kills)
+                process.kill()
+        assert process.returncode == (-signal.SIGKILL if kills < 7 else 0)
     assert count_trials(read(study)) == TRIALS and all(trial.is_finished for trial in read(study))
     assert essence(study.trials()) == essence(undisturbed.trials())
 

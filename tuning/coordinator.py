@@ -196,7 +196,7 @@ class Coordinator:
                         self.ending = self._fulfilled(read_trials(self._study))
                     if self.ending is not None:
                         return
-                    continue  # a stop was asked for meanwhile, or another program failed a trial that would have counted
+                    continue  # a stop was asked for meanwhile, or another program failed a paused trial
                 if self.ending is Ending.TIMEOUT or self._stops > 1:
                     return
                 for slot, message in self._workers.wait(timeout=min(1.0, max(0.0, deadline - time.monotonic()))):
