@@ -1,20 +1,18 @@
-"""The final runs and the one look at the test part, held to plain loops; the winner as it is written down."""
+"""Final runs and the evaluation on the test part, checked against plain loops; the winner as it is stored."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import optuna
 import pytest
 import torch
-from optuna.trial import FrozenTrial
-from studies import ThreadWorkers, Tiny, config, one_core, prepare, recorded
+from studies import Tiny, config, one_core, prepare, recorded
 
 from commands.console import make_console
 from commands.results import print_replay
@@ -29,12 +27,9 @@ from search_space import Config
 from selection import finalists, fixed_runs, retraining
 from selection.finalists import Candidate, Standing
 from selection.fixed_runs import FixedRun, weights
-from selection.retraining import Bench, Finals, Winner
+from selection.retraining import Evaluator, FinalRuns, Winner
 from tuning import StudyError
-from tuning.coordinator import Coordinator, Plan
-from tuning.database import IDENTITY
-from tuning.scheduling import PrunerScheduler
-from tuning.trials import Outcome
+from tuning.trials import Outcome, Trial, read_history, read_trials
 
 POINT = config(epochs=5, warmup_epochs=1)
 SEEDS = [11, 12]
@@ -44,7 +39,7 @@ CHOSEN = Candidate(name="trial 3", trial=3, config=POINT, recorded=0.9, epoch_se
 
 @pytest.fixture(scope="module", autouse=True)
 def steady() -> Iterator[None]:
-    """Sums are added up in one order."""
+    """Sums in one order: one thread on one core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with one_core():
@@ -57,42 +52,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return prepare(tmp_path_factory.mktemp("tiny"))
 
 
-def bench(tiny: Tiny) -> Bench:
-    return Bench(data=tiny.data, folder=tiny.study_folder, device="cpu")
+def evaluator(tiny: Tiny) -> Evaluator:
+    return Evaluator(data=tiny.data, device="cpu")
 
 
-def train(tiny: Tiny, runs: list[FixedRun], folder: Path) -> list[FrozenTrial]:
-    """As `retrain` does, with threads for processes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pool = optuna.create_study(study_name=folder.name, direction="maximize")
-    fixed_runs.add(pool, runs, folder)
-    coordinator = Coordinator(
-        pool,
-        workers=ThreadWorkers(),
-        scheduler=PrunerScheduler(),
-        assign=fixed_runs.assign,
-        plan=Plan(trials=None),
-        data=tiny.data,
-        folder=folder,
-        keep=len(runs),
-    )
-    assert list(coordinator.run())
-    return fixed_runs.finished(pool, runs)
+def train(tiny: Tiny, kind: str, runs: list[FixedRun]) -> list[Trial]:
+    return fixed_runs.train(tiny.session(), kind, "top-1", runs)
 
 
 @pytest.fixture(scope="module")
 def standing(tiny: Tiny) -> Standing:
-    """The finalist runs of CHOSEN, for real."""
-    runs = train(tiny, CHOSEN.runs(SEEDS), tiny.study_folder / retraining.FINALISTS)
-    return Standing(candidate=CHOSEN, runs=tuple(runs))
+    """Real finalist runs of CHOSEN."""
+    return Standing(candidate=CHOSEN, runs=tuple(train(tiny, retraining.FINALISTS, CHOSEN.runs(SEEDS))))
 
 
 @pytest.fixture(scope="module")
-def finals(tiny: Tiny) -> Finals:
-    """Its final runs, of three of the five epochs."""
-    runs = [recorded([0.1, 0.2, 0.9])] * 2
-    wanted = retraining.final_runs(Standing(candidate=CHOSEN, runs=tuple(runs)), SEEDS)
-    return Finals(candidate=CHOSEN, runs=tuple(train(tiny, wanted, tiny.study_folder / retraining.FINAL_RUNS)))
+def finals(tiny: Tiny) -> FinalRuns:
+    """Real final runs of CHOSEN, for three of the five epochs."""
+    wanted = retraining.final_runs(Standing(candidate=CHOSEN, runs=(Trial(recorded([0.1, 0.2, 0.9])),) * 2), SEEDS)
+    runs = train(tiny, retraining.FINAL_RUNS, wanted)
+    return FinalRuns(candidate=CHOSEN, runs=tuple(runs), folder=tiny.study_folder / retraining.FINAL_RUNS)
 
 
 def part(tiny: Tiny, *names: PartName) -> Part:
@@ -100,7 +79,7 @@ def part(tiny: Tiny, *names: PartName) -> Part:
 
 
 def trained_by_hand(tiny: Tiny, seed: int, epochs: int, *names: PartName) -> tuple[MushroomCNN, list[EpochMetrics]]:
-    """The trainer's work in a few lines: these parts, so many epochs of the whole schedule."""
+    """Do the trainer's work in a few lines: `epochs` epochs of the whole schedule on these parts."""
     batches = TrainingBatches(
         part(tiny, *names),
         batch_size=POINT.training.batch_size,
@@ -121,38 +100,35 @@ def same_weights(path: Path, network: MushroomCNN) -> bool:
     return stored.keys() == made.keys() and all(torch.equal(stored[name], made[name]) for name in made)
 
 
-def history(tiny: Tiny, kind: str, run: FrozenTrial) -> list[EpochMetrics]:
-    path = weights(tiny.study_folder / kind, run).with_name("history.json")
-    return [EpochMetrics.from_dict(record) for record in json.loads(path.read_text(encoding="utf-8"))]
-
-
 def essence(epochs: list[EpochMetrics]) -> list[EpochMetrics]:
     return [replace(metrics, seconds=0.0, peak_memory=0) for metrics in epochs]
 
 
-# -- how it is trained
+# -- training
 
 
-def test_final_runs_are_the_winner_with_every_seed_for_the_median_best_epoch() -> None:
-    standing = Standing(candidate=CHOSEN, runs=(recorded([0.1, 0.9]), recorded([0.9]), recorded([0.1, 0.2, 0.9])))
+def test_final_runs_train_the_winner_with_every_seed_for_the_median_best_epoch() -> None:
+    curves = ([0.1, 0.9], [0.9], [0.1, 0.2, 0.9])
+    standing = Standing(candidate=CHOSEN, runs=tuple(Trial(recorded(curve)) for curve in curves))
     runs = retraining.final_runs(standing, SEEDS)
     assert [run.assignment.seed for run in runs] == SEEDS
     assert [run.seed_index for run in runs] == [0, 1]
     for run in runs:
         assert (run.assignment.epochs, run.assignment.final, run.assignment.config) == (2, True, POINT)
         assert (run.trial, run.seconds) == (3, 0.2)
-    longer = retraining.final_runs(Standing(candidate=CHOSEN, runs=(recorded([0.1, 0.2, 0.9]),)), SEEDS)
+    longer = retraining.final_runs(Standing(candidate=CHOSEN, runs=standing.runs[2:]), SEEDS)
     assert not {run.key for run in runs} & {run.key for run in longer}
     assert not {run.key for run in runs} & {run.key for run in CHOSEN.runs(SEEDS)}
 
 
-def test_a_final_run_is_the_whole_schedule_cut_short_on_train_and_validation(tiny: Tiny, finals: Finals) -> None:
-    """Weight for weight, and the last epoch's, whatever the validation pictures that it has seen say."""
+def test_a_final_run_is_the_whole_schedule_cut_short_on_train_and_validation(tiny: Tiny, finals: FinalRuns) -> None:
+    """Its weights are the last epoch's, bit for bit, whatever its accuracy on the validation pictures it trained on."""
     for run, seed in zip(finals.runs, SEEDS, strict=True):
         network, epochs = trained_by_hand(tiny, seed, 3, "train", "validation")
-        assert same_weights(weights(tiny.study_folder / retraining.FINAL_RUNS, run), network)
-        assert essence(history(tiny, retraining.FINAL_RUNS, run)) == essence(epochs)
-        assert (run.user_attrs["best_epoch"], run.value) == (2, epochs[-1].top1)
+        assert same_weights(weights(finals.folder, run), network)
+        assert essence(read_history(finals.folder, run.number)) == essence(epochs)
+        assert run.result is not None
+        assert (run.result.epoch, run.value) == (2, epochs[-1].top1)
         steps = -(-(len(part(tiny, "train").labels) + len(part(tiny, "validation").labels)) // 16)
         ends = [lr_at(steps * (epoch + 1) - 1, steps, POINT.training) for epoch in range(3)]
         assert [metrics.lr for metrics in epochs] == ends
@@ -163,17 +139,17 @@ def test_a_final_run_is_the_whole_schedule_cut_short_on_train_and_validation(tin
 
 def test_a_finalist_run_trains_on_the_training_part_and_keeps_its_best_epoch(tiny: Tiny, standing: Standing) -> None:
     for run, seed in zip(standing.runs, SEEDS, strict=True):
-        best = run.user_attrs["best_epoch"]
-        assert run.intermediate_values[best] == run.value == max(run.intermediate_values.values())
-        network, _ = trained_by_hand(tiny, seed, best + 1, "train")
+        assert run.result is not None
+        assert run.curve[run.result.epoch] == run.value == max(run.curve.values())
+        network, _ = trained_by_hand(tiny, seed, run.result.epoch + 1, "train")
         assert same_weights(weights(tiny.study_folder / retraining.FINALISTS, run), network)
 
 
-# -- how it is measured
+# -- evaluation
 
 
 def slow_hits(tiny: Tiny, path: Path, name: PartName) -> tuple[int, int]:
-    """Right at first, and among three, picture by picture."""
+    """Count the pictures whose class is the first guess, and among the first three, picture by picture."""
     network = MushroomCNN(POINT.model).eval()
     network.load_state_dict(checkpoint.load(path).model)
     pictures = part(tiny, name)
@@ -187,20 +163,19 @@ def slow_hits(tiny: Tiny, path: Path, name: PartName) -> tuple[int, int]:
     return first, among
 
 
-def test_the_look_is_a_slow_loop_over_the_test_part(tiny: Tiny, finals: Finals) -> None:
+def test_test_results_equal_those_of_a_slow_loop_over_the_test_part(tiny: Tiny, finals: FinalRuns) -> None:
     pictures = len(part(tiny, "test").labels)
-    folder = tiny.study_folder / retraining.FINAL_RUNS
-    hits = [slow_hits(tiny, weights(folder, run), "test") for run in finals.runs]
-    seen = retraining.look([finals, replace(finals, runs=finals.runs[1:])], 2.0, bench(tiny))
-    assert seen["pictures"] == pictures
-    assert (seen["top1"], seen["top3"]) == (hits[0][0] / pictures, hits[0][1] / pictures)
-    assert seen["top1_interval"] == metrics.wilson(hits[0][0], pictures)
-    assert [(one["seed"], one["top1"], one["top3"]) for one in seen["seeds"]] == [
+    hits = [slow_hits(tiny, path, "test") for path in finals.weights]
+    results = retraining.evaluate_on_test([finals, replace(finals, runs=finals.runs[1:])], 2.0, evaluator(tiny))
+    assert results["pictures"] == pictures
+    assert (results["top1"], results["top3"]) == (hits[0][0] / pictures, hits[0][1] / pictures)
+    assert results["top1_interval"] == metrics.wilson(hits[0][0], pictures)
+    assert [(one["seed"], one["top1"], one["top3"]) for one in results["seeds"]] == [
         (seed, first / pictures, among / pictures) for seed, (first, among) in zip(SEEDS, hits, strict=True)
     ]
     top1 = [first / pictures for first, _ in hits]
-    assert (seen["top1_mean"], seen["top1_sd"]) == (statistics.fmean(top1), statistics.stdev(top1))
-    assert seen["baselines"] == [
+    assert (results["top1_mean"], results["top1_sd"]) == (statistics.fmean(top1), statistics.stdev(top1))
+    assert results["baselines"] == [
         {
             "name": "trial 3",
             "top1": top1[1:],
@@ -211,44 +186,48 @@ def test_the_look_is_a_slow_loop_over_the_test_part(tiny: Tiny, finals: Finals) 
             "diverged": 0,
         }
     ]
-    assert json.loads(json.dumps(seen))["confusion"] == [list(row) for row in seen["confusion"]]
+    assert json.loads(json.dumps(results))["confusion"] == [list(row) for row in results["confusion"]]
 
 
-def test_a_gpu_that_is_too_small_to_measure_on_is_told_with_the_way_out(
+def test_a_gpu_with_too_little_memory_to_evaluate_on_is_an_error_that_names_the_fix(
     tiny: Tiny, standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After all that training it ended in a traceback, and so did the same command again."""
+    """It was a traceback at the end of all the training, and again when the command was repeated."""
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.")
 
     monkeypatch.setattr(metrics, "logits", full)
     path = weights(tiny.study_folder / retraining.FINALISTS, standing.runs[0])
-    with pytest.raises(StudyError, match=r"its memory has run out; .* add --device cpu to the same command"):
-        bench(tiny).logits(POINT, path, "validation")
+    with pytest.raises(StudyError, match=r"^cpu has too little free memory .*--device cpu"):
+        evaluator(tiny).logits(POINT, path, "validation")
 
 
-def test_the_temperature_is_fitted_on_what_the_finalists_make_of_validation(tiny: Tiny, standing: Standing) -> None:
+def test_the_temperature_is_fitted_to_the_finalists_validation_logits(tiny: Tiny, standing: Standing) -> None:
     paths = [weights(tiny.study_folder / retraining.FINALISTS, run) for run in standing.runs]
     scores: list[torch.Tensor] = []
     for path in paths:
         network = retraining.load_network(POINT, path)
         scores.append(metrics.logits(network, EvaluationBatches(part(tiny, "validation"), device=CPU))[0])
     labels = torch.from_numpy(part(tiny, "validation").labels).repeat(2)
-    fitted = retraining.fit_temperature(POINT, paths, bench(tiny))
+    fitted = retraining.fit_temperature(POINT, paths, evaluator(tiny))
     assert fitted == metrics.temperature(torch.cat(scores), labels)
 
 
-def test_what_is_known_before_the_look(tiny: Tiny, standing: Standing, finals: Finals) -> None:
-    """The first seed's network is exported, whichever of them does best."""
-    known = retraining.conclude(standing, finals, bench(tiny), pictures="these", trials=40)
+def test_the_winner_before_the_test_part_is_used(tiny: Tiny, standing: Standing, finals: FinalRuns) -> None:
+    """The first seed's network is exported, whichever of them is best."""
+    session = tiny.session()
+    session.study.add_trials(
+        [recorded([0.5]), recorded([0.5], outcome=Outcome.PRUNED), recorded([], outcome=Outcome.INFEASIBLE)]
+    )
+    known = retraining.conclude(session, standing, finals, evaluator(tiny))
     paths = [weights(tiny.study_folder / retraining.FINALISTS, run) for run in standing.runs]
     assert (known.seed, known.seed_index) == (SEEDS[0], 0)
-    assert (known.pictures, known.trials) == ("these", 40)
-    assert known.environment == finals.runs[0].user_attrs["environment"]
-    assert tiny.study_folder / known.weights == weights(tiny.study_folder / retraining.FINAL_RUNS, finals.runs[0])
+    assert (known.pictures, known.trials) == (session.data_identity, 2)
+    assert known.environment == finals.runs[0].environment != {}
+    assert tiny.study_folder / known.weights == weights(finals.folder, finals.runs[0])
     assert known.results is None
-    assert known.temperature == retraining.fit_temperature(POINT, paths, bench(tiny))
+    assert known.temperature == retraining.fit_temperature(POINT, paths, evaluator(tiny))
     assert known.trained_on == ["train", "validation"]
     assert (known.name, known.trial, known.epochs) == ("trial 3", 3, standing.epochs)
     assert Config.from_dict(known.config) == POINT
@@ -257,36 +236,22 @@ def test_what_is_known_before_the_look(tiny: Tiny, standing: Standing, finals: F
         "finalists_mean": standing.mean,
         "finalists_sd": standing.spread,
     }
-    fewer = retraining.conclude(
-        standing,
-        replace(finals, runs=finals.runs[:1]),
-        bench(tiny),
-        pictures="these",
-        trials=40,
-    )
+    fewer = retraining.conclude(session, standing, replace(finals, runs=finals.runs[:1]), evaluator(tiny))
     assert fewer.networks != known.networks
 
 
-def test_of_final_runs_that_diverged_the_others_are_left(tiny: Tiny, standing: Standing, finals: Finals) -> None:
-    """The exported network is the first seed's that was trained; a baseline of which nothing is left is left out."""
-    wild = recorded([0.1], outcome=Outcome.DIVERGED, run="another")
+def test_final_runs_that_diverged_are_left_out(tiny: Tiny, standing: Standing, finals: FinalRuns) -> None:
+    """The first seed that did not diverge is exported; a baseline that diverged with every seed has no result."""
+    session, wild = tiny.session(), Trial(recorded([0.1], outcome=Outcome.DIVERGED, run="another"))
     half = replace(finals, runs=(wild, finals.runs[1]))
-    assert half.trained == [finals.runs[1]]
-    known = retraining.conclude(standing, half, bench(tiny), pictures="these", trials=40)
+    assert half.complete == [finals.runs[1]]
+    known = retraining.conclude(session, standing, half, evaluator(tiny))
     assert (known.seed, known.seed_index) == (SEEDS[1], 1)
-    seen = retraining.look([half, replace(finals, runs=(wild,))], 1.0, bench(tiny))
-    assert [one["seed"] for one in seen["seeds"]] == [SEEDS[1]]
-    assert (seen["baselines"], seen["diverged"]) == ([], 1)
-    with pytest.raises(
-        StudyError, match=r"^a winner is exported, but trial 3 diverged with every seed on train \+ val"
-    ):
-        retraining.conclude(
-            standing,
-            replace(finals, runs=(wild, wild)),
-            bench(tiny),
-            pictures="these",
-            trials=40,
-        )
+    results = retraining.evaluate_on_test([half, replace(finals, runs=(wild,))], 1.0, evaluator(tiny))
+    assert [one["seed"] for one in results["seeds"]] == [SEEDS[1]]
+    assert (results["baselines"], results["diverged"]) == ([], 1)
+    with pytest.raises(StudyError, match=r"^trial 3 diverged with every seed on train \+ validation.*--trial N"):
+        retraining.conclude(session, standing, replace(finals, runs=(wild, wild)), evaluator(tiny))
 
 
 def spoiled(path: Path) -> None:
@@ -300,21 +265,20 @@ def of_another_network(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, spoiled, of_another_network])
-def test_weights_that_are_gone_or_torn_are_told_in_one_line(
-    spoil: object, tiny: Tiny, finals: Finals, tmp_path: Path
+def test_weights_that_are_missing_or_damaged_are_an_error_of_one_line(
+    spoil: Callable[[Path], None], finals: FinalRuns, tmp_path: Path
 ) -> None:
     path = tmp_path / "best.pt"
-    path.write_bytes(weights(tiny.study_folder / retraining.FINAL_RUNS, finals.runs[0]).read_bytes())
-    assert callable(spoil)
+    path.write_bytes(finals.weights[0].read_bytes())
     spoil(path)
     with pytest.raises(StudyError) as refused:
         retraining.load_network(POINT, path)
-    assert str(refused.value).startswith("the weights of a finished run must stay until it is exported, but ")
-    assert str(refused.value).endswith(f"remove {path}; python study.py retrain trains anew what it needs")
+    assert str(refused.value).startswith("cannot load the weights ")
+    assert f"remove {path} and run python study.py retrain" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-# -- the winner on the disk
+# -- retrained.json
 
 WINNER = Winner(
     name="trial 3",
@@ -331,11 +295,11 @@ WINNER = Winner(
     temperature=1.5,
     networks="a b",
     validation={"recorded": 0.9, "finalists_mean": 0.8, "finalists_sd": None},
-    results={"top1": 0.8, "looks": 1},
+    results={"top1": 0.8, "evaluations": 1},
 )
 
 
-def test_a_winner_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_stored_winner_is_read_back_unchanged(tmp_path: Path) -> None:
     assert Winner.load(tmp_path) is None
     WINNER.save(tmp_path)
     assert Winner.load(tmp_path) == WINNER
@@ -346,19 +310,32 @@ def test_a_winner_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"format": 1}', '{"format": 2}', "\xff"])
-def test_a_winner_that_is_not_whole_is_told_by_its_path(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_winner_is_an_error_naming_it(text: str, tmp_path: Path) -> None:
     path = tmp_path / "retrained.json"
     path.write_bytes(text.encode("latin-1"))
-    rule = f"retrained.json is what `retrain` has written, but {path} is not ("
-    with pytest.raises(StudyError, match=f"^{re.escape(rule)}.*; remove it and retrain again: its runs are kept$"):
+    with pytest.raises(StudyError, match=f"^cannot read {re.escape(str(path))} .*python study.py retrain"):
         Winner.load(tmp_path)
 
 
-def test_before_it_is_retrained_a_studys_best_trial_stands_for_it() -> None:
-    study = optuna.create_study(direction="maximize")
-    study.set_user_attr(IDENTITY + "seed", 0)
-    study.add_trials([recorded([0.5]), recorded([0.2, 0.9, 0.8], seed=77, environment={})])
-    best = retraining.best_so_far(study, "these")
+def test_a_winner_of_an_earlier_version_is_an_error_that_says_so(tmp_path: Path) -> None:
+    WINNER.save(tmp_path)
+    path = tmp_path / "retrained.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"format": 3', '"format": 2'), encoding="utf-8")
+    with pytest.raises(StudyError, match=f"^cannot read {re.escape(str(path))} .*another version.*study.py retrain"):
+        Winner.load(tmp_path)
+
+
+def test_weights_outside_of_the_study_are_refused(tmp_path: Path) -> None:
+    replace(WINNER, weights="../best.pt").save(tmp_path)
+    with pytest.raises(StudyError, match=r"retrained\.json \(.*'\.\./best\.pt'"):
+        Winner.load(tmp_path)
+
+
+def test_the_best_trial_is_the_winner_of_a_study_that_has_not_been_retrained(tiny: Tiny, tmp_path: Path) -> None:
+    study = tiny.at(tmp_path).session()
+    study.study.add_trials([recorded([0.5]), recorded([0.2, 0.9, 0.8], seed=77, environment={})])
+    best = retraining.best_so_far(study)
+    assert (best.pictures, best.trials) == (study.data_identity, 2)
     assert (best.name, best.trial, best.seed, best.epochs) == ("trial 1", 1, 77, 2)
     assert best.weights == "trials/0001/best.pt"
     assert best.trained_on == ["train"]
@@ -368,47 +345,45 @@ def test_before_it_is_retrained_a_studys_best_trial_stands_for_it() -> None:
 # -- the replay
 
 
-def said_of(trial: FrozenTrial, again: FrozenTrial, capsys: pytest.CaptureFixture[str]) -> str:
+def printed(trial: Trial, again: Trial, capsys: pytest.CaptureFixture[str]) -> str:
     print_replay(make_console(), trial, again)
     return capsys.readouterr().out
 
 
-def test_a_replay_is_the_trial_bit_for_bit(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replay_equals_its_trial_bit_for_bit(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = tiny.at(tmp_path)
-    study.study_folder.mkdir()
     list(study.coordinator(2).run())
-    trial = study.trials()[1]
+    trial = read_trials(study.open())[1]
     wanted = finalists.replay(finalists.candidate(study.open(), 1), trial)
-    (again,) = train(tiny, [wanted], study.study_folder / retraining.FINALISTS)
-    assert again.intermediate_values == trial.intermediate_values
-    assert json.loads(json.dumps(again.user_attrs["confusion"])) == trial.user_attrs["confusion"]
-    assert retraining.same_curve(trial, again) == (0.0, None)
-    assert "the same in each of its 3 epochs." in said_of(trial, again, capsys)
+    (again,) = train(study, retraining.FINALISTS, [wanted])
+    assert again.curve == trial.curve
+    assert again.result is not None and trial.result is not None
+    assert again.result.confusion == trial.result.confusion
+    assert retraining.compare_curves(trial, again) == (0.0, None)
+    assert "the same in each of its 3 epochs." in printed(trial, again, capsys)
 
     # The same trial, recorded elsewhere with another second epoch
-    doctored = dict(trial.intermediate_values) | {1: 0.123}
-    elsewhere = dict(trial.user_attrs["environment"]) | {"torch": "2.11.0"}
-    altered = optuna.trial.create_trial(
-        value=trial.value,
-        intermediate_values=doctored,
-        user_attrs=dict(trial.user_attrs) | {"best_top1": 0.0, "environment": elsewhere},
-    )
-    altered.number = 1
-    assert retraining.same_curve(altered, again) == (trial.value, 1)
+    elsewhere = trial.environment | {"torch": "2.11.0"}
+    altered = recorded(list((trial.curve | {1: 0.123}).values()), best_top1=0.0, environment=elsewhere)
+    altered.number, altered.value = 1, 0.0
+    assert retraining.compare_curves(Trial(altered), again) == (trial.value, 1)
     assert re.search(
-        r"^Replay of trial 1: recorded 0\.00 %, now .* %, \+.* points; the curves part at epoch 2: "
+        r"^Replay of trial 1: recorded 0\.00 %, now .* %, \+.* points; the curves differ from epoch 2: "
         r"the set-up differs \(torch 2\.11\.0 -> .*\)\.$",
-        said_of(altered, again, capsys),
+        printed(Trial(altered), again, capsys),
     )
 
 
-def test_curves_that_part_in_the_same_set_up_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    said = said_of(recorded([0.5, 0.6]), recorded([0.4, 0.6]), capsys)
-    assert "+0.00 points; the curves part at epoch 1: several threads, or a GPU, add in any order." in said
+def test_curves_that_differ_in_the_same_set_up_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(Trial(recorded([0.5, 0.6])), Trial(recorded([0.4, 0.6])), capsys)
+    assert "+0.00 points; the curves differ from epoch 1: several threads, or a GPU, " in text
+    one_thread = {"device": "cpu: x", "threads": "1"}
+    runs = [Trial(recorded([top1, 0.6], environment=one_thread)) for top1 in (0.5, 0.4)]
+    assert "the curves differ from epoch 1: nothing recorded differs" in printed(runs[0], runs[1], capsys)
 
 
-def test_a_replay_that_diverged_at_once_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """It has no value: telling how far it is from the recorded one ended in a KeyError."""
-    trial, again = recorded([0.5, 0.6]), recorded([], outcome=Outcome.DIVERGED)
-    assert retraining.same_curve(trial, again) == (None, 0)
-    assert "recorded 60.00 %, now diverged, the curves part at epoch 1: " in said_of(trial, again, capsys)
+def test_a_replay_that_diverged_at_once_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no value: computing how far it is from the recorded one ended in a KeyError."""
+    trial, again = Trial(recorded([0.5, 0.6])), Trial(recorded([], outcome=Outcome.DIVERGED))
+    assert retraining.compare_curves(trial, again) == (None, 0)
+    assert "recorded 60.00 %, now diverged, the curves differ from epoch 1: " in printed(trial, again, capsys)
