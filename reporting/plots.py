@@ -98,12 +98,14 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
     if not many:
         return {}
     points, lines = (StudyOf(as_shown(some)) for some in (many, analysis.sampled(trials, MOST_LINES)))
+    # Optuna 5.0 loses grey points of categorical parameters in its slice plot.
+    plain = StudyOf(as_shown(many, grey=False))
     varied = [_text(name) for name in important_first(trials, important)]
     found: dict[str, go.Figure | None] = {
         "history": by_optuna.plot_optimization_history(numbered(points), target_name=TOP1),
         "curves": by_optuna.plot_intermediate_values(lines) if any(trial.epochs for trial in many) else None,
         "importances": importances(important),
-        "slices": by_optuna.plot_slice(points, varied, target_name=TOP1) if varied else None,
+        "slices": by_optuna.plot_slice(plain, varied, target_name=TOP1) if varied else None,
         "parallel": by_optuna.plot_parallel_coordinate(lines, varied[:AXES], target_name=TOP1) if varied else None,
         "rank": by_optuna.plot_rank(points, varied[:PAIRS], target_name=TOP1) if len(varied) > 1 else None,
         "cost": cost(trials),
@@ -123,10 +125,10 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
     return there
 
 
-def as_shown(trials: Sequence[Trial]) -> list[FrozenTrial]:
+def as_shown(trials: Sequence[Trial], *, grey: bool = True) -> list[FrozenTrial]:
     """Return trained trials as Optuna's plots take them: complete, with what they reached, and with escaped names.
 
-    The constraint is violated where a trial was not trained to its end; such trials are drawn in grey.
+    `grey`: those that ended early violate a constraint, which draws them in grey.
     """
     made: list[FrozenTrial] = []
     for trial in sorted(trials, key=lambda trial: trial.number):
@@ -141,7 +143,7 @@ def as_shown(trials: Sequence[Trial]) -> list[FrozenTrial]:
             },
             intermediate_values={epoch + 1: value for epoch, value in trial.curve.items()},
             user_attrs={"outcome": str(trial.outcome), "baseline": trial.baseline and _text(trial.baseline)},
-            constraints={"trained to its end": float(trial.value is None)},
+            constraints={"trained to its end": float(trial.value is None)} if grey else None,
         )
         shown.number = trial.number
         shown.datetime_start, shown.datetime_complete = trial.started, trial.ended

@@ -27,18 +27,13 @@ from reporting.words import columns, number, percent, short
 INK, MUTED, GRID, FAINT, WHITE = "#1b1f24", "#59636e", "#dfe3e8", "#a9b1ba", "#ffffff"
 BLUE, RED, GREEN, ORANGE, SKY, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7"
 """The palette of Okabe and Ito (2008), distinct for every kind of colour vision; RED is their vermilion."""
-VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    GRID: "grid",
-    FAINT: "faint",
-    BLUE: "blue",
-    RED: "red",
-    GREEN: "green",
-    ORANGE: "orange",
-    SKY: "sky",
-    PURPLE: "purple",
-}
+VARIABLES: dict[str, str] = dict(
+    zip(
+        (INK, MUTED, GRID, FAINT, BLUE, RED, GREEN, ORANGE, SKY, PURPLE),
+        ["ink", "muted", "grid", "faint", "blue", "red", "green", "orange", "sky", "purple"],
+        strict=True,
+    )
+)
 """Names of the colours in the page's style sheet, which gives them other values in the dark."""
 FONT = 14
 """Size of text in pixels, the unit of all lengths here."""
@@ -191,6 +186,33 @@ class Plot:
             text(short(name, 24), x + side, y + (FONT if below else -5), anchor=anchor, colour=colour),
         ]
 
+    def document(self) -> str:
+        """Return the chart as a document."""
+        return document(self.width, self.height, self.elements)
+
+
+class Rows:
+    """Names below each other, with a scale across that begins at 0, to which each row's marks are added."""
+
+    def __init__(self, names: Sequence[str], *, end: float, height: float) -> None:
+        shown = [short(name, 28) for name in names]
+        left = 12 + LETTER * max(map(columns, shown))
+        self._height = height
+        self.top = 2.0 * FONT
+        self.bottom = self.top + height * len(names)
+        self.across = Scale(low=0, high=end, start=left, end=WIDTH - 2 * FONT)
+        self.elements: list[str] = []
+        for tick in self.across.ticks(5):
+            x = self.across(tick)
+            self.elements.append(line([(x, self.top), (x, self.bottom)], GRID, 0.8))
+            self.elements.append(text(percent(tick, 0), x, self.bottom + 1.3 * FONT, anchor="middle"))
+        for place, name in enumerate(shown):
+            self.elements.append(text(name, left - 10, self.middle(place) + FONT / 3, anchor="end", colour=INK))
+
+    def middle(self, place: int) -> float:
+        """Return the pixel of a row's middle."""
+        return self.top + (place + 0.5) * self._height
+
 
 def legend(entries: Sequence[Entry], width: float) -> tuple[list[str], float]:
     """Lay out entries in rows from the top left; also return the pixel below the last row."""
@@ -242,7 +264,7 @@ def curve_panels(history: Sequence[EpochMetrics], best_epoch: int) -> list[str]:
         plot.mark(best_epoch)
         for _, colour, column in curves:
             plot.line(list(zip(epochs, column, strict=True)), colour)
-        drawn.append(document(plot.width, plot.height, plot.elements))
+        drawn.append(plot.document())
     return drawn
 
 

@@ -1,7 +1,6 @@
-"""The numbers behind the report, each against a slower or a published one."""
+"""The numbers behind the report, each checked against a slower computation or a published value."""
 
 import itertools
-import math
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
+from studies import config
 
 from reporting import analysis
-from tuning.storage import Outcome
+from tuning.trials import Trial
 
 START = datetime(2026, 3, 14, 9, 0)
 
@@ -29,8 +29,8 @@ def trial(
     span: tuple[float, float] | None = None,
     epochs: int = 10,
     **attributes: Any,
-) -> FrozenTrial:
-    """A finished trial; `span`: seconds from START at which it began and ended."""
+) -> Trial:
+    """Return a finished trial; `span` is when it began and ended, in seconds from START."""
     values = params or {}
     made = optuna.trial.create_trial(
         state=state,
@@ -38,29 +38,16 @@ def trial(
         params={name: value for name, (value, _) in values.items()},
         distributions={name: distribution for name, (_, distribution) in values.items()},
         intermediate_values=dict(enumerate(curve)),
-        user_attrs={"config": {"training": {"epochs": epochs, "lr": 0.01}}} | attributes,
+        user_attrs={"config": config(epochs=epochs).to_dict()} | attributes,
     )
     made.number = number
     if span is not None:
         made.datetime_start = START + timedelta(seconds=span[0])
         made.datetime_complete = START + timedelta(seconds=span[1])
-    return made
+    return Trial(made)
 
 
 class TestTrials:
-    def test_what_a_trial_reached(self) -> None:
-        assert analysis.reached(trial(0, 0.7, curve=(0.2, 0.9))) == 0.7
-        assert analysis.reached(trial(0, curve=(0.2, 0.6, 0.4), state=TrialState.PRUNED)) == 0.6
-        assert analysis.reached(trial(0, curve=(0.2, math.nan), state=TrialState.PRUNED)) == 0.2
-        assert analysis.reached(trial(0, state=TrialState.FAIL)) is None
-
-    def test_an_outcome_is_the_attribute_else_the_state(self) -> None:
-        pruned = trial(0, curve=(0.2,), state=TrialState.PRUNED, outcome="diverged")
-        assert analysis.outcome(pruned) is Outcome.DIVERGED
-        assert analysis.outcome(trial(0, state=TrialState.FAIL)) is Outcome.FAILED
-        assert analysis.outcome(trial(0, 0.5, outcome="something else")) is Outcome.COMPLETE
-        assert analysis.outcome(trial(0, state=TrialState.RUNNING)) is None
-
     def test_complete_trials_rank_above_pruned_ones(self) -> None:
         trials = [
             trial(0, 0.3),
@@ -79,26 +66,15 @@ class TestTrials:
             trial(3, 0.4),
             trial(4, state=TrialState.FAIL),
         ]
-        assert analysis.best_so_far(trials) == ([1, 3, 4], [0.3, 0.4, 0.4])
-        assert analysis.best_so_far(trials[:1]) == ([], [])
+        assert analysis.best_so_far(trials) == [(1, 0.3), (3, 0.4), (4, 0.4)]
+        assert analysis.best_so_far(trials[:1]) == []
 
-    def test_a_sample_keeps_the_best_and_the_known(self) -> None:
-        trials = [trial(n, n / 100, **({"known_good": "a recipe"} if n == 3 else {})) for n in range(100)]
+    def test_a_sample_keeps_the_best_and_the_baselines(self) -> None:
+        trials = [trial(n, n / 100, **({"baseline": "a recipe"} if n == 3 else {})) for n in range(100)]
         chosen = [one.number for one in analysis.sampled(trials, 40)]
         assert len(chosen) == len(set(chosen)) == 40
         assert chosen[:6] == [99, 98, 97, 96, 95, 3]
         assert [one.number for one in analysis.sampled(trials, 100)] == list(reversed(range(100)))
-
-    def test_coordinates_are_what_all_trials_have_and_the_lr(self) -> None:
-        unit = FloatDistribution(0, 1)
-        trials = [
-            trial(0, 0.5, params={"x": (0.1, unit), "sgd_lr": (0.1, unit)}),
-            trial(1, 0.5, params={"x": (0.2, unit)}),
-        ]
-        trials[1].user_attrs["config"]["training"]["lr"] = 0.2
-        space, values = analysis.coordinates(trials)
-        assert list(space) == ["x", "lr"]
-        assert values == [{"x": 0.1, "lr": 0.01}, {"x": 0.2, "lr": 0.2}]
 
 
 class TestShares:
@@ -193,30 +169,31 @@ def test_the_front_is_what_no_other_beats() -> None:
     trials = [trial(n, float(rng.integers(20)) / 20, flops=int(rng.integers(1, 30))) for n in range(60)]
     trials += [trial(60, 0.5), trial(61, curve=(0.99,), state=TrialState.PRUNED, flops=1)]
 
-    def beaten(one: FrozenTrial) -> bool:
+    def beaten(one: Trial) -> bool:
         return any(
-            (other.value or 0) >= (one.value or 0)
-            and other.user_attrs["flops"] <= one.user_attrs["flops"]
-            and ((other.value or 0) > (one.value or 0) or other.user_attrs["flops"] < one.user_attrs["flops"])
+            other.value >= one.value
+            and other.flops <= one.flops
+            and (other.value > one.value or other.flops < one.flops)
             for other in trials[:60]
         )
 
     found = analysis.front(trials)
-    places = {(one.user_attrs["flops"], one.value) for one in trials[:60] if not beaten(one)}
-    assert {(one.user_attrs["flops"], one.value) for one in found} == places
-    assert all(a.user_attrs["flops"] < b.user_attrs["flops"] for a, b in itertools.pairwise(found))
+    assert {(one.flops, one.value) for one in found} == {
+        (one.flops, one.value) for one in trials[:60] if not beaten(one)
+    }
+    assert all(a.flops < b.flops for a, b in itertools.pairwise(found))
 
 
 def test_savings_count_what_was_not_trained() -> None:
     trials = [
-        trial(0, 0.5, curve=(0.1,) * 10, seconds=20.0),
+        trial(0, 0.5, curve=(0.1,) * 10, seconds=20.0, key="a"),
         trial(1, curve=(0.1,) * 4, state=TrialState.PRUNED, outcome="pruned", seconds=8.0),
         trial(2, curve=(0.1,) * 2, state=TrialState.PRUNED, outcome="diverged", seconds=4.0),
-        trial(3, state=TrialState.FAIL, outcome="duplicate", reason="duplicate of trial 0"),
+        trial(3, state=TrialState.FAIL, outcome="duplicate", key="a"),
         trial(4, state=TrialState.PRUNED, outcome="infeasible"),
     ]
     saved = analysis.savings(trials)
-    assert (saved.pruned, saved.epochs, saved.spared, saved.spared_seconds) == (1, 16, 6, 12.0)
+    assert (saved.epochs, saved.spared, saved.spared_seconds) == (16, 6, 12.0)
     assert (saved.duplicates, saved.duplicate_epochs, saved.duplicate_seconds) == (1, 10, 20.0)
     assert saved.share == 6 / 22
 
@@ -249,34 +226,33 @@ class TestHowItRan:
             ("pruned after epoch 5", 1, (8,)),
             ("duplicate of trial …", 7, (0, 1)),
             ("worker died: signal 9", 1, (9,)),
-            ("no reason was noted", 1, (10,)),
+            ("no reason was stored", 1, (10,)),
         ]
         assert analysis.tally(trials) == {"pruned": 2, "duplicate": 7, "failed": 2}
 
-    def test_a_timeline_leaves_out_the_night(self) -> None:
+    def test_the_run_time_leaves_out_the_night(self) -> None:
         trials = [
             trial(0, 0.5, slot=0, span=(0, 100)),
             trial(1, 0.5, slot=1, span=(0, 50)),
             trial(2, 0.5, slot=0, span=(30_000, 30_100)),
             trial(3, state=TrialState.FAIL),
         ]
-        line = analysis.timeline(trials)
-        assert line is not None
-        assert [(bar.slot, bar.begin, bar.end) for bar in line.bars] == [(1, 0, 50), (0, 0, 100), (0, 100, 200)]
-        assert line.pauses == ((100, 29_900),)
-        assert (line.slots, line.seconds, line.busy) == (2, 200, 250 / 400)
-        assert (line.began, line.ended) == (START, START + timedelta(seconds=30_100))
+        time = analysis.run_time(trials)
+        assert time is not None
+        assert time.pauses == (29_900,)
+        assert (time.workers, time.seconds, time.busy) == (2, 200, 250 / 400)
+        assert (time.began, time.ended) == (START, START + timedelta(seconds=30_100))
 
-    def test_an_adopted_trial_counts_with_its_own_seconds(self) -> None:
+    def test_a_resumed_trial_counts_with_its_own_seconds(self) -> None:
         trials = [
             trial(0, 0.5, slot=0, span=(0, 100)),
             trial(1, 0.5, slot=0, span=(100, 30_050), attempts=2, seconds=40.0),
         ]
-        line = analysis.timeline(trials)
-        assert line is not None
-        assert line.seconds == pytest.approx(100 + 44)
-        assert [length for _, length in line.pauses] == [pytest.approx(30_050 - 44 - 100)]
+        time = analysis.run_time(trials)
+        assert time is not None
+        assert time.seconds == pytest.approx(100 + 44)
+        assert time.pauses == (pytest.approx(30_050 - 44 - 100),)
 
     def test_without_a_slot_there_is_none(self) -> None:
-        assert analysis.timeline([trial(0, 0.5)]) is None
-        assert analysis.timeline([]) is None
+        assert analysis.run_time([trial(0, 0.5)]) is None
+        assert analysis.run_time([]) is None

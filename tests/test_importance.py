@@ -1,4 +1,4 @@
-"""Importances: Optuna's own numbers, and an uncertainty that finds what matters and lets chance be chance."""
+"""Importances: Optuna's own numbers, with an uncertainty that separates what matters from chance."""
 
 import warnings
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.trial import FrozenTrial, TrialState
 
-from reporting.analysis import reached, trained
+from reporting.analysis import trained
 from reporting.importance import FEWEST, importances
 from tests.stress.made_up_studies import made_up_study, made_up_trials
+from tuning.trials import Trial, read_trials
 
 SPACE = {
     "matters": FloatDistribution(1e-4, 1e-1, log=True),
@@ -25,8 +25,8 @@ SPACE = {
 }
 
 
-def study_of(count: int, value: Callable[[dict[str, Any]], float], seed: int = 0) -> list[FrozenTrial]:
-    """Random points of SPACE, `conditional` in those with the first choice, valued by a function."""
+def study_of(count: int, value: Callable[[dict[str, Any]], float], seed: int = 0) -> list[Trial]:
+    """Return random points of SPACE with their values; those with the first choice also have `conditional`."""
     rng = np.random.default_rng(seed)
     study = optuna.create_study(direction="maximize")
     for _ in range(count):
@@ -43,15 +43,15 @@ def study_of(count: int, value: Callable[[dict[str, Any]], float], seed: int = 0
             params["conditional"] = float(rng.uniform(-1, 1))
             space["conditional"] = FloatDistribution(-1.0, 1.0)
         study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value(params)))
-    return study.get_trials()
+    return read_trials(study)
 
 
-def by_optuna(trials: list[FrozenTrial]) -> dict[str, float]:
-    """Optuna's evaluator, on trials that are complete with what they reached."""
+def by_optuna(trials: list[Trial]) -> dict[str, float]:
+    """Return what Optuna's evaluator gives for trials that are complete with what they reached."""
     study = optuna.create_study(direction="maximize")
     for trial in trials:
         study.add_trial(
-            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=reached(trial))
+            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=trial.reached)
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,28 +59,28 @@ def by_optuna(trials: list[FrozenTrial]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("count", [20, 43, 200])
-def test_they_are_optunas_own(count: int) -> None:
+def test_shares_are_those_of_optunas_evaluator(count: int) -> None:
     trials = study_of(count, lambda params: round(-abs(np.log10(params["matters"]) + 2.5), 1))
     found = importances(trials, resamples=2)
     assert found is not None
     expected = by_optuna(trials)
     whole = sum(expected[row.name] for row in found.rows)
     assert {row.name: row.share for row in found.rows} == {
-        row.name: pytest.approx(expected[row.name] / whole, abs=1e-6) for row in found.rows
+        row.name: pytest.approx(expected[row.name] / whole, abs=1e-9) for row in found.rows
     }
 
 
-def test_of_a_study_with_pruned_trials_too() -> None:
-    trials = trained(made_up_study(made_up_trials(60)).get_trials())
+def test_pruned_trials_count_with_what_they_reached() -> None:
+    trials = trained(read_trials(made_up_study(made_up_trials(60))))
     found = importances(trials, resamples=2)
     assert found is not None
-    assert found.pruned == sum(trial.state is TrialState.PRUNED for trial in trials) > 0
+    assert found.pruned == sum(trial.value is None for trial in trials) > 0
     expected = by_optuna(trials)
     whole = sum(expected[row.name] for row in found.rows)
-    assert all(row.share == pytest.approx(expected[row.name] / whole, abs=1e-6) for row in found.rows)
+    assert all(row.share == pytest.approx(expected[row.name] / whole, abs=1e-9) for row in found.rows)
 
 
-def test_what_decides_is_told_from_chance_and_comes_first() -> None:
+def test_what_matters_stands_out_from_chance_and_comes_first() -> None:
     found = importances(study_of(120, lambda params: -abs(np.log10(params["matters"]) + 2.5)))
     assert found is not None
     first, *others = found.rows
@@ -90,12 +90,12 @@ def test_what_decides_is_told_from_chance_and_comes_first() -> None:
     assert sum(row.tells for row in others) <= 2
 
 
-def test_chance_alone_is_rarely_told() -> None:
-    """One row of twenty stands above its mark by luck: of 12 studies of six parameters about four."""
+def test_parameters_without_effect_rarely_stand_out() -> None:
+    """One row in twenty stands out by luck: about four in 12 studies of six parameters."""
     told = 0
     for seed in range(12):
         rng = np.random.default_rng([seed, 1])
-        found = importances(study_of(60, lambda params, rng=rng: float(rng.random()), seed), resamples=60)
+        found = importances(study_of(60, lambda params, rng=rng: float(rng.random()), seed), resamples=30)
         assert found is not None
         told += sum(row.tells for row in found.rows)
     assert told <= 10
@@ -108,7 +108,7 @@ def test_intervals_hold_the_share_and_stay_within_the_whole() -> None:
     assert all(0 <= row.low <= row.share <= row.high <= 1 for row in found.rows)
 
 
-def test_few_trials_give_none_and_rare_parameters_are_named() -> None:
+def test_few_trials_give_no_importances_and_rare_parameters_are_named() -> None:
     assert importances(study_of(FEWEST - 1, lambda params: params["noise"])) is None
     assert importances([]) is None
     found = importances(study_of(15, lambda params: params["noise"], seed=3))
@@ -126,6 +126,6 @@ def test_equal_values_give_equal_shares() -> None:
     assert not any(row.tells for row in found.rows)
 
 
-def test_they_are_the_same_again() -> None:
+def test_the_same_trials_give_the_same_importances() -> None:
     trials = study_of(40, lambda params: params["noise"])
     assert importances(trials, resamples=10) == importances(trials, resamples=10)

@@ -1,4 +1,4 @@
-"""The report: whole and offline for every study that can be, and nothing in it but text and pictures."""
+"""The report: complete and offline for every kind of study, with nothing in it but text and pictures."""
 
 import re
 from collections.abc import Sequence
@@ -18,10 +18,12 @@ from data.split import split
 from reporting import page
 from reporting.sections import background, outcome
 from reporting.sections.parts import Facts
-from search_space import known_good
+from search_space import baselines
 from selection.retraining import best_so_far
 from tests.stress.made_up_studies import CLASSES, made_up_study, made_up_trials, write_files, write_finals
-from tuning.storage import Outcome, counts
+from tuning.session import OpenStudy
+from tuning.settings import Settings
+from tuning.trials import Outcome, count_trials, read_trials
 
 HOSTILE = '<script>alert("1")</script>'
 NAMES = (
@@ -38,7 +40,7 @@ NAMES = (
 
 
 class Page(HTMLParser):
-    """What a browser would find in a page: every element, every attribute, and the text by element."""
+    """What a browser finds in a page: every element with its attributes, and the text."""
 
     VOID = frozenset({"meta", "br", "img", "path", "use", "rect", "image", "link", "input"})
 
@@ -99,24 +101,25 @@ class TestAWholeStudy:
         found = Page(forty[1])
         anchors = [str(attributes["id"]) for tag, attributes in found.elements if tag == "section"]
         assert anchors == [
-            *("result", "search", "mattered", "cost", "mistakes"),
-            *("endings", "workers", "data", "settings", "go-on"),
+            *("result", "mistakes", "search", "mattered", "cost"),
+            *("endings", "data", "settings", "next"),
         ]
         linked = [str(attributes["href"])[1:] for tag, attributes in found.elements if tag == "a"]
         assert set(anchors) <= set(linked)
 
     def test_it_names_the_best_trial_and_its_value(self, forty: tuple[Path, str], trials: list[FrozenTrial]) -> None:
         best = max((t for t in trials if t.state is TrialState.COMPLETE), key=lambda t: t.value or 0.0)
-        assert f"Trial {best.number} named {100 * (best.value or 0.0):.1f} % of" in sentences(forty[1])
+        assert f"Trial {best.number} classifies {100 * (best.value or 0.0):.1f} % of" in sentences(forty[1])
         assert f"validation top-1 of trial {best.number}, the best" in sentences(forty[1])
 
     def test_every_figure_has_a_sentence_and_an_alternative_text(self, forty: tuple[Path, str]) -> None:
         found = Page(forty[1])
         figures = [tag for tag, _ in found.elements if tag == "figure"]
-        assert len(figures) == 12
-        drawings = [attributes for tag, attributes in found.elements if tag == "svg"]
-        assert len(drawings) == 2 * len(figures)
-        assert all(len(attributes["aria-label"] or "") > 40 and attributes["role"] == "img" for attributes in drawings)
+        assert len(figures) == 7
+        labels = [attributes["aria-label"] or "" for _, attributes in found.elements if attributes.get("role") == "img"]
+        assert len(labels) == len(figures)
+        assert all(len(label) > 40 for label in labels)
+        assert sum(tag == "svg" for tag, _ in found.elements) == len(figures) + 2, "learning curves are three"
         captions = re.findall(r"<figcaption>(.*?)</figcaption>", forty[1], flags=re.DOTALL)
         assert all(re.search(r"\d", caption) for caption in captions)
 
@@ -141,15 +144,15 @@ class TestAWholeStudy:
     def test_every_interactive_page_that_is_linked_is_there(self, forty: tuple[Path, str]) -> None:
         folder, text = forty
         linked = set(re.findall(r'href="(plots/[^"]+)"', text))
-        assert len(linked) == 6
+        assert len(linked) == 8
         assert all((folder / path).is_file() for path in linked)
 
     def test_it_is_small_and_whole(self, forty: tuple[Path, str]) -> None:
         folder, text = forty
-        assert len(text.encode()) < 600_000
+        assert len(text.encode()) < 150_000
         assert sorted(path.name for path in folder.iterdir()) == ["data_report.csv", "plots", "report.html", "trials"]
 
-    def test_too_few_trials_are_told_plainly(self, forty: tuple[Path, str]) -> None:
+    def test_a_warning_says_that_trials_are_few(self, forty: tuple[Path, str]) -> None:
         assert "trials are few for" in sentences(forty[1])
         assert "python study.py retrain --study made-up" in sentences(forty[1])
 
@@ -163,14 +166,14 @@ def tested(tmp_path_factory: pytest.TempPathFactory, trials: list[FrozenTrial]) 
     folder = tmp_path_factory.mktemp("retrained")
     study = made_up_study(trials)
     write_files(study, folder)
-    write_finals(study, folder, looks=2)
+    write_finals(study, folder, evaluations=2)
     return page.write(study, folder).read_text(encoding="utf-8")
 
 
 def test_of_a_study_that_was_really_trained(tmp_path: Path) -> None:
-    """The made-up ones might miss what a coordinator leaves."""
+    """Made-up studies may lack what a coordinator leaves."""
     tiny = studies.prepare(tmp_path)
-    study = tiny.open(first_trials=known_good(studies.TINY))
+    study = tiny.open(first_trials=baselines(studies.TINY))
     for _ in tiny.coordinator(4, study=study).run():
         pass
     found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
@@ -179,70 +182,69 @@ def test_of_a_study_that_was_really_trained(tmp_path: Path) -> None:
     text = (tiny.study_folder / "report.html").read_text(encoding="utf-8")
     best = study.best_trial
     assert f"rial {best.number}" in sentences(text)
-    assert f"The training of trial {best.number}" in sentences(text)
-    assert {"result", "search", "mattered", "cost", "mistakes", "endings", "workers", "data"} <= set(Page(text).ids())
+    assert f"Training of trial {best.number}" in sentences(text)
+    assert {"result", "search", "mattered", "cost", "mistakes", "endings", "data"} <= set(Page(text).ids())
     assert "of 3 classes" in sentences(text)
     assert "Agaricus" in sentences(text)
-    assert "improved by hand" in sentences(text)
+    assert "hand-tuned recipe" in sentences(text)
 
 
 class TestAfterRetraining:
     def test_the_test_part_is_the_headline(self, tested: str) -> None:
         assert "top-1 on the test part" in sentences(tested)
-        assert "flatters itself" not in sentences(tested)
+        assert "expect less on new pictures. python study.py retrain" not in sentences(tested)
 
     def test_a_winner_that_was_not_the_studys_best_is_named(self, tested: str) -> None:
         """The report said of the study's best trial what the other one had reached."""
-        (won,) = re.findall(r"Over several seeds trial (\d+) was better. Trained again on train and", sentences(tested))
-        assert f"Trial {won} named" not in sentences(tested)
-        assert f"Over 3 seeds, trial {won} is the best of 3" in sentences(tested)
+        (won,) = re.findall(r"Over several seeds trial (\d+) is better", sentences(tested))
+        assert f"Trial {won} classifies" not in sentences(tested)
+        assert f"Of 3 finalists, trial {won} has the highest mean" in sentences(tested)
 
     def test_finalists_and_test_result_have_their_sections(self, tested: str) -> None:
         anchors = [attributes.get("id") for tag, attributes in Page(tested).elements if tag == "section"]
         assert anchors.index("finalists") + 1 == anchors.index("mistakes")
-        assert "Over 3 seeds, trial" in sentences(tested)
-        assert "Confusion on the test part" in sentences(tested)
-        assert "improved by hand 40.5 % 0.7 % 2, 1 diverged" in sentences(tested)
+        assert "3 of 3" in sentences(tested)
+        assert "Confusion matrix of the test part" in sentences(tested)
+        assert "hand-tuned recipe 40.5 % 0.7 % 2, 1 diverged" in sentences(tested)
 
-    def test_several_looks_are_warned_of(self, tested: str) -> None:
-        assert "looked at 2 times" in sentences(tested)
-        assert "Who looks often finds a lucky network" in sentences(tested)
+    def test_a_warning_says_that_several_networks_were_tested(self, tested: str) -> None:
+        assert "evaluated on the test part 2 times" in sentences(tested)
+        assert "a lucky network" in sentences(tested)
 
     def test_a_winner_that_was_not_tested_leaves_the_study_as_it_was(
         self, tmp_path: Path, trials: list[FrozenTrial]
     ) -> None:
         study = made_up_study(trials[:8])
-        best_so_far(study, "made-up pictures").save(tmp_path)
+        settings = Settings(data="", test_data=None, pictures=None, storage=None)
+        best_so_far(OpenStudy(study=study, folder=tmp_path, url="", settings=settings)).save(tmp_path)
         facts = page.read(study, tmp_path)
         assert facts.test is None
         assert outcome.finalists(facts) is None
-        assert "is an upper estimate" in str(outcome.result(facts))
+        assert "expect less" in str(outcome.result(facts))
 
 
-class TestGoingOn:
-    def test_the_commands_find_the_study_and_go_on_as_it_was_begun(
+class TestNextSteps:
+    def test_the_commands_find_the_study_and_continue_it_as_it_was_started(
         self, tmp_path: Path, trials: list[FrozenTrial]
     ) -> None:
-        found, words = "--study birds --results /far", ["--data", "my birds", "--study", "birds", "--trials", "40"]
-        written = page.write(made_up_study(trials), tmp_path, study_options=found, argv=words)
+        options, argv = "--study birds --results /far", ["--data", "my birds", "--study", "birds", "--trials", "40"]
+        written = page.write(made_up_study(trials), tmp_path, study_options=options, argv=argv)
         text = sentences(written.read_text(encoding="utf-8"))
-        more = 2 * sum(map(counts, trials))
+        more = 2 * count_trials(read_trials(made_up_study(trials)))
         assert f"python study.py --data 'my birds' --study birds --trials {more}" in text
-        assert f"python study.py retrain {found} " in text
+        assert f"python study.py retrain {options} " in text
 
-    def test_what_repeats_is_told(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+    def test_the_page_says_what_the_same_seed_repeats(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
         facts = page.read(made_up_study(trials), tmp_path)
-        assert "bit for bit. Several ran at once" in str(background.settings(facts))
-        alone = [trial for trial in trials if trial.user_attrs.get("slot") in (0, None)]
-        assert "bit for bit. One ran at a time: so does the whole study." in str(
-            background.settings(replace(facts, trials=alone))
-        )
+        assert "bit for bit. Several trials ran at once" in str(background.settings(facts))
+        alone = [trial for trial in facts.trials if trial.slot in (0, None)]
+        assert "bit for bit. The whole study repeats too" in str(background.settings(replace(facts, trials=alone)))
 
 
 class TestUnusualStudies:
     def test_without_any_trial(self, tmp_path: Path) -> None:
         text = written(tmp_path, [], files=False)
-        assert "The study has no trial yet" in sentences(text)
+        assert "no trials yet" in sentences(text)
         assert "<figure" not in text
         assert not list((tmp_path / "plots").iterdir())
 
@@ -252,27 +254,27 @@ class TestUnusualStudies:
         study.ask()
         study.enqueue_trial({"width": 0.25})
         text = page.write(study, tmp_path).read_text(encoding="utf-8")
-        assert "No trial has been trained yet (1 running and 1 waiting)." in sentences(text)
+        assert "No trial has been trained yet: 1 running and 1 waiting." in sentences(text)
 
     def test_with_all_pruned(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
         pruned = [trial for trial in trials if trial.user_attrs["outcome"] == Outcome.PRUNED]
         text = sentences(written(tmp_path, renumbered(pruned)))
-        assert f"No trial has been trained to its last epoch: {len(pruned)} trials were stopped before." in text
-        assert "there is no front yet" in text
+        assert f"No trial has been trained to its last epoch yet; {len(pruned)} trials ended early." in text
+        assert "no Pareto front yet" in text
         assert "top-1 of trial" not in text
 
-    def test_with_one_trial_over_the_report_of_an_older_time(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+    def test_with_one_trial_over_an_older_report(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
         (tmp_path / "plots").mkdir()
         (tmp_path / "report.html").write_text("an older one")
-        (tmp_path / "plots" / "parallel.html").write_text("an older one")
+        (tmp_path / "plots" / "importances.html").write_text("an older one")
         text = sentences(written(tmp_path, trials[:1]))
         assert "an older one" not in text
-        assert not (tmp_path / "plots" / "parallel.html").exists()
-        assert "What mattered cannot be told from 1 trained trial" in text
+        assert not (tmp_path / "plots" / "importances.html").exists()
+        assert "1 trained trial cannot show what matters" in text
         assert f"{100 * (trials[0].value or 0.0):.1f} %; there is no other yet" in text
 
     def test_with_one_epoch_and_nothing_beside_the_database(self, tmp_path: Path) -> None:
-        """A trial that somebody told by hand has no configuration, no slot and no confusion matrix."""
+        """A trial finished by another program has no configuration, no slot and no confusion matrix."""
         study = optuna.create_study(direction="maximize", study_name="bare")
         study.add_trial(
             optuna.trial.create_trial(
@@ -291,14 +293,14 @@ class TestUnusualStudies:
         study = made_up_study(made_up_trials(6, classes=120))
         write_files(study, tmp_path, classes=names)
         text = page.write(study, tmp_path).read_text(encoding="utf-8")
-        assert "Drawn are the best and the worst 20 of" in sentences(text)
-        assert len(text.encode()) < 600_000
+        assert "The best and the worst 20 of" in sentences(text)
+        assert len(text.encode()) < 300_000
 
     @pytest.mark.long
     def test_of_a_thousand_trials(self, tmp_path: Path) -> None:
         text = written(tmp_path, made_up_trials(1000))
-        assert len(text.encode()) < 1_500_000
-        assert "Drawn are 800 of" in sentences(text)
+        assert len(text.encode()) < 300_000
+        assert "Shown: 800 of" in sentences(text)
 
     def test_with_a_torn_history_and_data_of_other_classes(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
         study = made_up_study(trials[:8])
@@ -344,13 +346,13 @@ def renumbered(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def hostile(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials with hostile reasons, recipes, choices and parameters."""
+    """Return the trials with hostile reasons, baselines, choices and parameters."""
     changed: list[FrozenTrial] = []
     for trial in made_up_study(trials).get_trials():
         attributes: dict[str, Any] = dict(trial.user_attrs)
         attributes["reason"] = f"{HOSTILE} {attributes['reason']}\n\x1b[31m" + "y" * 300
-        if "known_good" in attributes:
-            attributes["known_good"] = f"<b>{attributes['known_good']}</b> $a$"
+        if "baseline" in attributes:
+            attributes["baseline"] = f"<b>{attributes['baseline']}</b> $a$"
         name = '<b onclick="x()">$width$</b>'
         params, distributions = dict(trial.params), dict(trial.distributions)
         params[name], distributions[name] = params.pop("width"), distributions.pop("width")
@@ -364,4 +366,4 @@ def hostile(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 def test_facts_of_a_study_that_has_nothing_beside_it(tmp_path: Path) -> None:
     facts = page.read(made_up_study([]), tmp_path)
     assert isinstance(facts, Facts)
-    assert (facts.best, facts.pictures, facts.test, facts.classes) == (None, None, None, None)
+    assert (facts.best, facts.pictures, facts.test, facts.classes) == (None, 0, None, None)
