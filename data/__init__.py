@@ -1,6 +1,6 @@
 """The data path: source -> catalog -> split -> cache -> batches.
 
-Importing this package alone loads neither numpy nor torch, so that the command line can name `DataError` cheaply.
+Importing the package itself loads neither numpy nor torch: the command line catches `DataError` without that wait.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -22,7 +22,7 @@ class DataError(Exception):
 
 @contextmanager
 def explained(problem: str, fix: str) -> Generator[None]:
-    """Raise a DataError that reads "`problem` (reason): `fix`" where the body raises an OSError."""
+    """Turn an OSError raised in the body into a DataError that reads "`problem` (reason): `fix`"."""
     try:
         yield
     except OSError as error:

@@ -69,11 +69,11 @@ class TrainingBatches:
         self._seed = seed
         self._total = len(part.labels) * views
         # All views of all pictures are rows of one table of draws. Oversampled rare pictures have more than `views`.
-        self._most = np.full(len(part.labels), views)
+        self._views_each = np.full(len(part.labels), views)
         if oversample:
             share = -(-self._total // np.count_nonzero(counts))
-            self._most = -(-share // counts[part.labels])
-        self._first_row = np.cumsum(self._most) - self._most
+            self._views_each = -(-share // counts[part.labels])
+        self._first_row = np.cumsum(self._views_each) - self._views_each
 
     def __len__(self) -> int:
         full, rest = divmod(self._total, self._batch_size)
@@ -83,7 +83,7 @@ class TrainingBatches:
         """Yield the batches of epoch n (0-based): channels_last images and labels, on the device."""
         pictures, views = self.order(n)
         rows = self._first_row[pictures] + views
-        all_pictures = np.repeat(np.arange(len(self._most)), self._most)
+        all_pictures = np.repeat(np.arange(len(self._views_each)), self._views_each)
         all_views = np.arange(len(all_pictures)) - self._first_row[all_pictures]
         stream = [self._seed, n, FRESH] if self._augment.fresh else [self._seed, FIXED]
         draws = draw(self._augment.strength, self.plain(all_pictures, all_views, n), np.random.default_rng(stream))
@@ -95,8 +95,8 @@ class TrainingBatches:
         """Return epoch n's pictures, as positions in the part, and the number of each one's view, from 0."""
         rng = np.random.default_rng([self._seed, n, ORDER])
         if not self._oversample:
-            positions = np.concatenate([rng.permutation(len(self._most)) for _ in range(self._views)])
-            return positions, np.repeat(np.arange(self._views), len(self._most))
+            positions = np.concatenate([rng.permutation(len(self._views_each)) for _ in range(self._views)])
+            return positions, np.repeat(np.arange(self._views), len(self._views_each))
         present = np.flatnonzero(self.class_counts)
         extra = rng.permutation(len(present)) < self._total % len(present)
         chosen: list[tuple[Indices, Indices]] = []

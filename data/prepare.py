@@ -1,7 +1,7 @@
 """Preparation of a data set for a study: source -> catalog -> split -> cache.
 
-`find_pictures("photos")` reads and checks every file but decodes none into the cache; what it returns does that with
-`decode([64, 96], cache_dir=default_cache())`, size by size.
+`find_pictures("photos")` reads, checks and splits a data set. `decode([64, 96], cache_dir=default_cache())`, called on
+its result, decodes the pictures at these sizes (pixels) for training.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from data.split import Split, split
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """A data set that has been read and split, but not decoded yet."""
+    """Data set that has been read and split, but not decoded yet."""
 
     name: str
     """Name of the source, which is also a study's default name."""
@@ -37,9 +37,9 @@ class Pictures:
     split: Split
 
     def decode(self, sizes: Iterable[int], *, cache_dir: Path, track: Track = no_track) -> CacheHandle:
-        """Decode the pictures in use at each size (pixels) into the cache, unless they are there already.
+        """Decode the pictures in use at each size (pixels) into the cache, except at sizes that are there already.
 
-        Raises DataError: the cache cannot be written, or a picture has changed since it was read.
+        Raises DataError: the cache cannot be written, or a picture has changed since it was checked.
         """
         return cache.build(self.catalog, self.split, sizes, cache_dir=cache_dir, track=track)
 
@@ -52,10 +52,11 @@ def find_pictures(
     cache_dir: Path | None = None,
     track: Track = no_track,
 ) -> Pictures:
-    """Read a data set, check each of its files and split it.
+    """Read a data set, check each of its files, and split it into train, validation and test.
 
-    `data` and `test_data` are those of `sources.resolve`. `limit` is the largest number of pictures to use, None for
-    all. The results of the checks are remembered under `cache_dir`, `default_cache()` if None.
+    `data` is "field-guide", "kaggle" or the path of a folder of class folders; `test_data`, an official test set, is
+    another such folder. Up to `limit` pictures are used, all if it is None. Results of the checks are stored under
+    `cache_dir`, by default `default_cache()`, so that only new and changed files are opened the next time.
     Raises DataError for a data set that cannot be used; its text says why and what to do.
     """
     cache_dir = cache_dir or default_cache()

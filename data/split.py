@@ -19,20 +19,21 @@ from model.files import printable
 
 PartName = Literal["train", "validation", "test"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
+"""Names of the parts, in the order of their intervals on [0, 1)."""
 
 PART_SHARES: dict[str, float] = {"train": 0.70, "validation": 0.15, "test": 0.15}
-"""Share of the pictures in each part. Where a data set brings a part of its own, the others keep their proportions."""
+"""Share of the pictures in each part. If a data set has an official part, the others keep their proportions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Positions in `Catalog.kept` of each part's pictures: sorted int64 arrays; each kept picture is in one part."""
+    """Positions in `Catalog.kept` of each part's pictures, sorted, int64; every kept picture is in exactly one part."""
 
     train: npt.NDArray[np.int64]
     validation: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
 
-    def named(self) -> tuple[tuple[str, npt.NDArray[np.int64]], ...]:
+    def named(self) -> tuple[tuple[PartName, npt.NDArray[np.int64]], ...]:
         """Return (name, positions) of each part."""
         return tuple((name, getattr(self, name)) for name in PARTS)
 
@@ -46,10 +47,10 @@ def split(catalog: Catalog) -> Split:
     closest to the part's interval, provided that the move leaves no other part without one.
     Raises DataError when a class has too few distinct pictures to be in every part.
     """
-    carved = [name for name in PART_SHARES if name == "train" or name not in catalog.source.parts]
+    carved = [name for name in PARTS if name == "train" or name not in catalog.source.parts]
     total = sum(PART_SHARES[name] for name in carved)
     ends = accumulate(PART_SHARES[name] / total for name in carved)
-    intervals = dict(zip(carved, pairwise((0.0, *ends)), strict=True))
+    intervals: dict[str, tuple[float, float]] = dict(zip(carved, pairwise((0.0, *ends)), strict=True))
 
     classes_of: defaultdict[str, set[str]] = defaultdict(set)
     for picture in catalog.kept:
@@ -62,7 +63,7 @@ def split(catalog: Catalog) -> Split:
     }
     _fill_empty_parts(catalog, part_of, points, classes_of, intervals)
 
-    positions: dict[str, list[int]] = {name: [] for name in PART_SHARES}
+    positions: dict[str, list[int]] = {name: [] for name in PARTS}
     for position, picture in enumerate(catalog.kept):
         part = part_of[picture.group] if picture.part in ("all", "train") else picture.part
         positions[part].append(position)
@@ -72,8 +73,8 @@ def split(catalog: Catalog) -> Split:
 def _point(group: str) -> float:
     """Map a group to [0, 1), uniformly.
 
-    The group's name is hashed again because it is the smallest of several hashes: large groups have small names, and
-    `Catalog.limited` prefers small names.
+    The group's name is hashed again because it is not uniform: large groups have small names (the smallest of several
+    hashes), and `Catalog.limited` prefers pictures with small hashes.
     """
     digest = hashlib.blake2b(group.encode(), digest_size=8, person=b"split").digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
