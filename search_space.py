@@ -46,8 +46,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """Return the inverse of `to_dict`; a missing field has its default. Raises ValueError for anything else."""
-        parts = {"model": ModelConfig, "augment": AugmentConfig, "training": TrainingConfig}
-        return fill(cls, values | {name: fill(kind, values[name]) for name, kind in parts.items() if name in values})
+        return fill(cls, values)
 
     @property
     def cost(self) -> Cost:

@@ -57,7 +57,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
             },
             "epochs": winner.epochs,
             "seed": winner.seed,
-            "config": winner.config,
+            "config": config.to_dict(),
             "validation": winner.validation,
             "trained with": winner.environment,
             "exported with": versions(),
