@@ -1,11 +1,11 @@
-"""The original recipe's six augmentations for a whole batch at once: one warp per picture, then a blur where drawn.
+"""The original recipe's six augmentations for a whole batch at once: one warp per picture, then some blurs.
 
 config -> `draw`: one or two of the six for each picture, as one homography and one sigma -> `augment`: one grid, one
 `grid_sample`. A homography maps a point of the new picture to the point of the old one that it shows. Coordinates run
 from -1 to 1 between the picture's outer edges, so that pixel i of S has its centre at (2i + 1) / S - 1
 (`align_corners=False`). Steps are composed by matrix product, so that two of them interpolate the picture only once.
 
-Measured against torchvision's operations, picture by picture, in benchmarks/README.md.
+Compared with a loop over torchvision's operations in benchmarks/README.md.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ from data.transfer import to_device
 Floats = npt.NDArray[np.float64]
 
 STEPS = ("crop", "flip", "perspective", "rotation", "translation", "blur")
-"""In the order of application where a picture draws two."""
+"""Names of the steps, in order of application."""
 
 MAX_ROTATION = 30.0
-"""Degrees, in either direction, at strength 1."""
+"""Largest angle in degrees, in either direction, at strength 1."""
 
 MIN_AREA = 0.3
 """Smallest area of a crop, as a share of the picture, at strength 1. Torchvision's 0.08 often misses the mushroom."""
@@ -48,7 +48,7 @@ CACHED_PIXELS = 2**17
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training pictures are augmented."""
+    """Augmentation of the training pictures."""
 
     strength: float
     """Scale of every magnitude, 0 to 2: 0 is no augmentation, 1 the original recipe. Flips are unaffected above 0."""

@@ -1,9 +1,9 @@
 """Near-duplicates: finds copies that were resized, recompressed or slightly changed. Thumbnails in, groups out.
 
 A difference hash of 64 bits [1] finds candidates, the correlation of their thumbnails confirms them, and confirmed
-pairs are joined into groups. Hashes that differ in at most 7 bits differ in at most 1 bit in at least one of their four
-bands of 16 bits, so only pictures with such a band in common are compared [2]: 60,000 pictures take seconds, where all
-1.8 billion pairs would take hours.
+pairs are joined into groups. If two hashes differ in at most 7 bits, one of their four bands of 16 bits differs in at
+most 1 bit, so only pictures with such a pair of bands are compared [2]: 60,000 pictures take seconds, where all 1.8
+billion pairs would take hours.
 
 [1] N. Krawetz, "Kind of like that", 2013, https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html
 [2] G. S. Manku, A. Jain, A. Das Sarma, "Detecting near-duplicates for web crawling", WWW 2007
@@ -66,7 +66,7 @@ def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Pos
         keys = rotated >> np.uint64(48)
         for probe in (0, *(1 << bit for bit in range(16))):
             wanted = keys ^ np.uint64(probe)
-            first = np.flatnonzero(wanted >= keys)  # the others find the same pairs from the other side
+            first = np.flatnonzero(wanted >= keys)  # the rest would find the same pairs again, from the other side
             low, high = np.searchsorted(keys, wanted[first]), np.searchsorted(keys, wanted[first], side="right")
             if probe:
                 nearest = np.searchsorted(rotated, rotated[first] ^ np.uint64(probe << 48))

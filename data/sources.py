@@ -36,10 +36,10 @@ PART_FOLDERS = {
 """Official part by folder name, in any case."""
 
 LONGEST = 60
-"""Most characters of a study's default name. File names end at 255 bytes, and a study's folder holds longer ones."""
+"""Most characters in a study's default name. A folder's 255 bytes would leave no room for longer names made from it."""
 
 ENCLOSING = 2
-"""Most levels of folders holding a single folder that are skipped; Kaggle's archive has `Mushrooms/Mushrooms/`."""
+"""Most enclosing folders to step through. Kaggle's archive has two: `Mushrooms/Mushrooms/`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def test_a_damaged_file_is_rebuilt(catalog: Catalog, tmp_path: Path, damage: str
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "another cache's pixels", "no digest", "another digest"])
-def test_pixels_that_are_not_those_that_were_written_are_decoded_again(catalog: Catalog, tmp_path: Path, damage: str):
+def test_altered_pixels_are_decoded_again(catalog: Catalog, tmp_path: Path, damage: str):
     handle = build(catalog, split(catalog), [16], cache_dir=tmp_path)
     file, digest = handle.directory / "16.npy", handle.directory / "16.blake2b"
     good = file.read_bytes()
@@ -158,7 +158,7 @@ def test_too_little_room_is_an_error_before_anything_is_decoded(catalog: Catalog
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device is a Linux thing")
-def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_a_signal(catalog: Catalog, tmp_path: Path):
+def test_a_disk_that_fills_up_is_an_error_and_not_a_signal(catalog: Catalog, tmp_path: Path):
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

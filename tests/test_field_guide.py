@@ -158,7 +158,7 @@ def test_the_module_is_light_for_the_processes_that_draw() -> None:
 
 
 @pytest.mark.parametrize("killed", ["the command", "a drawing process"])
-def test_killed_while_it_draws_it_leaves_no_process_and_says_what_was_killed(tmp_path: Path, killed: str) -> None:
+def test_a_kill_while_drawing_leaves_no_process_and_is_explained(tmp_path: Path, killed: str) -> None:
     """Without care, drawing processes wait for more work for ever, and the death of one ends in a traceback."""
     program = (
         f"from data.field_guide import write; from pathlib import Path; write(Path({str(tmp_path / 'drawn')!r}), 900)"

@@ -1,4 +1,4 @@
-"""What a stranger may have made: pictures, names, folders, descriptions, each refused or used, and told in one line."""
+"""Hostile input: pictures, names, folders and stored files are used safely, or refused with a one-line reason."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: bytes) -> bytes:
-    """Black, RGB, with chunks before its pixels."""
+    """Return a black RGB picture with these chunks before its pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(bytes(1 + 3 * width) * height))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + pixels + chunk(b"IEND", b"")
@@ -92,7 +92,7 @@ def jpeg_2000_of(side: int) -> bytes:
 
 
 def tiff(*, width: int | None = None, endless: bool = False) -> bytes:
-    """With another width in its directory; or with one that names itself as the next one."""
+    """Return a TIFF that claims another width, or whose directory names itself as the next one."""
     content = bytearray(encoded(picture(0), "TIFF"))
     (start,) = struct.unpack("<I", content[4:8])
     (count,) = struct.unpack("<H", content[start : start + 2])
@@ -157,12 +157,12 @@ HOSTILE: dict[str, tuple[bytes, str, str]] = {
     "and-a-page.png": (png(32, 33, chunk(b"tEXt", b"k\0<script>alert(1)</script>")), "kept", ""),
     "and-a-script.gif": (encoded(picture(5).convert("P"), "GIF") + b"*/=1;alert(1)", "kept", ""),
 }
-"""Name -> bytes, verdict, and the reason's beginning or a part of it."""
+"""By name: bytes, verdict, and a part of the reason."""
 
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, file_checks.FileCheck]:
-    """What the scan says, where a Ghostscript stands ready to be called."""
+    """Check the hostile pictures where a Ghostscript could be called."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "bin").mkdir()
     (folder / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {folder}/called\n")
@@ -180,7 +180,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, file_checks.Fi
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_picture_made_to_harm_gets_its_verdict(name: str, judged: dict[str, file_checks.FileCheck]) -> None:
+def test_a_malicious_picture_gets_its_verdict(name: str, judged: dict[str, file_checks.FileCheck]) -> None:
     _, verdict, reason = HOSTILE[name]
     assert (judged[name].verdict, reason in judged[name].reason) == (verdict, True), judged[name]
 
@@ -195,7 +195,7 @@ def test_a_picture_of_one_pixel_is_not_classified() -> None:
 
 
 @posix_only
-def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
         with pytest.raises(PictureError, match=r"^cannot be opened \(not a regular file\)$"):
@@ -205,7 +205,7 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
 
 
 @posix_only
-def test_a_file_with_a_hole_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
+def test_a_sparse_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     picture(0).save(tmp_path / "a" / "hole.jpg")
     with (tmp_path / "a" / "hole.jpg").open("r+b") as file:
@@ -222,13 +222,13 @@ def test_a_file_with_a_hole_of_a_terabyte_is_refused_unread(tmp_path: Path) -> N
 
 
 def test_large_pictures_are_decoded_one_at_a_time() -> None:
-    """On a machine of 32 cores, 32 of 0.4 MB took 1.5 GB each."""
+    """On a machine with 32 cores, 32 pictures of 0.4 MB took 1.5 GB each at the same time."""
     large = io.BytesIO(encoded(Image.new("1", (5000, 3300)), "PNG"))
     done = threading.Event()
     thread = threading.Thread(target=lambda: (open_picture(large), done.set()))
     with preprocessing._one_at_a_time:
         thread.start()
-        for seed in range(20):  # small ones go on meanwhile
+        for seed in range(20):  # small ones are decoded meanwhile
             open_picture(io.BytesIO(encoded(picture(seed), "PNG")))
         assert not done.is_set()
     thread.join(60)
@@ -236,8 +236,8 @@ def test_large_pictures_are_decoded_one_at_a_time() -> None:
 
 
 @posix_only
-def test_a_picture_that_memory_does_not_hold_is_refused_and_looked_at_again(tmp_path: Path) -> None:
-    """With 200 MB of address space left, for one of 380; the next scan may have more."""
+def test_a_picture_too_large_for_memory_is_refused_and_checked_again(tmp_path: Path) -> None:
+    """The picture needs 380 MB and 200 MB of address space are left; the next scan may have more."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "large.png").write_bytes(png_claiming(10_000, 9_500))
     code = """
@@ -272,20 +272,18 @@ print(check.verdict, check.reason, check.reusable)
         ("Rose", "Rose."),
     ],
 )
-def test_class_names_that_some_system_or_person_takes_for_one_are_refused(
-    pair: tuple[str, str], tmp_path: Path
-) -> None:
+def test_class_names_that_look_or_act_the_same_are_refused(pair: tuple[str, str], tmp_path: Path) -> None:
     for name in pair:
         (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
     if len(list((tmp_path / "set").iterdir())) < 2:
-        pytest.skip("here they are one")
+        pytest.skip("this file system takes them for one")
     with pytest.raises(DataError, match="two classes with nearly the same name"):
         resolve(str(tmp_path / "set"), cache_dir=tmp_path, pictures=None)
 
 
 @linux_only
-def test_odd_class_names_are_classes_and_no_file_is_named_after_them(tmp_path: Path) -> None:
-    """Reserved on Windows, as long as names may be, a part's, an option's, a formula; beside a folder named as long."""
+def test_odd_class_names_are_allowed_and_no_file_is_named_after_them(tmp_path: Path) -> None:
+    """Names that Windows reserves, the longest possible, a part's, an option's, a formula; in a folder of a long name."""
     names = ["CON", "NUL", "aux.txt", "é" * 127, "train", "--help", "=1+1", "\u202egnp.jpg", " ends in dots.."]
     root = tmp_path / ("İ" * 120)
     for label, name in enumerate(names):
@@ -299,7 +297,7 @@ def test_odd_class_names_are_classes_and_no_file_is_named_after_them(tmp_path: P
 
 
 @linux_only
-def test_a_table_of_files_holds_no_formula_and_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+def test_the_data_report_holds_no_formula_and_no_terminal_escape(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set", classes=2)
     names = ["=1+1", "@SUM(1)", "+cmd", "-2"]
     for label, name in enumerate(names, 2):
@@ -319,7 +317,7 @@ def test_a_table_of_files_holds_no_formula_and_nothing_that_a_terminal_obeys(tmp
 
 
 @posix_only
-def test_a_tree_deeper_than_python_calls_is_walked(tmp_path: Path) -> None:
+def test_a_folder_tree_deeper_than_the_recursion_limit_is_walked(tmp_path: Path) -> None:
     folders = [tmp_path / "set"]
     folders[0].mkdir()
     while len(folders) < sys.getrecursionlimit() + 50:
@@ -332,7 +330,7 @@ def test_a_tree_deeper_than_python_calls_is_walked(tmp_path: Path) -> None:
         assert [entry.verdict for entry in found] == [None]
         (check,) = file_checks.check_files(tmp_path, found, cache_dir=tmp_path / "cache")
         assert check.verdict == "kept"
-    finally:  # what removes temporary folders calls itself for each level
+    finally:  # pytest removes temporary folders recursively
         (folders[-1] / "p.png").unlink()
         for folder in reversed(folders):
             folder.rmdir()
@@ -352,7 +350,7 @@ def test_a_hundred_thousand_empty_files_are_counted(tmp_path: Path) -> None:
     assert seconds < 300 and grown < 500 * 1024
 
 
-# --- descriptions
+# --- stored files
 
 BOMBS = {
     "deep": b"[" * 100_000,
@@ -369,7 +367,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_studys_files_may_hold_anything_and_are_refused_in_one_line(bomb: str, tmp_path: Path) -> None:
+def test_hostile_study_files_are_refused_in_one_line(bomb: str, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     for name in (FILE, "retrained.json"):
         (tmp_path / "study" / name).write_bytes(BOMBS[bomb])
@@ -384,7 +382,7 @@ def test_a_studys_files_may_hold_anything_and_are_refused_in_one_line(bomb: str,
     "values",
     [{"data": 3}, {"data": "x", "pictures": True}, {"data": "x", "test_data": ["y"]}, {"data": "x", "storage": 1}],
 )
-def test_settings_of_another_type_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_of_wrong_types_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     whole = {"data": "x", "test_data": None, "pictures": None, "storage": None} | values
     (tmp_path / "study" / FILE).write_text(json.dumps(whole))
@@ -425,7 +423,7 @@ def winner(**changes: Any) -> dict[str, Any]:
         {"results": []},
     ],
 )
-def test_a_winner_that_cannot_be_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_an_impossible_winner_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "retrained.json").write_text(json.dumps(winner()))
     assert Winner.load(tmp_path) is not None
     (tmp_path / "retrained.json").write_text(json.dumps(winner(**changes)))
@@ -442,7 +440,7 @@ plain = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_a_configuration_with_any_value_anywhere_is_one_or_a_value_error(data: st.DataObject) -> None:
+def test_a_configuration_with_any_value_is_valid_or_a_value_error(data: st.DataObject) -> None:
     values = config().to_dict()
     place = values
     name = data.draw(st.sampled_from(sorted(values)))
@@ -457,15 +455,15 @@ def test_a_configuration_with_any_value_anywhere_is_one_or_a_value_error(data: s
     assert made.to_dict() == values | {k: made.to_dict()[k] for k in ("model", "augment", "training")}
 
 
-def test_a_packed_checkpoint_is_refused_before_it_unfolds(tmp_path: Path) -> None:
-    """torch packs nothing; a file of a megabyte that unfolds to a gigabyte is none of its own."""
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """torch does not compress checkpoints, so a megabyte that unpacks to a gigabyte is not one of ours."""
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(100_000_000))
     with pytest.raises(checkpoint.CheckpointError, match="BadZipFile"):
         checkpoint.load(tmp_path / "bomb.pt")
 
 
-def test_a_history_of_other_types_is_refused(tmp_path: Path) -> None:
+def test_a_history_of_wrong_types_is_refused(tmp_path: Path) -> None:
     record = {
         **dict.fromkeys(("train_loss", "train_top1", "validation_loss", "top1", "top3", "lr", "seconds"), 0.5),
         **{"epoch": 0, "confusion": [[1]], "peak_memory": 1, "mistakes": []},
@@ -481,7 +479,7 @@ def test_a_history_of_other_types_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"\x93NUMPY\x01\x00\x02\x00{(", b"\x93NUMPY\x01\x00\x05\x00'''\n\n", b""])
-def test_a_cache_with_a_damaged_header_is_not_whole(damage: bytes, tmp_path: Path) -> None:
+def test_a_damaged_cache_header_is_reported(damage: bytes, tmp_path: Path) -> None:
     """On an open bracket in it, Python's tokenizer raised its own error, with a traceback."""
     parts = {part: np.array([0, 1]) for part in ("train", "validation", "test")}
     digest = cache._digest(np.array([0, 1]), parts)
@@ -492,7 +490,7 @@ def test_a_cache_with_a_damaged_header_is_not_whole(damage: bytes, tmp_path: Pat
         open_part(handle, 8, "train")
 
 
-def test_another_splits_file_in_a_splits_place_is_not_believed(tmp_path: Path) -> None:
+def test_a_split_file_with_another_splits_content_is_refused(tmp_path: Path) -> None:
     handle = CacheHandle(directory=tmp_path, fingerprint="f", split="0011223344556677", classes=("a", "b"))
     np.savez(tmp_path / "split-0011223344556677.npz", labels=[0, 1], train=[9], validation=[1], test=[1])
     np.save(tmp_path / "8.npy", np.zeros((2, 8, 8, 3), np.uint8))
@@ -510,8 +508,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
 
 
 @pytest.mark.long
-def test_a_databases_password_is_in_no_file_and_no_line(tiny: Tiny, tmp_path: Path) -> None:
-    """SQLite passes over words that it does not know in a file's URI, so a study with a password runs here, too."""
+def test_a_database_password_is_in_no_file_and_no_output(tiny: Tiny, tmp_path: Path) -> None:
+    """SQLite ignores unknown parameters in a file's URI, so that a study with a password can run here."""
     study = tiny.at(tmp_path / "results")
     url = f"sqlite:///file:{tmp_path}/elsewhere.db?uri=true&password={SECRET}"
     ended = study.command("--workers", "1", "--trials", "1", "--storage", url)
@@ -522,6 +520,6 @@ def test_a_databases_password_is_in_no_file_and_no_line(tiny: Tiny, tmp_path: Pa
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     after = run_here(*study.after("report")[:5])
     assert after.code == 2
-    assert "passwords are not written down" in after.err and "needs --storage URL again" in after.err
+    assert "password" in after.err and "--storage URL" in after.err
     for finished in (ended, after):
         assert SECRET not in finished.out + finished.err

@@ -123,7 +123,7 @@ def test_with_an_official_validation_part_only_the_test_part_is_taken_from_train
     assert {catalog.kept[p].label for p in parts.test} == set(NAMES[:3])
 
 
-def test_a_class_of_copies_cannot_be_split_and_says_so(tmp_path: Path):
+def test_a_class_of_near_duplicates_cannot_be_split(tmp_path: Path):
     root = class_folders(tmp_path / "set")
     for seed in range(12):
         ImageEnhance.Brightness(picture(0, label=1)).enhance(1 + seed / 50).save(root / "Amanita" / f"{seed:04d}.jpg")
