@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from reporting import analysis
 from reporting.charts import COLOURS
 from reporting.importance import Importances, StudyOf
-from reporting.svg import BLUE, FAINT, RED, log_ticks
+from reporting.svg import BLUE, FAINT, GREEN, ORANGE, PURPLE, RED, SKY, log_ticks
 from reporting.words import number, short, trial_name
 from tuning.folder import make_folder, remove_file, replace_file
 from tuning.trials import Outcome, Trial
@@ -105,7 +105,7 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
         "history": by_optuna.plot_optimization_history(numbered(points), target_name=TOP1),
         "curves": by_optuna.plot_intermediate_values(lines) if any(trial.epochs for trial in many) else None,
         "importances": importances(important),
-        "slices": by_optuna.plot_slice(plain, varied, target_name=TOP1) if varied else None,
+        "slices": in_rows(by_optuna.plot_slice(plain, varied, target_name=TOP1), len(varied)) if varied else None,
         "parallel": by_optuna.plot_parallel_coordinate(lines, varied[:AXES], target_name=TOP1) if varied else None,
         "rank": by_optuna.plot_rank(points, varied[:PAIRS], target_name=TOP1) if len(varied) > 1 else None,
         "cost": cost(trials),
@@ -116,6 +116,8 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
         figure.update_layout(title=None)
         for trace in cast("tuple[Any, ...]", figure.data):
             trace.name = NAMES.get(trace.name, trace.name)
+            if key == "history":
+                trace.update(showlegend=True, line_shape="hv")
             if key == "rank" and trace.hovertext:  # each point would name every parameter, in each of nine panels
                 trace.hovertext = ["<br>".join(said.split("<br>")[:: said.count("<br>")]) for said in trace.hovertext]
         if key in ("history", "curves", "slices"):
@@ -123,6 +125,18 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
     if "curves" in there:
         there["curves"].update_xaxes(title="epoch").update_yaxes(title=TOP1)
     return there
+
+
+def in_rows(figure: go.Figure, panels: int) -> go.Figure:
+    """Return Optuna's slice plot with its panels in rows of four, where it has one long row."""
+    columns = min(4, panels)
+    rows = -(-panels // columns)
+    for place in range(panels):
+        (row, column), axis = divmod(place, columns), "" if place == 0 else place + 1
+        figure.layout[f"xaxis{axis}"].domain = [(column + 0.05) / columns, (column + 0.95) / columns]
+        figure.layout[f"yaxis{axis}"].domain = [1 - (row + 0.58) / rows, 1 - row / rows]
+        figure.layout[f"yaxis{axis}"].showticklabels = column == 0
+    return figure.update_layout(width=None, height=280 * rows)
 
 
 def as_shown(trials: Sequence[Trial], *, grey: bool = True) -> list[FrozenTrial]:
@@ -254,6 +268,7 @@ def _element(figure: go.Figure) -> str:
     """Return the figure's element and the script that fills it."""
     figure.update_layout(
         template="plotly_white",
+        colorway=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY],
         font={"family": "system-ui, sans-serif", "size": 13},
         margin_t=60,
         modebar={"orientation": "v"},
