@@ -271,7 +271,7 @@ class ScanCache:
             return
         document = {
             "versions": _versions(),
-            "looks": [
+            "looks": [  # an old name for checks, kept so that stored files stay readable
                 (
                     entry.path,
                     entry.size_bytes,

@@ -135,7 +135,7 @@ def test_perspective_is_torchvisions():
     ends = [[1, 2], [SIZE - 2 - 1, 0], [SIZE - 1, SIZE - 1 - 1], [2, SIZE - 1 - 2]]
     starts = [[0, 0], [SIZE - 1, 0], [SIZE - 1, SIZE - 1], [0, SIZE - 1]]
 
-    def look(image: torch.Tensor) -> torch.Tensor:
+    def distort(image: torch.Tensor) -> torch.Tensor:
         return tv.perspective(image, starts, ends, InterpolationMode.BILINEAR)
 
     image = pictures(smooth=True)
@@ -143,7 +143,7 @@ def test_perspective_is_torchvisions():
     k = SIZE / (SIZE - 1)
     scale = np.array([[k, 0, k - 1], [0, k, k - 1], [0, 0, 1]])
     got = warped(image, np.linalg.inv(scale) @ perspective_map(corners * 2 / (SIZE - 1)) @ scale)
-    assert ((got - look(image)).abs() * inside(look)).max() < 1e-3 and inside(look).float().mean() > 0.7
+    assert ((got - distort(image)).abs() * inside(distort)).max() < 1e-3 and inside(distort).float().mean() > 0.7
 
 
 def test_perspective_moves_the_corners_where_it_should():

@@ -49,7 +49,7 @@ def batches(
     )
 
 
-def places(images: torch.Tensor) -> list[int]:
+def positions(images: torch.Tensor) -> list[int]:
     """Return the positions of pictures that were not augmented."""
     corner = (images[:, :2, 0, 0] * 0.25 + 0.5) * 255
     return (corner.round().long() * torch.tensor([1, 256])).sum(1).tolist()
@@ -60,7 +60,7 @@ def epoch(of: TrainingBatches, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def plain_places(of: TrainingBatches, whole: Part, n: int) -> list[int]:
+def plain_positions(of: TrainingBatches, whole: Part, n: int) -> list[int]:
     """Return the pictures that `plain` says are unchanged in epoch n, after checking their pixels.
 
     Pixels alone would not tell, because the 3x3 blur with the smallest sigmas changes no bit.
@@ -86,7 +86,7 @@ COUNTS = st.lists(st.integers(1, 20), min_size=2, max_size=4)
 def test_an_epoch_is_one_permutation_per_view(counts: list[int], shape: dict[str, int], n: int):
     whole = part(*counts)
     images, labels = epoch(batches(whole, strength=0, **shape), n)
-    seen = places(images)
+    seen = positions(images)
     assert labels.tolist() == whole.labels[seen].tolist()
     for view in range(shape["views"]):
         assert sorted(seen[view * len(whole.labels) : (view + 1) * len(whole.labels)]) == list(range(len(whole.labels)))
@@ -152,21 +152,21 @@ def test_what_a_picture_draws_does_not_depend_on_the_batch_size():
 def test_three_views_are_the_picture_and_two_copies_in_every_epoch():
     whole = part(17, 12)
     for n in range(3):
-        assert sorted(plain_places(batches(whole), whole, n)) == list(range(29))
+        assert sorted(plain_positions(batches(whole), whole, n)) == list(range(29))
 
 
 @pytest.mark.parametrize("views", [1, 2, 4, 5])
 def test_any_number_of_views_has_the_original_recipes_share_over_three_epochs(views: int):
     whole = part(17, 12)
     of = batches(whole, views=views)
-    each = [plain_places(of, whole, n) for n in range(3)]
-    assert Counter(place for one in each for place in one) == dict.fromkeys(range(29), views)
+    each = [plain_positions(of, whole, n) for n in range(3)]
+    assert Counter(position for one in each for position in one) == dict.fromkeys(range(29), views)
     assert all(abs(len(one) - 29 * views / 3) <= views for one in each)
 
 
 def test_without_originals_every_view_is_augmented():
     whole = part(17, 12)
-    assert plain_places(batches(whole, reuse_originals=False), whole, 0) == []
+    assert plain_positions(batches(whole, reuse_originals=False), whole, 0) == []
 
 
 def test_fresh_copies_differ_between_epochs_and_fixed_ones_do_not():
@@ -190,7 +190,7 @@ def test_oversampling_gives_classes_equal_shares_and_their_pictures_equal_turns(
     total = sum(counts) * shape["views"]
     shares = np.bincount(labels, minlength=len(counts))
     assert shares.sum() == total and shares.max() - shares.min() <= 1
-    seen = places(images)
+    seen = positions(images)
     assert labels.tolist() == whole.labels[seen].tolist()
     times = np.bincount(seen, minlength=len(whole.labels))
     for label in range(len(counts)):
@@ -208,7 +208,7 @@ def test_an_oversampled_picture_is_augmented_differently_each_time():
 
 def test_oversampling_keeps_about_a_third_plain():
     whole = part(5, 40, 75)
-    shown = plain_places(batches(whole, oversample=True), whole, 0)
+    shown = plain_positions(batches(whole, oversample=True), whole, 0)
     assert len(shown) == pytest.approx(120, abs=10)
 
 

@@ -283,7 +283,7 @@ def test_class_names_that_look_or_act_the_same_are_refused(pair: tuple[str, str]
 
 @linux_only
 def test_odd_class_names_are_allowed_and_no_file_is_named_after_them(tmp_path: Path) -> None:
-    """Names reserved on Windows, as long as possible, or like a part, an option or a formula; in a long-named folder."""
+    """Reserved on Windows, as long as possible, like a part, an option or a formula; in a folder with a long name."""
     names = ["CON", "NUL", "aux.txt", "é" * 127, "train", "--help", "=1+1", "\u202egnp.jpg", " ends in dots.."]
     root = tmp_path / ("İ" * 120)
     for label, name in enumerate(names):
