@@ -71,8 +71,10 @@ class Profile:
     """Smallest, largest and step of the side in pixels; the baselines used 150 and 256."""
     widths: tuple[float, float, float]
     """Smallest, largest and step of the width; 1 is the baselines' 32 to 256 channels."""
-    epochs: int
-    """Epochs of a trial that is not pruned, and the horizon of its lr schedule."""
+    shown: int
+    """Training pictures that a trial is shown if it is not pruned, from which the number of epochs follows."""
+    epochs: int | None = None
+    """Epochs of such a trial, the horizon of its lr schedule; None until the number of pictures is known."""
     views: int
     """How often each training picture is shown per epoch; the baselines used 3."""
     batch_size: int
@@ -84,6 +86,21 @@ class Profile:
         """All image sizes of the space in pixels."""
         low, high, step = self.image_sizes
         return tuple(range(low, high + 1, step))
+
+    @property
+    def horizon(self) -> int:
+        """Epochs of a trial that is not pruned. Raises ValueError before the profile was `fitted`."""
+        if self.epochs is None:
+            raise ValueError("a profile has no epochs before it was fitted to a data set")
+        return self.epochs
+
+    def fitted(self, short_side: int, pictures: int) -> Profile:
+        """Return the profile for a data set: pictures' median short side in pixels, and number of training pictures.
+
+        It trains a network for as many epochs as show it `shown` pictures, within LEAST_EPOCHS and MOST_EPOCHS.
+        """
+        epochs = round(self.shown / max(1, pictures * self.views))
+        return replace(self.within(short_side), epochs=self.epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)))
 
     def within(self, short_side: int) -> Profile:
         """Return the profile without image sizes above `short_side` pixels, as enlarging a picture adds nothing.
@@ -98,16 +115,19 @@ class Profile:
         return replace(self, image_sizes=(low, fitting[-1], step))
 
 
+LEAST_EPOCHS, MOST_EPOCHS = 8, 300
+"""Bounds of a trial's epochs: 50,000 pictures are shown eight times each, 200 pictures 300 times."""
+
 PROFILES = {
     profile.name: profile
     for profile in (
         # 40 trials in at most ten minutes on two CPU cores.
         Profile(
             name="quick",
-            pictures=1500,
+            pictures=None,
             image_sizes=(32, 64, 16),
             widths=(0.25, 0.5, 0.125),
-            epochs=10,
+            shown=64_000,
             views=1,
             batch_size=32,
             max_flops=100e6,
@@ -118,7 +138,7 @@ PROFILES = {
             pictures=None,
             image_sizes=(64, 128, 32),
             widths=(0.25, 0.75, 0.125),
-            epochs=15,
+            shown=100_000,
             views=1,
             batch_size=32,
             max_flops=600e6,
@@ -129,7 +149,7 @@ PROFILES = {
             pictures=None,
             image_sizes=(128, 256, 64),
             widths=(0.5, 1.5, 0.25),
-            epochs=15,
+            shown=300_000,
             views=3,
             batch_size=32,
             max_flops=None,
@@ -137,7 +157,7 @@ PROFILES = {
     )
 }
 
-ORIGINAL, HAND_TUNED = "original recipe", "hand-tuned recipe"
+ORIGINAL, HAND_TUNED, GUESS = "original recipe", "hand-tuned recipe", "best single guess"
 """Names of the baselines."""
 
 
@@ -186,11 +206,11 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
         else trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True)
     )
     lr_decay = choose("lr_decay", ["step", "cosine", "one-cycle"])
-    step_factor, step_period = 1.0, profile.epochs
+    step_factor, step_period = 1.0, profile.horizon
     if lr_decay == "step":
         step_factor = trial.suggest_float("step_factor", 0.1, 0.5, step=0.1)
         # From every fifth of the training to once halfway; the baselines' is a third.
-        step_period = trial.suggest_int("step_period", max(1, profile.epochs // 5), max(1, profile.epochs // 2))
+        step_period = trial.suggest_int("step_period", max(1, profile.horizon // 5), max(1, profile.horizon // 2))
     training = TrainingConfig(
         optimizer=optimizer,
         lr=lr,
@@ -201,11 +221,11 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
         # One-cycle has its own warm-up, 30 % of the training.
         warmup_epochs=0
         if lr_decay == "one-cycle"
-        else trial.suggest_int("warmup_epochs", 0, min(2, profile.epochs - 1)),
-        epochs=profile.epochs,
+        else trial.suggest_int("warmup_epochs", 0, min(2, profile.horizon - 1)),
+        epochs=profile.horizon,
         batch_size=profile.batch_size,
         # Softens the targets; above 0.2 the probabilities mean little.
-        label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2, step=0.02),
+        label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2, step=0.05),
         # The Kaggle set's largest genus has five times the pictures of its smallest.
         class_balance=choose("class_balance", ["none", "weighted loss", "oversampling"]),
     )
@@ -223,8 +243,8 @@ def baselines(profile: Profile) -> dict[str, dict[str, Any]]:
         "weight_decay": 1e-6,
         "lr_decay": "step",
         "step_factor": 0.1,
-        "step_period": max(1, round(profile.epochs / 3)),
-        "warmup_epochs": min(1, profile.epochs - 1),
+        "step_period": max(1, round(profile.horizon / 3)),
+        "warmup_epochs": min(1, profile.horizon - 1),
         "label_smoothing": 0.0,
         "class_balance": "none",
         "augmentation_strength": 1.0,
@@ -250,4 +270,47 @@ def baselines(profile: Profile) -> dict[str, dict[str, Any]]:
         "optimizer": "sgd",
         "sgd_lr": 0.1,
     }
-    return {ORIGINAL: shared | original, HAND_TUNED: shared | hand_tuned}
+    return {ORIGINAL: shared | original, HAND_TUNED: shared | hand_tuned, GUESS: guess(profile)}
+
+
+def guess(profile: Profile) -> dict[str, Any]:
+    """Return the parameters of the best single guess: what an experienced person would train without any search."""
+    return {
+        "image_size": profile.sizes[-1],
+        "width": profile.widths[0],
+        "stride_pattern": "middle",
+        "dilation_pattern": "none",
+        "pooling": "avg+max",
+        "dropout": 0.1,
+        "augmentation_strength": 0.3,
+        "augmentation": "originals+fresh",
+        "optimizer": "adamw",
+        "adamw_lr": 4e-3,
+        "adamw_weight_decay": 0.05,
+        "lr_decay": "one-cycle",
+        "label_smoothing": 0.05,
+        "class_balance": "none",
+    }
+
+
+def portfolio(profile: Profile) -> list[dict[str, Any]]:
+    """Return the parameters that every study tries after the baselines: variations of the best single guess.
+
+    They take the place of random first trials, most of which are weak: of 24 random points of the quick space the best
+    one reached 76.7 % of the field guide's validation pictures after 27 epochs, where the guess reaches 84 to 87.
+    """
+    middle = profile.widths[0] + profile.widths[2]
+    sgd = {"optimizer": "sgd", "sgd_lr": 0.1, "weight_decay": 5e-4}
+    return [
+        guess(profile) | change
+        for change in (
+            {"adamw_lr": 8e-3},
+            {"adamw_lr": 1.2e-2, "augmentation_strength": 0.5},
+            {"adamw_lr": 8e-3, "stride_pattern": "early", "width": middle},
+            {"adamw_lr": 8e-3, "augmentation_strength": 0.6, "augmentation": "fresh", "dropout": 0.2},
+            {"adamw_lr": 8e-3, "width": middle, "label_smoothing": 0.1},
+            {"stride_pattern": "every", "width": profile.widths[1], "adamw_lr": 6e-3},
+            {"adamw_lr": 6e-3, "dilation_pattern": "late", "adamw_weight_decay": 0.1},
+            sgd,
+        )
+    ]

@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 import platformdirs
 from optuna.trial import FixedTrial
+from tuning.identity import SpacePoint
 
 from data import cache, catalog, sources
 from data.augment import AugmentConfig
@@ -30,7 +31,6 @@ from model.network import ModelConfig
 from model.training import TrainingConfig
 from search_space import PROFILES, Config, Profile, known_good, suggest
 from tuning.environment import processor
-from tuning.identity import SpacePoint
 
 CACHE = platformdirs.user_cache_path("mushroom-study", appauthor=False)
 """Where `study.py` keeps its pictures, so that nothing is drawn twice."""

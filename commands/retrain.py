@@ -32,6 +32,7 @@ def retrain(
     trial: Annotated[int | None, count(RETRAINING, least=0)] = None,
     finalists: Annotated[int, count(RETRAINING)] = 3,
     seeds: Annotated[int, count(RETRAINING)] = 3,
+    longer: Annotated[int | None, count(RETRAINING, least=2)] = None,
     baseline: Annotated[bool, flag(RETRAINING)] = False,
     retest: Annotated[bool, flag(RETRAINING)] = False,
     workers: WorkersOption = None,
@@ -54,6 +55,8 @@ def retrain(
         Number of best trials to train again.
     seeds
         Number of seeds for each of them. The best mean validation top-1 wins.
+    longer
+        Also train the winner N times as long; it is the final one if its mean validation accuracy is higher.
     baseline
         For comparison, train the baselines that every study starts with in the same way, and the hand-tuned recipe also
         without its warm-up.
@@ -95,6 +98,9 @@ def retrain(
             (again,) = train(session, best.KIND, METRIC, [best.replay(chosen[0], original)], follow)
             shown.print_replay(console, original, again)
         standings = best.train_finalists(session, chosen, seeds, follow)
+        if longer is not None:
+            chosen.append(best.stretched(standings[0].candidate, longer))
+            standings = best.train_finalists(session, chosen, seeds, follow)
         show_finalists(session.study, session.folder)
         shown.print_standings(console, standings)
         winner, earlier = retrain_winner(session, standings, retest=retest, follow=follow)

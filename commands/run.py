@@ -32,6 +32,7 @@ from tuning.folder import RESULTS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from data.prepare import Pictures
     from search_space import Profile
 
 
@@ -50,7 +51,7 @@ def run(
     max_params: Annotated[float | None, amount(SEARCH)] = None,
     max_flops: Annotated[float | None, amount(SEARCH)] = None,
     sampler: Annotated[Literal["tpe", "random"], choice(SEARCH)] = "tpe",
-    pruner: Annotated[Literal["median", "asha", "none"], choice(SEARCH)] = "median",
+    scheduler: Annotated[Literal["promote", "median", "asha", "none"], choice(SEARCH)] = "promote",
     audit_pruner: Annotated[int | None, count(SEARCH)] = None,
     seed: Annotated[int, count(SEARCH, least=0)] = 0,
     workers: WorkersOption = None,
@@ -93,9 +94,9 @@ def run(
         The same for forward FLOPs per picture; a multiply-add counts as two. By default the profile's limit.
     sampler
         How configurations are chosen: "tpe" learns from the finished trials, "random" does not.
-    pruner
-        Which trials end early: "median", those below the median of the others at the same epoch; "asha", the worse ones
-        by successive halving; "none".
+    scheduler
+        Which trials end early: "promote" pauses all of them twice and continues the best third each time; "median" stops
+        those below the median of the others at the same epoch; "asha" by successive halving; "none".
     audit_pruner
         At the end, train N of the pruned trials to their last epoch and report how often the pruner was wrong.
     seed
@@ -117,15 +118,15 @@ def run(
     from tuning.session import open_session
     from tuning.workers import LocalWorkers
 
-    if audit_pruner is not None and pruner == "none":
-        raise StudyError("--audit-pruner has nothing to train with --pruner none: omit one of the two")
+    if audit_pruner is not None and scheduler == "none":
+        raise StudyError("--audit-pruner has nothing to train with --scheduler none: omit one of the two")
     console = screen.make_console()
     track = screen.track(console)
     slots = devices.slots(device, workers, precision)
     limits = _profile(profile, slots[0].device, epochs, pictures)
     found = find_pictures(data, test_data=test_data, limit=limits.pictures, cache_dir=cache, track=track)
     screen.print_pictures(console, found)
-    limits = _fitting(console, limits, found.catalog.median_short_side)
+    limits = _fitted(console, limits, found)
     if storage is None:
         screen.warn_of_network_file_system(console, results)
     with open_session(
@@ -141,7 +142,7 @@ def run(
         name=study,
         profile=limits,
         sampler=sampler,
-        pruner=pruner,
+        scheduler=scheduler,
         seed=seed,
         slots=slots,
         results=results,
@@ -157,8 +158,8 @@ def run(
         )
         expected = 0.0
         if wanted := session.searcher.wanted:
-            first = scheduling.first_pruning(pruner, limits.epochs)
-            expected = session.expected_seconds(pruned=first is not None)
+            first = scheduling.first_pruning(scheduler, limits.horizon)
+            expected = session.expected_seconds()
             screen.print_plan(console, session, wanted=wanted, first_pruning=first, expected=expected)
             note.write_note()
         shown = screen.Screen(console, session.study, trials=trials, slots=len(slots), expected=expected)
@@ -181,13 +182,14 @@ def _profile(name: str, device: str, epochs: int | None, pictures: int | None) -
     return replace(chosen, epochs=epochs or chosen.epochs, pictures=pictures or chosen.pictures)
 
 
-def _fitting(console: Console, profile: Profile, short_side: int) -> Profile:
-    """Return the profile without the image sizes that would only enlarge the pictures, and print the change."""
-    fitting = profile.within(short_side)
-    if fitting.sizes != profile.sizes:
+def _fitted(console: Console, profile: Profile, pictures: Pictures) -> Profile:
+    """Return the profile with the image sizes and epochs that suit the data set, and print a change of sizes."""
+    short_side = pictures.catalog.median_short_side
+    fitted = profile.fitted(short_side, len(pictures.split.train))
+    if fitted.sizes != profile.sizes:
         console.print(
             f"Half of the pictures have a short side of {short_side} pixels or less: image sizes are "
-            f"{', '.join(map(str, fitting.sizes))} instead of {', '.join(map(str, profile.sizes))}.",
+            f"{', '.join(map(str, fitted.sizes))} instead of {', '.join(map(str, profile.sizes))}.",
             highlight=False,
         )
-    return fitting
+    return fitted

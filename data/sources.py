@@ -121,7 +121,7 @@ def _field_guide(cache_dir: Path, pictures: int | None, track: Track) -> Source:
     from data import field_guide
 
     total = sum(field_guide.GENERA.values())
-    wanted = total if pictures is None else pictures
+    wanted = field_guide.DEFAULT_TOTAL if pictures is None else pictures
     # One folder per total: in a shared one, a small set would contain the pictures of a larger one drawn earlier.
     folder = cache_dir / "field-guide" / f"{wanted}-v{field_guide.VERSION}"
     folder = field_guide.write(folder, wanted, track=track).resolve()

@@ -19,7 +19,7 @@ from model.files import open_regular, printable, replacing_on_disk, why
 from model.plain_json import fill, short
 from model.training import EpochMetrics
 
-FORMAT = "mushroom-study checkpoint 2"
+FORMAT = "mushroom-study checkpoint 3"
 """First entry of every file; the number rises when older files can no longer be read."""
 
 MAX_BYTES = 2**31
@@ -42,6 +42,8 @@ class Checkpoint:
     """Metrics of every epoch so far."""
     model: dict[str, Tensor]
     """The network's `state_dict()`."""
+    averaged: dict[str, Tensor] | None
+    """The `state_dict()` of the running average of the weights; None if `model` is that average."""
     optimizer: dict[str, Any] | None
     """The optimizer's `state_dict()`; None if training will not continue."""
 
@@ -53,7 +55,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     RuntimeError, for a full disk or the like, and then leaves nothing.
     """
     records = [metrics.to_dict() for metrics in checkpoint.history]
-    contents = {"format": FORMAT, **vars(checkpoint), "history": records, "model": dict(checkpoint.model)}
+    weights = {"model": dict(checkpoint.model), "averaged": checkpoint.averaged and dict(checkpoint.averaged)}
+    contents = {"format": FORMAT, **vars(checkpoint), **weights, "history": records}
     with replacing_on_disk(path) as file:
         torch.save(contents, file)
 

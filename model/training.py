@@ -4,6 +4,7 @@
 optimizer's state and (seed, epoch), so a run that resumes from a checkpoint needs no random generator's state.
 """
 
+import copy
 import dataclasses
 import math
 import sys
@@ -101,6 +102,9 @@ Confusion = tuple[tuple[int, ...], ...]
 
 FLUSH_EVERY = 64
 """Steps between two reads of the losses and gradients on a GPU: a wait after every step would leave the GPU idle."""
+
+AVERAGING = 8.0
+"""Decay of the average of the weights (gamma of Shamir & Zhang 2013): it spans about 1 / (AVERAGING + 1) of the steps."""
 
 MISTAKES = 12
 """Number of wrong predictions that an evaluation keeps, the most confident ones."""
@@ -203,6 +207,7 @@ def fit(
     config: TrainingConfig,
     *,
     seed: int,
+    averaged: nn.Module | None = None,
     optimizer: Optimizer | None = None,
     start_epoch: int = 0,
     micro_batch: int | None = None,
@@ -211,7 +216,9 @@ def fit(
 ) -> Iterator[EpochMetrics]:
     """Train `model` in place and yield the metrics of each epoch from `start_epoch` to `config.epochs - 1`.
 
-    To resume from a checkpoint, pass the model and an optimizer from `make_optimizer` with their states loaded. A batch
+    The metrics are those of `averaged`, a copy of the model that becomes the running average of its weights (see
+    `average_into`). To resume from a checkpoint, pass the model, the average and an optimizer from `make_optimizer`
+    with their states loaded. A batch
     is split into even parts of up to `micro_batch` pictures whose gradients add up to the whole's (batch norm sees the
     parts). Losses and gradients are read every `flush_every` steps, by default FLUSH_EVERY on a GPU and 1 elsewhere;
     the numbers do not depend on it. Raises `Diverged` for a step that would not be finite, with weights and optimizer
@@ -219,6 +226,7 @@ def fit(
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
+    averaged = copy.deepcopy(model) if averaged is None else averaged.to(memory_format=torch.channels_last)
     optimizer = optimizer or make_optimizer(model, config)
     flush_every = flush_every or (FLUSH_EVERY if device.type == "cuda" else 1)
     class_weights = _class_weights(train.class_counts, config).to(device)
@@ -252,9 +260,10 @@ def fit(
             gradient = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
             sums.before_step(batch_loss, batch_hits, gradient, len(labels), lr)
             optimizer.step()
+            average_into(averaged, model, epoch * len(train) + step)
 
         sums.flush()
-        result = evaluate(model, validation)
+        result = evaluate(averaged, validation)
         if not math.isfinite(result.loss):
             raise Diverged(epoch, len(train) - 1, lr, f"validation loss {result.loss:.3g} after the epoch")
         yield EpochMetrics(
@@ -270,6 +279,23 @@ def fit(
             seconds=time.perf_counter() - started,
             peak_memory=_peak_memory(device),
         )
+
+
+@torch.no_grad()
+def average_into(averaged: nn.Module, model: nn.Module, step: int) -> None:
+    """Update the running average of a network's weights and batch norm statistics after a step, counted from 0.
+
+    Polynomial-decay averaging (Shamir & Zhang 2013, arXiv:1212.1824): the average is over about the last ninth of all
+    steps so far, whatever their number. It shows early what the weights are worth once the learning rate has fallen.
+    """
+    average, current = averaged.state_dict().values(), model.state_dict().values()
+    pairs = list(zip(average, current, strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    share = (AVERAGING + 1) / (step + 1 + AVERAGING)
+    torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], share)  # pyright: ignore
+    for a, b in pairs:
+        if not a.is_floating_point():
+            a.copy_(b)
 
 
 @torch.inference_mode()

@@ -67,6 +67,23 @@ class Candidate:
         ]
 
 
+def stretched(candidate: Candidate, factor: int) -> Candidate:
+    """Return a candidate that trains `factor` times as long, its learning rate schedule stretched to match."""
+    training = candidate.config.training
+    longer = replace(
+        training,
+        epochs=training.epochs * factor,
+        step_period=training.step_period * factor,
+        warmup_epochs=training.warmup_epochs * factor,
+    )
+    return replace(
+        candidate,
+        name=f"{candidate.name}, {factor} times as long",
+        config=replace(candidate.config, training=longer),
+        complete=False,
+    )
+
+
 def final_seeds(study: OpenStudy, count: int) -> list[int]:
     """Return the first `count` seeds of finalists and final runs; they follow from the study's own seed."""
     return [one_seed(study.seed, STREAM, index) for index in range(count)]

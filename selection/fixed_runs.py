@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
@@ -60,7 +59,6 @@ def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow
         session.url,
         f"{session.name}-{kind}",
         sampler=RandomSampler(),
-        pruner=NopPruner(),
         identity={"runs": kind, "data": session.data_identity},
         first_trials={},
         metric=metric,

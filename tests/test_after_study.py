@@ -23,6 +23,7 @@ import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
 from studies import EPOCHS, HERE, Begun, Finished, Tiny, prepare, run_here, steady_threads
+from tuning.storage import sole_coordinator
 
 from data.cache import open_part
 from model.export import formats
@@ -31,7 +32,6 @@ from selection import test_set_uses as looks
 from tests.stress.sameness import essence
 from tuning import settings
 from tuning.folder import sqlite_url
-from tuning.storage import sole_coordinator
 
 SEEDS = 3
 RUNS = ("--workers", "1", "--finalists", "2", "--seeds", str(SEEDS))

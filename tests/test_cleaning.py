@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from tuning.storage import sole_coordinator
 
 from tuning import StudyError, cleaning
-from tuning.storage import sole_coordinator
 
 FINGERPRINT = "0123456789abcdef" * 2
 

@@ -16,6 +16,8 @@ import torch
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.trial import TrialState
 from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
+from tuning.identity import random_points
+from tuning.storage import Outcome
 
 from model.training import EpochMetrics
 from search_space import Config, known_good, suggest
@@ -24,9 +26,7 @@ from tuning import StudyError
 from tuning.coordinator import UNCOUNTED_IN_A_ROW, Ending, TrialAdvanced, TrialStarted
 from tuning.devices import Slot
 from tuning.folder import sqlite_url
-from tuning.identity import random_points
 from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob
-from tuning.storage import Outcome
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,11 @@ import pandas
 import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, flawed_folder
+from tuning.storage import counts
 
 import study
 from tuning.folder import sqlite_url
 from tuning.settings import typed
-from tuning.storage import counts
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent

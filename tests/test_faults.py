@@ -16,6 +16,7 @@ import psutil
 import pytest
 from pictures import class_folders
 from studies import HERE, PATIENCE, Begun, Tiny, advanced, gone, one_core, prepare, until
+from tuning.storage import counts
 
 from model import checkpoint
 from model.training import EpochMetrics
@@ -24,7 +25,6 @@ from tuning import StudyError, storage
 from tuning.coordinator import TrialStarted
 from tuning.devices import Slot
 from tuning.folder import sqlite_url
-from tuning.storage import counts
 from tuning.workers import HANG_SECONDS, LocalWorkers
 
 TRIALS = 4

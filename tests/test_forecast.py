@@ -10,14 +10,14 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from studies import recorded
+from tuning.identity import random_points
+from tuning.storage import Outcome
 
 from model.network import Cost
 from search_space import PROFILES, Config, Profile, suggest
 from tuning import forecast
 from tuning.devices import Slot
 from tuning.environment import environment
-from tuning.identity import random_points
-from tuning.storage import Outcome
 
 SMALL = replace(PROFILES["quick"].within(16), widths=(0.25, 0.25, 0.125), epochs=2)
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from studies import PATIENCE, Tiny, config, outcomes, prepare
+from tuning.storage import Outcome
 
 from data import batches
 from model.training import EpochMetrics
@@ -24,7 +25,6 @@ from tuning.devices import Slot
 from tuning.folder import replace_file
 from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob
 from tuning.memory import Kills
-from tuning.storage import Outcome
 from tuning.workers import LocalWorkers
 
 MEGABYTE = 2**20

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from tuning.identity import random_points
 
 from model.network import MushroomCNN
 from search_space import PROFILES, Config, Profile, known_good, suggest
-from tuning.identity import random_points
 
 CLASSES = 4
 

@@ -19,6 +19,7 @@ from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from pictures import NAMES, class_folders
 from studies import recorded
+from tuning.storage import Outcome
 
 from data import catalog, sources
 from data.catalog import Catalog
@@ -28,7 +29,6 @@ from reporting.study_note import EVERY, SHARE, SHOWN_CLASSES, StudyNote, show_fi
 from search_space import PROFILES
 from tests.stress.made_up_studies import made_up_study, made_up_trials, write_finals
 from tuning.coordinator import TrialEnded
-from tuning.storage import Outcome
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",

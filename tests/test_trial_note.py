@@ -25,6 +25,7 @@ from optuna_dashboard import get_note
 from PIL import Image
 from studies import ThreadWorkers, Tiny, config, prepare
 from torch import Tensor, nn
+from tuning.storage import Outcome
 
 from data.cache import CacheHandle, open_part
 from model import checkpoint
@@ -38,7 +39,6 @@ from search_space import Config
 from tuning.coordinator import Coordinator, Plan, TrialRecord, search
 from tuning.jobs import Assignment
 from tuning.scheduling import PrunerScheduler
-from tuning.storage import Outcome
 
 PICTURES = ("confusion.svg", "curves.svg", "mistakes.jpg")
 KILOBYTES = 150

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from studies import PATIENCE, TINY, ThreadWorkers, Tiny, prepare, until
+from tuning.identity import random_points
 
 from data.cache import CacheHandle
 from model import checkpoint
@@ -24,7 +25,6 @@ from search_space import Config, suggest
 from tuning import trainer
 from tuning.devices import Slot
 from tuning.folder import replace_file
-from tuning.identity import random_points
 from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob, Workers
 from tuning.workers import LocalWorkers
 

@@ -102,8 +102,6 @@ class _Live:
     cost: Cost
     attempt: int
     micro_batch: int
-    prunable: bool
-    """False for baselines, which are always trained to their end."""
     reported: set[int]
     """Epochs that the study knows."""
     decided: int
@@ -300,7 +298,6 @@ class Coordinator:
                 cost=cost,
                 attempt=stored.attempts,
                 micro_batch=stored.micro_batch or work.config.training.batch_size,
-                prunable=stored.baseline is None,
                 reported=set(stored.curve),
                 # After an interruption, the decision about the last reported epoch may not have been made.
                 decided=max(stored.epochs - 1, stored.resumed_after),
@@ -364,9 +361,8 @@ class Coordinator:
             yield self._end(slot, live, Outcome.COMPLETE, "trained to its last epoch")
             return
         # A scheduler judges the last reported epoch; asked about an earlier one, it would end the trial there.
-        undecided = live.prunable and metrics.epoch >= live.decided
         decision = Decision.CONTINUE
-        if undecided:
+        if metrics.epoch >= live.decided:
             decision = self._scheduler.after_epoch(read_trial(live.trial), read_trials(self._study))
         live.decided = max(live.decided, metrics.epoch + 1)
         if decision is Decision.PRUNE:
@@ -498,8 +494,9 @@ class Coordinator:
     # -- the disk
 
     def _require_space(self, cost: Cost) -> None:
-        # Weights and two moments of the optimizer, in last.pt and best.pt, each with its temporary copy.
-        needed = 4 * cost.parameters * (3 + 1) * 2 * len(self._workers.slots) + SPARE_BYTES
+        # Weights, their average and two moments of the optimizer in last.pt, the average in best.pt, each with its
+        # temporary copy.
+        needed = 4 * cost.parameters * (4 + 1) * 2 * len(self._workers.slots) + SPARE_BYTES
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise StudyError(

@@ -7,7 +7,7 @@ import json
 import re
 import sqlite3
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import optuna
 import psutil
 import sqlalchemy
 import sqlalchemy.exc
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
@@ -172,9 +172,10 @@ def open_study(
     name: str,
     *,
     sampler: BaseSampler,
-    pruner: BasePruner,
+    pruner: BasePruner | None = None,
     identity: dict[str, Any],
     first_trials: dict[str, dict[str, Any]],
+    portfolio: Sequence[dict[str, Any]] = (),
     metric: str = METRIC,
 ) -> optuna.Study:
     """Open a study and check that it is the same one, or create it with its first trials enqueued.
@@ -182,6 +183,7 @@ def open_study(
     Args:
         identity: JSON values by name; a study that was created with other values is refused.
         first_trials: Parameters by the baseline's name, enqueued when the study is created.
+        portfolio: Parameters that are enqueued after them.
         metric: What the dashboard calls a trial's value.
 
     Raises StudyError for another program's study, a changed identity, or a database that cannot be used.
@@ -195,7 +197,7 @@ def open_study(
                 storage=storage,
                 study_name=name,
                 sampler=sampler,
-                pruner=pruner,
+                pruner=pruner or NopPruner(),
                 direction="maximize",
                 load_if_exists=True,
             )
@@ -213,9 +215,11 @@ def open_study(
                 study.set_metric_names([metric])
             for key, value in now.items():
                 study.set_user_attr(IDENTITY + key, value)
-        if len(trials) < len(first_trials):
+        if len(trials) < len(first_trials) + len(portfolio):
             for baseline, parameters in first_trials.items():
                 study.enqueue_trial(parameters, user_attrs={"baseline": baseline}, skip_if_exists=True)
+            for parameters in portfolio:
+                study.enqueue_trial(parameters, skip_if_exists=True)
     return study
 
 

@@ -32,8 +32,6 @@ STEP_FLOPS = 2e10
 STEPS_SHARE = 0.84
 """Share of a trial's time that its training steps take; the rest is evaluation, augmentation and set-up
 (benchmarks/README.md, "Where a trial's time goes")."""
-TRAINED_SHARE = 0.7
-"""Share of all epochs that a study with a pruner trains: 253, 280, 298 of 400 in `quick` studies."""
 
 ENOUGH = 6
 """Trials whose mean duration predicts the others: the two baselines, which are not typical, and four more."""
@@ -56,13 +54,13 @@ def seconds_per_trial(
     *,
     feasible: Callable[[Cost], bool],
     pictures: int,
-    pruned: bool,
+    trained_share: float,
     slots: Sequence[Slot],
 ) -> float:
     """Return the expected seconds of one trial in one slot while all slots are busy.
 
-    Args: `feasible`: whether a network is within the budgets; `pictures`: number of training pictures; `pruned`:
-    whether a pruner ends some trials early.
+    Args: `feasible`: whether a network is within the budgets; `pictures`: number of training pictures; `trained_share`:
+    expected share of a trial's epochs that is trained.
     """
     drawn = sorted(random_points(suggest, POINTS), key=lambda config: config.cost.flops)
     points = [config for config in drawn if feasible(config.cost)] or drawn[:1]
@@ -72,7 +70,7 @@ def seconds_per_trial(
     for some in np.array_split(np.arange(len(points)), min(TIMED, len(points))):
         # Small networks reach fewer FLOPs per second, so each point is timed by one of its own size.
         whole += work[some].sum() / _flops_per_second(points[some[len(some) // 2]], slots)
-    return whole / len(points) / STEPS_SHARE * (TRAINED_SHARE if pruned else 1.0)
+    return whole / len(points) / STEPS_SHARE * trained_share
 
 
 def _flops_per_second(config: Config, slots: Sequence[Slot]) -> float:

@@ -7,9 +7,10 @@ interrupted study samples what an undisturbed one would have sampled.
 
 from __future__ import annotations
 
+import copy
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
+
+from tuning.trials import Trial
 
 STARTUP_TRIALS = 10
 """Trials before the sampler learns, including the baselines: Optuna's default for TPE."""
@@ -34,7 +37,10 @@ def draw_seed(seed: int, number: int, names: Iterable[str]) -> int:
 
 
 class SeededTPESampler(TPESampler):
-    """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018) that decomposes a conditional space into groups."""
+    """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018) that decomposes a conditional space into groups.
+
+    Paused trials count as pruned where they are: Optuna would take them for running ones and only avoid them.
+    """
 
     def __init__(self, seed: int) -> None:
         with warnings.catch_warnings():
@@ -42,12 +48,16 @@ class SeededTPESampler(TPESampler):
             super().__init__(multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS)
         self._seed = seed
 
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters that finished and paused trials have in common, by group."""
+        return super().infer_relative_search_space(_paused_as_pruned(study), trial)
+
     def _sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         # Called once per group. The order of the groups depends on what this process has seen; the draw must not.
         self._rng.rng.seed(draw_seed(self._seed, trial.number, sorted(search_space)))
-        return super()._sample_relative(study, trial, search_space)
+        return super()._sample_relative(_paused_as_pruned(study), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -56,7 +66,28 @@ class SeededTPESampler(TPESampler):
         seed = draw_seed(self._seed, trial.number, [param_name])
         self._rng.rng.seed(seed)
         self._random_sampler._rng.rng.seed(seed)  # pyright: ignore[reportPrivateUsage]
-        return super().sample_independent(study, trial, param_name, param_distribution)
+        return super().sample_independent(_paused_as_pruned(study), trial, param_name, param_distribution)
+
+
+def _paused_as_pruned(study: Study) -> Study:
+    """Return a view of a study in which paused trials are pruned."""
+    view = copy.copy(study)
+    get_trials = study._get_trials  # pyright: ignore[reportPrivateUsage]
+
+    def seen(
+        deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        found: list[FrozenTrial] = []
+        for trial in get_trials(deepcopy=deepcopy, use_cache=use_cache):
+            if Trial(trial).is_paused:
+                trial = copy.copy(trial)
+                trial.state = TrialState.PRUNED
+            if states is None or trial.state in states:
+                found.append(trial)
+        return found
+
+    view._get_trials = seen  # pyright: ignore[reportPrivateUsage]
+    return view
 
 
 class SeededRandomSampler(RandomSampler):

@@ -57,18 +57,60 @@ class Scheduler(Protocol):
 
 
 class PrunerScheduler:
-    """Optuna's pruners: a trial continues or is pruned, and none is ever paused."""
+    """Optuna's pruners: a trial continues or is pruned, and none is ever paused. Baselines are not pruned."""
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: optuna.Study, pruner: BasePruner | None = None) -> None:
+        """Use `pruner`, or the study's own."""
         self._study = study
+        self._pruner = pruner or study.pruner
 
     def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
-        """Ask the study's own pruner."""
-        return Decision.PRUNE if self._study.pruner.prune(self._study, trial.frozen) else Decision.CONTINUE
+        """Ask the pruner."""
+        pruned = trial.baseline is None and self._pruner.prune(self._study, trial.frozen)
+        return Decision.PRUNE if pruned else Decision.CONTINUE
 
     def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
         """Resume the first paused trial, so that a study started with another scheduler still ends."""
         return next((Resume(trial.number) for trial in trials if trial.is_paused), None)
+
+
+class PromotionScheduler:
+    """Asynchronous successive halving with promotion (Li et al. 2020, arXiv:1810.05934).
+
+    Every trial pauses at a rung; the best share of those that reached it, `keep`, continue to the next one. A trial that
+    was overtaken can still be promoted later, which stopping for good rules out.
+    """
+
+    def __init__(self, rungs: Sequence[int], keep: float) -> None:
+        """Pause after each of the `rungs`, numbers of epochs in rising order."""
+        self._rungs = tuple(rungs)
+        self._keep = keep
+
+    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+        """Pause at a rung."""
+        return Decision.PAUSE if trial.epochs in self._rungs else Decision.CONTINUE
+
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+        """Resume the best paused trial of the highest rung that has one among its best share."""
+        for rung in reversed(self._rungs):
+            reached = [trial for trial in trials if trial.epochs >= rung]
+            reached.sort(key=lambda trial: (-max(list(trial.curve.values())[:rung]), trial.number))
+            for trial in reached[: int(self._keep * len(reached))]:
+                if trial.is_paused and trial.epochs == rung:
+                    return Resume(trial.number)
+        return None
+
+
+RUNGS = (1 / 6, 0.4)
+"""Shares of the horizon at which the promotion scheduler pauses a trial."""
+KEEP = 0.36
+"""Share of the trials that it promotes from each rung."""
+
+
+def rungs(epochs: int) -> tuple[int, ...]:
+    """Return the rungs of a horizon: numbers of epochs between 1 and `epochs`, without the last one."""
+    found = sorted({max(1, round(share * epochs)) for share in RUNGS})
+    return tuple(rung for rung in found if rung < epochs)
 
 
 def warmup_epochs(epochs: int) -> int:
@@ -79,15 +121,34 @@ def warmup_epochs(epochs: int) -> int:
     return max(2, round(0.3 * epochs))
 
 
-def first_pruning(pruner: str, epochs: int) -> int | None:
-    """Return the first epoch, counted from 1, after which a trial can be pruned; None where none ever is."""
+def first_pruning(scheduler: str, epochs: int) -> int | None:
+    """Return the first epoch, counted from 1, after which a trial can end; None where none ever does before the last."""
+    if scheduler == "promote":
+        return next(iter(rungs(epochs)), None)
     first = warmup_epochs(epochs) + 1
-    return first if pruner != "none" and first < epochs else None
+    return first if scheduler != "none" and first < epochs else None
 
 
-PRUNERS: dict[str, Callable[[int], BasePruner]] = {
-    "median": lambda epochs: MedianPruner(n_startup_trials=5, n_warmup_steps=warmup_epochs(epochs), n_min_trials=3),
-    "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=warmup_epochs(epochs), reduction_factor=3),
-    "none": lambda epochs: NopPruner(),
+def trained_share(scheduler: str, epochs: int) -> float:
+    """Return the expected share of all trials' epochs that a study trains."""
+    if scheduler != "promote":
+        # Median: 253, 280, 298 of 400 in `quick` studies.
+        return 1.0 if first_pruning(scheduler, epochs) is None else 0.7
+    ends = (*rungs(epochs), epochs)
+    starts = (0, *ends)
+    return sum(KEEP**level * (end - starts[level]) for level, end in enumerate(ends)) / epochs
+
+
+MakeScheduler = Callable[[optuna.Study, int], Scheduler]
+
+SCHEDULERS: dict[str, MakeScheduler] = {
+    "promote": lambda study, epochs: PromotionScheduler(rungs(epochs), KEEP),
+    "median": lambda study, epochs: PrunerScheduler(
+        study, MedianPruner(n_startup_trials=5, n_warmup_steps=warmup_epochs(epochs), n_min_trials=3)
+    ),
+    "asha": lambda study, epochs: PrunerScheduler(
+        study, SuccessiveHalvingPruner(min_resource=warmup_epochs(epochs), reduction_factor=3)
+    ),
+    "none": lambda study, epochs: PrunerScheduler(study, NopPruner()),
 }
-"""The values of `--pruner`, each a function of the number of epochs."""
+"""The values of `--scheduler`, each a function of the study and the horizon in epochs."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from data import Track, no_track
@@ -26,7 +25,7 @@ from data.cache import CacheHandle
 from data.changes import describe
 from data.prepare import Pictures, default_cache, find_pictures, identity
 from data.sources import NAMES
-from search_space import PROFILES, Config, Profile, baselines, suggest
+from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
 from tuning import StudyError, database, devices, forecast, settings
 from tuning.coordinator import KEPT_CHECKPOINTS, Coordinator, Plan, search
 from tuning.database import IDENTITY, load_study, open_study
@@ -36,7 +35,7 @@ from tuning.folder import RESULTS, sqlite_url, study_folder
 from tuning.jobs import Assignment, Workers
 from tuning.lock import sole_coordinator
 from tuning.sampling import SAMPLERS
-from tuning.scheduling import PRUNERS, PrunerScheduler, Scheduler
+from tuning.scheduling import SCHEDULERS, MakeScheduler, Scheduler, trained_share
 from tuning.settings import Settings
 from tuning.space import describe_space
 from tuning.trials import read_trials, write_trials_csv
@@ -182,6 +181,8 @@ class SearchSession(Session):
     draw: Callable[[Any], Config]
     """Samples a configuration with the methods of an Optuna trial."""
     searcher: Coordinator
+    trained_share: float
+    """Expected share of all trials' epochs that the scheduler lets train."""
 
     def run(self) -> Generator[StudyEvent]:
         """Run the search and yield what happens; trials.csv is written at the end. Raises what `Coordinator.run` does.
@@ -193,13 +194,13 @@ class SearchSession(Session):
         finally:
             write_trials_csv(self.study, self.folder / "trials.csv")
 
-    def expected_seconds(self, *, pruned: bool) -> float:
-        """Return the expected duration of one trial in one slot; `pruned`: whether trials are."""
+    def expected_seconds(self) -> float:
+        """Return the expected duration of one trial in one slot, most of which end early."""
         return forecast.seconds_so_far(read_trials(self.study), self.slots[0]) or forecast.seconds_per_trial(
             self.draw,
             feasible=self.plan.feasible,
             pictures=len(self.pictures.split.train),
-            pruned=pruned,
+            trained_share=self.trained_share,
             slots=self.slots,
         )
 
@@ -213,8 +214,7 @@ def open_session(
     profile: Profile = PROFILES["quick"],
     space: Space = suggest,
     sampler: str | BaseSampler = "tpe",
-    pruner: str | BasePruner = "median",
-    make_scheduler: Callable[[optuna.Study], Scheduler] = PrunerScheduler,
+    scheduler: str | MakeScheduler = "promote",
     seed: int = 0,
     slots: Sequence[Slot] | None = None,
     results: Path = RESULTS,
@@ -234,8 +234,7 @@ def open_session(
         profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
         space: Samples the configurations.
         sampler: A name in `SAMPLERS`, or a sampler.
-        pruner: A name in `PRUNERS`, or a pruner.
-        make_scheduler: Returns the scheduler of the opened study.
+        scheduler: A name in `SCHEDULERS`, or a function that returns a scheduler for (study, epochs).
         seed: Seeds the search and every trial.
         slots: Where trials are trained; by default one per CPU core or GPU.
         results: The folder of all studies.
@@ -250,7 +249,8 @@ def open_session(
     database cannot be used. Raises DataError: the pictures cannot be decoded.
     """
     slots = slots or devices.slots("auto", None)
-    profile = profile.within(pictures.catalog.median_short_side)
+    make_scheduler = SCHEDULERS[scheduler] if isinstance(scheduler, str) else scheduler
+    profile = profile.fitted(pictures.catalog.median_short_side, len(pictures.split.train))
     plan = replace(plan, max_flops=plan.max_flops or profile.max_flops)
     name = pictures.name if name is None else name
     folder = study_folder(results, name)
@@ -260,13 +260,13 @@ def open_session(
         facts = {
             "data": identity(pictures, handle),
             "profile": profile.name,
-            "epochs": profile.epochs,
+            "epochs": profile.horizon,
             "views": profile.views,
             "batch size": profile.batch_size,
             "max params": plan.max_parameters,
             "max flops": plan.max_flops,
             "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
-            "pruner": pruner if isinstance(pruner, str) else type(pruner).__name__,
+            "scheduler": scheduler if isinstance(scheduler, str) else getattr(scheduler, "__name__", "scheduler"),
             "seed": seed,
         }
         url = storage or sqlite_url(folder)
@@ -275,9 +275,9 @@ def open_session(
                 url,
                 name,
                 sampler=SAMPLERS[sampler](seed) if isinstance(sampler, str) else sampler,
-                pruner=PRUNERS[pruner](profile.epochs) if isinstance(pruner, str) else pruner,
                 identity=facts | describe_space(draw),
                 first_trials=baselines(profile),
+                portfolio=portfolio(profile),
             )
             pictures.catalog.write_report(folder / "data_report.csv", pictures.split)
             started = Settings(
@@ -304,8 +304,13 @@ def open_session(
                 profile=profile,
                 plan=plan,
                 draw=draw,
+                trained_share=trained_share(scheduler, profile.horizon) if isinstance(scheduler, str) else 1.0,
                 searcher=session.coordinator(
-                    study, assign=search(draw, seed), plan=plan, scheduler=make_scheduler(study), folder=folder
+                    study,
+                    assign=search(draw, seed),
+                    plan=plan,
+                    scheduler=make_scheduler(study, profile.horizon),
+                    folder=folder,
                 ),
             )
 

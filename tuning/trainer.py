@@ -6,6 +6,7 @@ asked for the next epoch or not. The study is never touched from here; only the 
 
 from __future__ import annotations
 
+import copy
 import errno
 import gc
 import time
@@ -138,6 +139,7 @@ def _train(job: TrialJob, link: Link) -> None:
     )
     torch.manual_seed(work.seed)
     model = MushroomCNN(config.model).to(device)
+    averaged = copy.deepcopy(model)
     optimizer = make_optimizer(model, config.training)
 
     history: list[EpochMetrics] = []
@@ -145,6 +147,7 @@ def _train(job: TrialJob, link: Link) -> None:
     if saved is not None:
         history += saved.history
         model.load_state_dict(saved.model)
+        averaged.load_state_dict(saved.averaged or saved.model)
         if saved.optimizer is not None:
             optimizer.load_state_dict(_of_this_device(saved.optimizer, optimizer))
         for metrics in saved.history:
@@ -155,6 +158,7 @@ def _train(job: TrialJob, link: Link) -> None:
         _WithHeartbeat(validation, link),
         config.training,
         seed=work.seed,
+        averaged=averaged,
         optimizer=optimizer,
         start_epoch=len(history),
         micro_batch=job.micro_batch,
@@ -167,6 +171,7 @@ def _train(job: TrialJob, link: Link) -> None:
             job_digest=job.digest,
             history=tuple(history),
             model=model.state_dict(),
+            averaged=averaged.state_dict(),
             optimizer=optimizer.state_dict(),
         )
         owner = read_attempt(job.directory)
@@ -176,7 +181,8 @@ def _train(job: TrialJob, link: Link) -> None:
             raise FileNotFoundError(f"{job.directory / 'attempt'} is missing or damaged")
         # best.pt first: after a kill between the two, the epoch is trained again and writes the same file again.
         if metrics.epoch == work.chosen_epoch(history).epoch:
-            checkpoint.save(job.directory / "best.pt", replace(state, optimizer=None))
+            best = replace(state, model=averaged.state_dict(), averaged=None, optimizer=None)
+            checkpoint.save(job.directory / "best.pt", best)
         checkpoint.save(job.directory / "last.pt", state)
         _send_epoch(link, metrics, work.epochs)
 

@@ -36,6 +36,8 @@ GENERA: dict[str, int] = {
 VERSION = 1
 """Part of the name of a set's folder. Raise it when `draw` gives other pictures."""
 
+DEFAULT_TOTAL = 1500
+"""Pictures that are drawn unless more or fewer are asked for: a minute on two cores; the full set has 6,714."""
 LEAST = 14
 """Fewest pictures of a genus: a split of 70 / 15 / 15 leaves two each for validation and test."""
 
