@@ -9,8 +9,6 @@ is compared with the median of the last quarter. The warm-up is there because a 
 network that it has trained, so that it grows in steps at first. A study without a leak stays within 5 %.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sqlite3
