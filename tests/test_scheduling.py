@@ -325,7 +325,7 @@ def test_at_the_target_no_paused_trial_is_resumed(tiny: Tiny, tmp_path: Path) ->
     class ResumesLate(PausesAll):
         def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
             paused = [trial for trial in trials if trial.is_paused]
-            return None if new_wanted else Resume(paused[0].number)
+            return Resume(paused[0].number) if paused and not new_wanted else None
 
     coordinator = study.coordinator(3, make_scheduler=ResumesLate, target=0.01)
     ended = outcomes(list(coordinator.run()))
