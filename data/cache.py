@@ -137,7 +137,7 @@ def _digest_path(directory: Path, size: int) -> Path:
 
 
 def _intact(handle: CacheHandle, size: int, pictures: int) -> bool:
-    """Whether the pixels are those that were written. Takes a second per GB once the file has been read before."""
+    """Return whether the pixels are those that were written; takes a second per GB of a file that was read before."""
     images = _images(handle, size, pictures)
     try:
         written = _digest_path(handle.directory, size).read_bytes()

@@ -200,10 +200,9 @@ class Catalog:
 def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog:
     """Check every file of `source` and return the catalog; a second scan opens only files that changed.
 
-    Of files with equal bytes in one class, the first by part and path is kept; equal bytes in two classes are all left
-    out. Of copies in two official parts, the one in the lower-priority part is left out (train before validation before
-    test), and so are near-duplicates of a test picture elsewhere: the official test part stays complete, and nothing of
-    it is trained on.
+    Of files with equal bytes in one class, the first by path is kept; if they are in two classes, all are left out. Of
+    copies and near-duplicates in two official parts, train's give way to validation's, and both to test's: the official
+    test part stays complete, and nothing of it is trained on.
     Raises DataError: fewer than two classes, a class with fewer than MIN_KEPT kept pictures, an official part that
     lacks a class, a folder that cannot be read, or a cache folder that cannot be written.
     """
@@ -248,7 +247,7 @@ _PRIORITY = {"all": 0, "test": 0, "validation": 1, "train": 2}
 
 
 def _without_copies(pictures: Sequence[Picture]) -> list[Picture]:
-    """Leave out files with equal bytes except the first, all where classes disagree, any in a lower-priority part."""
+    """Leave out copies: all but the first of equal files, all in lower-priority parts, and all if classes disagree."""
     same_bytes: defaultdict[str, list[int]] = defaultdict(list)
     for position, picture in enumerate(pictures):
         if picture.verdict is Verdict.KEPT:
@@ -315,7 +314,7 @@ def _with_classes(source: Source, pictures: Sequence[Picture]) -> Catalog:
 
 
 def _check(catalog: Catalog) -> None:
-    """Raise DataError where the catalog cannot be studied."""
+    """Raise DataError if no study can use the catalog."""
     root = printable(catalog.source.root)
     if len(catalog.classes) < 2:
         found = f"only in '{printable(catalog.classes[0])}'" if catalog.classes else "in none of its folders"
@@ -331,9 +330,10 @@ def _check(catalog: Catalog) -> None:
     counts = catalog.counts()
     poor = [label for label in catalog.classes if counts[label][Verdict.KEPT] < MIN_KEPT]
     if poor:
-        files = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in counts[poor[0]].items() if n)
-        others = ", ".join(f"{printable(label)} {counts[label][Verdict.KEPT]}" for label in catalog.classes)
+        found = counts[poor[0]]
+        files = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in found.items() if n)
+        usable = ", ".join(f"{printable(label)} {counts[label][Verdict.KEPT]}" for label in catalog.classes)
         raise DataError(
-            f"class '{printable(poor[0])}' of {root} has {counts[poor[0]][Verdict.KEPT]} usable pictures, but needs "
-            f"{MIN_KEPT} (its files: {files}; usable in each class: {others}): add pictures or remove the folder"
+            f"class '{printable(poor[0])}' of {root} has too few usable pictures, {found[Verdict.KEPT]} of at least "
+            f"{MIN_KEPT} (its files: {files}; usable in each class: {usable}): add pictures or remove the folder"
         )

@@ -78,9 +78,10 @@ def resolve(
     else:
         path = Path(data).expanduser()
         if not data or not path.exists():
+            reason = f"there is no {printable(path.absolute())}" if data else "empty"
             raise DataError(
-                f"cannot find --data '{printable(data)}' (there is no {printable(path.absolute())}): pass a folder of "
-                "class folders, 'field-guide' or 'kaggle'"
+                f"cannot find --data '{printable(data)}' ({reason}): pass a folder of class folders, 'field-guide' or "
+                "'kaggle'"
             )
         path = path.resolve()
         source = _folder(path, name=_slug(path.name), citation=f"pictures in {printable(path)}")

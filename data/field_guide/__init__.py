@@ -219,7 +219,7 @@ def _draw_files(tasks: list[tuple[Path, str, int, int, int]], track: Track) -> N
             pool = stack.enter_context(ProcessPoolExecutor(workers, spawn, initializer=_end_with_the_parent))
             drawn = pool.map(draw_file, tasks, chunksize=8)
         if tasks:
-            deque(track(drawn, f"Drawing {len(tasks):,} mushrooms", len(tasks)), maxlen=0)
+            deque(track(drawn, "Drawing mushrooms", len(tasks)), maxlen=0)
 
 
 def _end_with_the_parent() -> None:
