@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +14,10 @@ import studies
 from optuna.trial import FrozenTrial, TrialState
 
 from data import catalog, sources
+from data.augment import AugmentConfig
 from data.split import split
+from model.network import ModelConfig
+from model.training import TrainingConfig
 from reporting import page
 from reporting.sections import background, outcome
 from reporting.sections.parts import Facts
@@ -151,6 +154,12 @@ class TestAWholeStudy:
         folder, text = forty
         assert len(text.encode()) < 150_000
         assert sorted(path.name for path in folder.iterdir()) == ["data_report.csv", "plots", "report.html", "trials"]
+
+    def test_every_setting_of_the_best_trial_has_a_row(self, forty: tuple[Path, str]) -> None:
+        rows = re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td><td>([^<]*)</td></tr>", forty[1])
+        for group, kind in {"model": ModelConfig, "training": TrainingConfig, "augment": AugmentConfig}.items():
+            names = [name for part, name, _ in rows if part == group]
+            assert names == [field.name.replace("_", " ") for field in fields(kind)]
 
     def test_a_warning_says_that_trials_are_few(self, forty: tuple[Path, str]) -> None:
         assert "trials are few for" in sentences(forty[1])
