@@ -30,14 +30,13 @@ class TrialStarted:
     attempt: int
     """1 for the first start; higher after an interruption or a pause."""
     assignment: Assignment
-    cost: Cost
     micro_batch: int | None = None
     """Pictures per forward pass where memory was short; None for whole batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialAdvanced:
-    """A trial has moved on, within an epoch or to the end of one."""
+    """A trial has advanced within an epoch, or to the end of one."""
 
     slot: int
     number: int

@@ -1,7 +1,7 @@
 """Samplers: Optuna's own, reseeded for every trial and parameter.
 
 With one running random state, a study that is killed between two suggestions would sample other parameters in all later
-trials. Here each draw depends only on (seed, trial number, parameter names) and the finished trials, so that an
+trials. Here each draw depends only on (seed, trial number, parameter names) and on the other trials, so that an
 interrupted study samples what an undisturbed one would have sampled.
 """
 
@@ -45,7 +45,7 @@ class SeededTPESampler(TPESampler):
     def _sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        # Called once per group. The order of the groups depends on what this process has seen; the draw must not.
+        # Called once per group. The order of the groups depends on which trials this process has seen; the draw must not.
         self._rng.rng.seed(draw_seed(self._seed, trial.number, sorted(search_space)))
         return super()._sample_relative(study, trial, search_space)
 

@@ -34,7 +34,7 @@ METRIC = "validation top-1"
 LONGEST_ATTRIBUTE = 2045
 """Characters of JSON that every database accepts as one attribute."""
 EARLIER_NAMES = {"improved by hand": "hand-tuned recipe"}
-"""Names of baselines in studies that were started before they were renamed."""
+"""Present names of baselines, by those that earlier versions stored."""
 
 
 class Outcome(StrEnum):
@@ -62,7 +62,7 @@ _STATES = {
 
 
 def state_of(outcome: Outcome) -> TrialState:
-    """Return the Optuna state with which a trial of this outcome is told."""
+    """Return the Optuna state of a trial with this outcome."""
     return _STATES.get(outcome, TrialState.PRUNED)
 
 
@@ -188,7 +188,7 @@ class Trial:
 
     @property
     def seconds(self) -> float:
-        """Training time in seconds; where none was stored, the time between the trial's start and its end."""
+        """Training time in seconds; where none was stored, the time between the trial's start and end."""
         if (stored := self._attributes.get("seconds")) is not None:
             return float(stored)
         return self.frozen.duration.total_seconds() if self.frozen.duration else 0.0
@@ -201,17 +201,17 @@ class Trial:
     @property
     def result(self) -> Result | None:
         """What the trial reached; None where no epoch was trained, or before it has finished."""
-        noted = self._attributes
-        if "best_top1" not in noted:
+        stored = self._attributes
+        if "best_top1" not in stored:
             return None
         return Result(
-            epoch=noted["best_epoch"],
-            top1=noted["best_top1"],
-            top3=noted["best_top3"],
-            seconds=noted["seconds"],
-            peak_memory=noted.get("peak_memory"),
-            per_class=noted.get("per_class"),
-            confusion=noted.get("confusion"),
+            epoch=stored["best_epoch"],
+            top1=stored["best_top1"],
+            top3=stored["best_top3"],
+            seconds=stored["seconds"],
+            peak_memory=stored.get("peak_memory"),
+            per_class=stored.get("per_class"),
+            confusion=stored.get("confusion"),
         )
 
     @cached_property
@@ -224,7 +224,7 @@ class Trial:
 
     @property
     def key(self) -> str | None:
-        """Equal for trials that would train the same network."""
+        """Text that is equal for trials that would train the same network."""
         return self._attributes.get("key")
 
     @property
@@ -244,7 +244,7 @@ class Trial:
 
     @property
     def baseline(self) -> str | None:
-        """Name of the baseline that the trial is; None for a sampled configuration."""
+        """Name of the baseline that the trial trains; None for a sampled configuration."""
         name = self._attributes.get("baseline", self._attributes.get("known_good"))
         return EARLIER_NAMES.get(name, name) if isinstance(name, str) else None
 
@@ -255,7 +255,7 @@ class Trial:
 
     @property
     def slot(self) -> int | None:
-        """The slot that trained it last."""
+        """Index of the slot that trained it last."""
         return self._attributes.get("slot")
 
     @property
@@ -266,17 +266,17 @@ class Trial:
     @property
     def environment(self) -> dict[str, str]:
         """Facts of the machine that trained it last, as `tuning.environment` gives them."""
-        noted = self._attributes.get("environment")
-        return noted if isinstance(noted, dict) else {}
+        stored = self._attributes.get("environment")
+        return stored if isinstance(stored, dict) else {}
 
     @property
     def run(self) -> str | None:
-        """The key of the fixed run that the trial is; None in a search."""
+        """Key of the fixed run that the trial trains; None in a search."""
         return self._attributes.get("run")
 
     @property
     def name(self) -> str | None:
-        """What a fixed run, or a baseline, is called."""
+        """Name of a fixed run or of a baseline."""
         return self._attributes.get("name", self.baseline)
 
     @property
@@ -291,7 +291,7 @@ class Trial:
 
     @property
     def expected_seconds(self) -> float:
-        """Expected duration of a fixed run."""
+        """Expected duration of a fixed run in seconds."""
         return self._attributes.get("expected_seconds", 0.0)
 
     @property
@@ -310,7 +310,7 @@ def read_trial(trial: optuna.Trial) -> Trial:
 
 
 def live_trial(study: optuna.Study, number: int) -> optuna.Trial:
-    """Return an unfinished trial that an earlier run created as the object that Optuna's `tell` takes."""
+    """Return an unfinished trial of an earlier run as the object that Optuna's `tell` takes."""
     storage, study_id = study._storage, study._study_id  # pyright: ignore[reportPrivateUsage]
     return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
@@ -327,10 +327,10 @@ def count_trials(trials: Iterable[Trial]) -> int:
 
 
 def trials_since_best(trials: Iterable[Trial]) -> int:
-    """Return how many counted trials have ended since the best value was reached.
+    """Return how many counted trials have ended since the one with the best value.
 
-    After a clock was set back, some ends lie in the future; they are taken as earlier than all others. Sorted by time
-    they would stay the last for hours, and patience would never run out.
+    After a clock was set back, some ends lie in the future; they are taken as earlier than all others. Sorted by time,
+    they would stay the last for hours, and patience would not run out.
     """
     now = datetime.now()
 
@@ -366,18 +366,18 @@ def write_work(trial: optuna.Trial, config: Config, cost: Cost, *, seed: int, ke
 
 
 def write_attempt(trial: optuna.Trial, attempt: int, slot: int) -> None:
-    """Store that a slot trains the trial, for the `attempt`-th time."""
+    """Store the number of the attempt, from 1, and the slot that trains it."""
     trial.set_user_attr("attempts", attempt)
     trial.set_user_attr("slot", slot)
 
 
 def write_environment(trial: optuna.Trial, environment: Mapping[str, str]) -> None:
-    """Store the facts of the machine that trains the trial, as its worker gave them."""
+    """Store the facts of the machine that trains the trial, as its worker sent them."""
     trial.set_user_attr("environment", dict(environment))
 
 
 def write_micro_batch(trial: optuna.Trial, pictures: int) -> None:
-    """Store how many pictures a forward pass takes, as memory was short."""
+    """Store how many pictures a forward pass takes because memory was short."""
     trial.set_user_attr("micro_batch", pictures)
 
 
@@ -435,7 +435,7 @@ def read_history(folder: Path, number: int) -> list[EpochMetrics]:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = why(error) if isinstance(error, OSError | ValueError) else "not a list of epochs"
-        raise StudyError(f"cannot read {path} ({reason}): remove it, its curves are then left out") from error
+        raise StudyError(f"cannot read {path} ({reason}): remove it; its curves are then left out") from error
 
 
 def write_trials_csv(study: optuna.Study, path: Path) -> None:
