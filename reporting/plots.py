@@ -48,13 +48,10 @@ TITLES = {
     "timeline": "Timeline",
 }
 """Titles of the pages, by their names."""
-NAMES = {"Best Value": "best so far", TOP1: "complete"} | {
-    name: said
-    for said, names in {
-        "complete": ("Feasible Trial", "Feasible", "COMPLETE"),
-        "pruned or diverged": ("Infeasible Trial", "Infeasible", "INFEASIBLE"),
-    }.items()
-    for name in names
+NAMES = {
+    "Best Value": "best so far",
+    **dict.fromkeys((TOP1, "Feasible", "COMPLETE"), "complete"),
+    **dict.fromkeys(("Infeasible Trial", "Infeasible", "INFEASIBLE"), "pruned or diverged"),
 }
 """What Optuna calls a trace, and what it shows here."""
 
@@ -100,7 +97,8 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
     points, lines = (StudyOf(as_shown(some)) for some in (many, analysis.sampled(trials, MOST_LINES)))
     # Optuna 5.0 loses grey points of categorical parameters in its slice plot.
     plain = StudyOf(as_shown(many, grey=False))
-    varied = [_text(name) for name in important_first(trials, important)]
+    ranked = [row.name for row in important.rows] if important else []
+    varied = [_text(name) for name in dict.fromkeys([*ranked, *analysis.parameters(many)])]
     found: dict[str, go.Figure | None] = {
         "history": by_optuna.plot_optimization_history(numbered(points), target_name=TOP1),
         "curves": by_optuna.plot_intermediate_values(lines) if any(trial.epochs for trial in many) else None,
@@ -175,12 +173,6 @@ def _failed(number: int) -> FrozenTrial:
     trial = create_trial(state=TrialState.FAIL)
     trial.number = number
     return trial
-
-
-def important_first(trials: Sequence[Trial], important: Importances | None) -> list[str]:
-    """Return all parameters that vary, the most important ones first."""
-    ranked = [row.name for row in important.rows] if important else []
-    return [*ranked, *(name for name in analysis.parameters(analysis.trained(trials)) if name not in ranked)]
 
 
 def importances(found: Importances | None) -> go.Figure | None:

@@ -74,19 +74,13 @@ class StudyNote:
         counts = analysis.tally([trial for trial in trials if trial.is_finished])
         outcomes = ", ".join(f"{count} {name}" for name, count in counts.items())
         lines = [f"# {as_text(self._study.study_name)}", "", *self._about, "", "## Progress", ""]
-        lines += [
-            f"**{count_trials(trials)} of {self._wanted} trials** ({outcomes})."
-            if counts
-            else "No trial has finished yet."
-        ]
+        done = f"**{count_trials(trials)} of {self._wanted} trials** ({outcomes})."
+        lines.append(done if counts else "No trial has finished yet.")
         for best in top(trials, 1):
             lines += ["", f"Best so far: **{percent(best.value)}** validation top-1 in trial {best.number}."]
-            baselines = [
-                f"{as_text(trial.baseline)} {percent(trial.value)}"
-                for trial in trials
-                if trial.baseline and trial.value is not None
-            ]
-            if baselines:
+            known = [trial for trial in trials if trial.baseline and trial.value is not None]
+            if known:
+                baselines = [f"{as_text(trial.baseline or '')} {percent(trial.value)}" for trial in known]
                 lines += ["", f"Baselines: {', '.join(baselines)}."]
         name = shlex.quote(self._study.study_name)
         lines += [

@@ -119,7 +119,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     insulted = optuna.create_study(study_name=INSULT, storage=storage, direction="maximize")
     insulted.add_trials(made_up_trials(4))
     trial = insulted.ask({INSULT: optuna.distributions.CategoricalDistribution([INSULT, "plain"])})
-    TrialNotes(study.study_folder, replace(study.data, classes=HOSTILE))(trial, record(classes=len(HOSTILE), reason=INSULT))
+    TrialNotes(study.study_folder, replace(study.data, classes=HOSTILE))(
+        trial, record(classes=len(HOSTILE), reason=INSULT)
+    )
     insulted.tell(trial, 0.99)
     (study.study_folder / "insulted").mkdir()
     (study.study_folder / "insulted" / "finalists.csv").write_text(

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from model.training import EpochMetrics
 from reporting import analysis, charts
 from reporting.importance import Importances
+from reporting.words import duration, number, percent, trial_name
 from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner
 from tuning.trials import Outcome, Trial, top
@@ -88,29 +89,20 @@ class Paragraph:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart with the sentences that say what it shows."""
+    """Charts or a photograph, with the sentences that say what is shown."""
 
     title: str
     says: str
-    drawings: Sequence[str]
+    drawings: Sequence[str] = ()
     """SVG documents, beside each other where there is room."""
+    jpeg: bytes | None = None
     plots: tuple[str, ...] = ()
     kind: str = "figure"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A JPEG with the sentences that say what it shows."""
-
-    title: str
-    says: str
-    jpeg: bytes
-    kind: str = "picture"
-
     @property
-    def address(self) -> str:
-        """The picture as a data URL, so that the page needs no other file."""
-        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+    def address(self) -> str | None:
+        """The photograph as a data URL, so that the page needs no other file."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode() if self.jpeg else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +129,7 @@ class Commands:
     kind: str = "commands"
 
 
-Part = Paragraph | Figure | Picture | Table | Commands
+Part = Paragraph | Figure | Table | Commands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +155,25 @@ def drawn_of(shown: int, whole: int) -> str:
     return (
         f" Shown: {shown:,} of {whole:,} trials, the best and a random sample of the others." if shown < whole else ""
     )
+
+
+def trial_table(title: str, trials: Sequence[Trial]) -> Table:
+    """Return a row per trial: what it reached and what it costs."""
+    rows = [
+        (
+            trial_name(trial),
+            percent(trial.value, 1),
+            percent(trial.result.top3, 1) if trial.result else "-",
+            f"{trial.result.epoch + 1}" if trial.result else "-",
+            f"{trial.config.image_size} px" if trial.config else "-",
+            number(trial.flops / 1e6) if trial.flops else "-",
+            f"{trial.parameters / 1e3:,.0f} k" if trial.parameters else "-",
+            duration(trial.seconds),
+        )
+        for trial in trials
+    ]
+    head = ("trial", "top-1", "top-3", "best epoch", "image size", "MFLOPs per image", "parameters", "training time")
+    return Table(title=title, head=head, rows=rows, numeric=frozenset(range(1, len(head))))
 
 
 def as_dot(trial: Trial, x: float) -> charts.Dot:
