@@ -225,7 +225,7 @@ class Coordinator:
                     yield self._ended_outside(slot, trial, error)
 
     def _next_action(self) -> Resume | Retire | optuna.Trial | None:
-        """Return a trial left by an earlier run, else what the scheduler chooses, else a new trial; None for no trial."""
+        """Return a trial left by an earlier run, else what the scheduler chooses, else a new one; None for none."""
         if self._adopted:
             return live_trial(self._study, self._adopted.popleft())
         trials = read_trials(self._study)

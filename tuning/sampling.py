@@ -45,7 +45,7 @@ class SeededTPESampler(TPESampler):
     def _sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        # Called once per group. The order of the groups depends on which trials this process has seen; the draw must not.
+        # Called once per group. The order of groups depends on which trials this process has seen; the draw must not.
         self._rng.rng.seed(draw_seed(self._seed, trial.number, sorted(search_space)))
         return super()._sample_relative(study, trial, search_space)
 

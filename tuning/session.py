@@ -95,7 +95,7 @@ class OpenStudy:
 
     def reopen(
         self,
-        sizes: Iterable[int],
+        sizes: Iterable[int] | None = None,
         *,
         data: str | None = None,
         test_data: Path | None = None,
@@ -105,7 +105,7 @@ class OpenStudy:
         make_workers: MakeWorkers = LocalWorkers,
         make_notes: MakeNotes = no_notes,
     ) -> Session:
-        """Read the study's pictures again and decode them at `sizes` (pixels).
+        """Read the study's pictures again and decode them at `sizes` (pixels), by default those of its trials.
 
         `data` and `test_data` say where the pictures are now, if they have moved. Raises StudyError where they have
         changed, and DataError where they cannot be read.
@@ -116,6 +116,8 @@ class OpenStudy:
         pictures = find_pictures(
             source, test_data=tested, limit=self.settings.pictures, cache_dir=cache_dir, track=track
         )
+        if sizes is None:
+            sizes = {trial.config.image_size for trial in read_trials(self.study) if trial.config}
         handle = pictures.decode(sizes, cache_dir=cache_dir, track=track)
         then, now = self.data_identity, identity(pictures, handle)
         if then != now:

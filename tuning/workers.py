@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tuning.trainer import Answer
 
 HANG_SECONDS = 300.0
-"""Seconds without a message after which a busy worker is terminated. A healthy one is silent during a batch, or while its
-process starts (importing torch takes seconds, and minutes on a cold network disk)."""
+"""Seconds without a message after which a busy worker is terminated. A healthy one is silent during a batch, and while
+its process starts (importing torch takes seconds, and minutes on a cold network disk)."""
 END_SECONDS = 10.0
 """Seconds to wait for the end of a process that was killed or has closed its connection. Only the kernel can delay it,
 in a call to a disk or a GPU that does not respond; it is left alone then, as it runs no more of our code."""
