@@ -22,7 +22,7 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
-from studies import EPOCHS, HERE, Begun, Finished, Tiny, prepare, run_here, steady_threads
+from studies import EPOCHS, HERE, RunningCommand, Finished, Tiny, prepare, run_here, steady_threads
 
 from data.cache import open_part
 from model.export import formats
@@ -74,8 +74,9 @@ def copied(study: Tiny, place: Path) -> Tiny:
 
 
 def written(study: Tiny) -> dict[str, Any]:
-    """Return the contents of retrained.json without the time of the test-set evaluation."""
+    """Return the contents of retrained.json without the commit of the program and the time of the evaluation."""
     values = json.loads((study.study_folder / "retrained.json").read_text(encoding="utf-8"))
+    assert values["environment"].pop("program")
     if values["results"] is not None:
         assert values["results"].pop("tested")
     return values
@@ -166,7 +167,7 @@ def test_a_second_retrain_trains_nothing_and_prints_the_same(undisturbed: tuple[
 # -- disturbed
 
 
-def asleep(begun: Begun, certain: Callable[[], bool], what: str) -> psutil.Process:
+def asleep(begun: RunningCommand, certain: Callable[[], bool], what: str) -> psutil.Process:
     """Suspend the worker at a moment when `certain` holds, which is checked again once it sleeps."""
 
     def caught() -> bool:
@@ -199,21 +200,21 @@ def test_retrain_killed_and_stopped_in_each_stage_equals_an_undisturbed_one(
         runs = study.epochs("tiny-retrained")
         return runs.get(0, ("", 0))[1] > 0 and runs[SEEDS - 1][0] == "WAITING"
 
-    with study.begin(words=words) as begun:
+    with study.start(argv=words) as begun:
         asleep(begun, in_the_second_epoch, "the second epoch of a finalist")
         begun.process.send_signal(signal.SIGKILL)
         assert begun.end() == -signal.SIGKILL
     assert study.epochs("tiny-finalists")[1][0] == "RUNNING"
     assert not (study.study_folder / "finalists.csv").exists()
 
-    with study.begin(words=words) as begun:
+    with study.start(argv=words) as begun:
         asleep(begun, one_of_three_has_an_epoch, "the middle of the final runs")
         begun.process.send_signal(signal.SIGKILL)
         assert begun.end() == -signal.SIGKILL
     assert study.epochs("tiny-retrained")[SEEDS - 1][0] == "WAITING"
     assert (study.study_folder / "finalists.csv").exists()
 
-    with study.begin(words=words) as begun:
+    with study.start(argv=words) as begun:
         begun.until(lambda: begun.workers, "the start of a worker, which takes seconds")
         os.killpg(begun.process.pid, signal.SIGINT)
         assert begun.end() == 130

@@ -78,7 +78,7 @@ class Faulty(ThreadWorkers):
         super().start(slot, job)
         self.jobs.append(job)
         if len(self.jobs) <= self._faults:
-            line, send = self._lines[slot], self._lines[slot].send
+            link, send = self._links[slot], self._links[slot].send
 
             def faulty(message: WorkerMessage) -> None:
                 if not isinstance(message, WorkerReady | TrialFailure):
@@ -87,7 +87,7 @@ class Faulty(ThreadWorkers):
                     message = TrialFailure(kind=self._kind, reason="a fault")
                 send(message)
 
-            line.send = faulty
+            link.send = faulty
 
 
 def test_the_environment_stored_with_a_trial_is_its_workers(tiny: Tiny, tmp_path: Path) -> None:

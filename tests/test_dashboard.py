@@ -26,7 +26,7 @@ import pytest
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
-from studies import Begun, Tiny, prepare, recorded, run_here, steady_threads, until
+from studies import RunningCommand, Tiny, prepare, recorded, run_here, steady_threads, until
 from test_trial_note import HOSTILE, record
 
 from data import catalog, sources
@@ -56,7 +56,7 @@ class Served:
     """A running dashboard."""
 
     tiny: Tiny
-    begun: Begun
+    begun: RunningCommand
     address: str
     """Address of the page of the study that was run."""
 
@@ -79,7 +79,7 @@ def words(tiny: Tiny, *more: str) -> list[str]:
 @contextlib.contextmanager
 def serving(tiny: Tiny, *more: str) -> Iterator[Served]:
     """Start the command and wait until it answers."""
-    with tiny.begin(words=words(tiny, *more)) as begun:
+    with tiny.start(argv=words(tiny, *more)) as begun:
         begun.until(lambda: re.search(r"http\S+(?=  \()", begun.text), "the address")
         served = Served(tiny=tiny, begun=begun, address=re.findall(r"http\S+(?=  \()", begun.text)[0])
         assert ask(served.port, "/")[0] in (200, 302)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from pictures import class_folders
-from studies import HERE, PATIENCE, Begun, Tiny, advanced, gone, one_core, prepare, until
+from studies import HERE, PATIENCE, RunningCommand, Tiny, advanced, gone, one_core, prepare, until
 
 from model import checkpoint
 from model.training import EpochMetrics
@@ -53,21 +53,21 @@ def read(study: Tiny) -> list[Trial]:
     return [Trial(frozen) for frozen in study.trials()]
 
 
-def suspend_within_epoch(study: Tiny, begun: Begun, number: int) -> psutil.Process:
+def suspend_within_epoch(study: Tiny, running: RunningCommand, number: int) -> psutil.Process:
     """Wait until a worker is within an epoch of this trial, and suspend it there."""
 
     def caught() -> bool:
         # Once an epoch is reported, the worker waits for its next order and trains; it must not finish that epoch.
-        if not study.running(number) or not begun.workers:
+        if not study.running(number) or not running.workers:
             return False
-        begun.workers[0].suspend()
+        running.workers[0].suspend()
         if study.running(number) and unreported(study, number) == 0:
             return True
-        begun.workers[0].resume()
+        running.workers[0].resume()
         return False
 
-    begun.until(caught, f"an epoch of trial {number}")
-    return begun.workers[0]
+    running.until(caught, f"an epoch of trial {number}")
+    return running.workers[0]
 
 
 def unreported(study: Tiny, number: int) -> int:
@@ -95,11 +95,11 @@ def test_killed_within_an_epoch_worker_and_coordinator_it_equals_an_undisturbed_
     That worker wakes when the study has been finished by others: it must end and write nothing.
     """
     study = undisturbed.at(tmp_path, *undisturbed.options)
-    with study.begin() as begun:
-        suspend_within_epoch(study, begun, 1).kill()
-        sleeper = suspend_within_epoch(study, begun, 2)
-        begun.process.send_signal(signal.SIGKILL)
-        assert begun.end() == -signal.SIGKILL
+    with study.start() as running:
+        suspend_within_epoch(study, running, 1).kill()
+        sleeper = suspend_within_epoch(study, running, 2)
+        running.process.send_signal(signal.SIGKILL)
+        assert running.end() == -signal.SIGKILL
         assert study.running(2)
         finished = study.command()
         assert (finished.code, finished.err) == (0, "")
@@ -115,12 +115,12 @@ def test_killed_within_an_epoch_worker_and_coordinator_it_equals_an_undisturbed_
 @pytest.mark.long
 def test_a_killed_coordinator_leaves_no_process(tiny: Tiny, tmp_path: Path) -> None:
     study = tiny.at(tmp_path, "--workers", "2", "--trials", "20")
-    with study.begin() as begun:
-        begun.until(lambda: study.running(0) or study.running(1) or study.running(2), "a running trial")
-        family = psutil.Process(begun.process.pid).children(recursive=True)
-        assert len(begun.workers) == 2
-        begun.process.kill()
-        begun.end()
+    with study.start() as running:
+        running.until(lambda: study.running(0) or study.running(1) or study.running(2), "a running trial")
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(running.workers) == 2
+        running.process.kill()
+        running.end()
         until(lambda: all(map(gone, family)), "the end of every process")
 
 
@@ -147,14 +147,14 @@ def test_a_worker_that_hangs_is_terminated_and_a_fresh_one_resumes_its_trial(tin
 @pytest.mark.long
 def test_the_command_terminates_a_hanging_worker_after_the_stated_time(undisturbed: Tiny, tmp_path: Path) -> None:
     study = undisturbed.at(tmp_path, *undisturbed.options)
-    with study.begin() as begun:
-        hanging, since = suspend_within_epoch(study, begun, 1), time.monotonic()
+    with study.start() as running:
+        hanging, since = suspend_within_epoch(study, running, 1), time.monotonic()
         while not gone(hanging):
-            assert begun.process.poll() is None
+            assert running.process.poll() is None
             assert time.monotonic() - since < HANG_SECONDS + PATIENCE
             time.sleep(0.1)
         assert time.monotonic() - since >= HANG_SECONDS - 1.0
-        assert begun.end() == 0
+        assert running.end() == 0
     assert_finished(study)
     assert essence(study.trials()) == essence(undisturbed.trials())
     assert [trial.attempts for trial in read(study)] == [1, 2, 1, 1]
@@ -194,7 +194,7 @@ def test_a_laptop_that_sleeps_for_longer_than_that_loses_no_worker(tiny: Tiny, t
             assert process.stdin is not None
             process.stdin.write(pickle.dumps(study))
             process.stdin.close()
-            worker = suspend_within_epoch(study, Begun(process=process, output=script), 0)
+            worker = suspend_within_epoch(study, RunningCommand(process=process, output=script), 0)
             time.sleep(1.0)  # until the coordinator waits for it
             process.send_signal(signal.SIGSTOP)
             time.sleep(25.0)
@@ -211,23 +211,23 @@ def test_a_laptop_that_sleeps_for_longer_than_that_loses_no_worker(tiny: Tiny, t
 def test_ctrl_c_keeps_finished_epochs_and_a_second_coordinator_is_refused(undisturbed: Tiny, tmp_path: Path) -> None:
     """The signal reaches the whole process group, workers too, as from a terminal; here while an epoch is running."""
     study = undisturbed.at(tmp_path, *undisturbed.options)
-    with study.begin() as begun:
-        worker = suspend_within_epoch(study, begun, 1)
+    with study.start() as running:
+        worker = suspend_within_epoch(study, running, 1)
         refused = study.command()
         assert refused.code == 2
         assert refused.err.count("\n") == 1
-        assert f"process {begun.process.pid} on" in refused.err
+        assert f"process {running.process.pid} on" in refused.err
         assert "--study NAME" in refused.err
 
         known = study.epochs()[1][1]
-        os.killpg(begun.process.pid, signal.SIGINT)
-        begun.until(lambda: "Stopping" in begun.text, "the message about the stop")
+        os.killpg(running.process.pid, signal.SIGINT)
+        running.until(lambda: "Stopping" in running.text, "the message about the stop")
         worker.resume()
-        assert begun.end() == 130
+        assert running.end() == 130
         until(lambda: gone(worker), "the end of the worker")
     assert study.epochs()[1][1] == known + 1
-    assert "Resume:" in begun.text and "study.py --data" in begun.text
-    assert "Traceback" not in begun.text
+    assert "Resume:" in running.text and "study.py --data" in running.text
+    assert "Traceback" not in running.text
     assert study.command().code == 0
     assert_finished(study)
     assert essence(study.trials()) == essence(undisturbed.trials())
@@ -237,13 +237,13 @@ def test_ctrl_c_keeps_finished_epochs_and_a_second_coordinator_is_refused(undist
 def test_a_second_signal_stops_without_the_running_epoch(undisturbed: Tiny, tmp_path: Path) -> None:
     """The worker is suspended, so that its epoch never ends. The exit code is that of the first signal, SIGTERM."""
     study = undisturbed.at(tmp_path, *undisturbed.options)
-    with study.begin() as begun:
-        worker = suspend_within_epoch(study, begun, 0)
+    with study.start() as running:
+        worker = suspend_within_epoch(study, running, 0)
         known = study.epochs()[0]
-        begun.process.terminate()
-        begun.until(lambda: "Stopping" in begun.text, "the message about the stop")
-        begun.process.send_signal(signal.SIGINT)
-        assert begun.end() == 143
+        running.process.terminate()
+        running.until(lambda: "Stopping" in running.text, "the message about the stop")
+        running.process.send_signal(signal.SIGINT)
+        assert running.end() == 143
         until(lambda: gone(worker), "the end of the worker")
     assert study.epochs()[0] == known
     assert (study.study_folder / "trials.csv").exists()
