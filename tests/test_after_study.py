@@ -22,7 +22,7 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
-from studies import EPOCHS, HERE, RunningCommand, Finished, Tiny, prepare, run_here, steady_threads
+from studies import EPOCHS, HERE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
 
 from data.cache import open_part
 from model.export import formats
