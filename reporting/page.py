@@ -169,9 +169,9 @@ def _subtitle(facts: Facts) -> str:
 
 
 def _headline(facts: Facts) -> dict[str, str] | None:
-    """Return the one number: on the test part where there is one, otherwise the best trial's on the validation part."""
+    """Return the one number: on the test set where there is one, otherwise the best trial's on the validation set."""
     if facts.test:
-        value, what, bounds = facts.test["top1"], "top-1 on the test part", facts.test["top1_interval"]
+        value, what, bounds = facts.test["top1"], "top-1 on the test set", facts.test["top1_interval"]
     elif facts.best is not None:
         value, what = facts.best.value or 0.0, f"validation top-1 of trial {facts.best.number}, the best"
         bounds = analysis.wilson(value, facts.pictures) if facts.pictures else None

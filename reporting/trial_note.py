@@ -119,7 +119,7 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
         top1, top3 = percent(chosen.top1), percent(chosen.top3)
         lines += [
             "",
-            f"**{top1} top-1**, {top3} top-3 on the validation part, in epoch {chosen.epoch + 1} of {epochs}.",
+            f"**{top1} top-1**, {top3} top-3 on the validation set, in epoch {chosen.epoch + 1} of {epochs}.",
         ]
     groups = configuration(record.assignment.config)
     rows = {
@@ -131,7 +131,7 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
         seconds = sum(metrics.seconds for metrics in record.history)
         peak = max(metrics.peak_memory for metrics in record.history)
         rows["run"] = f"{duration(seconds)} of training, {peak / 2**20:,.0f} MB peak memory"
-    lines += ["", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+    lines += ["", *(f"- **{name}**: {text}" for name, text in rows.items())]
     titles = {
         "curves.svg": "Learning curves",
         "confusion.svg": f"Confusion matrix of epoch {chosen.epoch + 1}" if chosen else "",

@@ -200,7 +200,7 @@ def test_of_a_study_that_was_really_trained(tmp_path: Path) -> None:
 
 class TestAfterRetraining:
     def test_the_test_part_is_the_headline(self, tested: str) -> None:
-        assert "top-1 on the test part" in sentences(tested)
+        assert "top-1 on the test set" in sentences(tested)
         assert "expect less on new pictures. python study.py retrain" not in sentences(tested)
 
     def test_a_winner_that_was_not_the_studys_best_is_named(self, tested: str) -> None:
@@ -213,11 +213,11 @@ class TestAfterRetraining:
         anchors = [attributes.get("id") for tag, attributes in Page(tested).elements if tag == "section"]
         assert anchors.index("finalists") + 1 == anchors.index("mistakes")
         assert "3 of 3" in sentences(tested)
-        assert "Confusion matrix of the test part" in sentences(tested)
+        assert "Confusion matrix of the test set" in sentences(tested)
         assert "hand-tuned recipe 40.5 % 0.7 % 2, 1 diverged" in sentences(tested)
 
     def test_a_warning_says_that_several_networks_were_tested(self, tested: str) -> None:
-        assert "evaluated on the test part 2 times" in sentences(tested)
+        assert "The test set was used 2 times" in sentences(tested)
         assert "a lucky network" in sentences(tested)
 
     def test_a_winner_that_was_not_tested_leaves_the_study_as_it_was(

@@ -7,7 +7,7 @@ from typing import Any
 
 from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Part, Section, Table, interval, trial_table
-from reporting.words import configuration, listed, percent, plural, points, trial_name
+from reporting.words import configuration, listed, percent, plural, points, times, trial_name
 from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
@@ -65,7 +65,7 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
     known = [trial for trial in top(facts.trials, len(facts.trials)) if trial.baseline and trial is not best]
     bars: list[charts.Bar] = []
     if facts.retrained and test:
-        name, (low, high) = f"{facts.retrained.name}, on the test part", test["top1_interval"]
+        name, (low, high) = f"{facts.retrained.name}, on the test set", test["top1_interval"]
         bars.append(charts.Bar(name=name, value=test["top1"], low=low, high=high, best=True))
     for trial in (best, *known):
         low, high = analysis.wilson(trial.value or 0.0, facts.pictures)
@@ -131,7 +131,7 @@ def finalists(facts: Facts) -> Section | None:
 
 
 def mistakes(facts: Facts) -> Section | None:
-    """Show the retrained network's mistakes on the test part, or the best trial's on the validation part."""
+    """Show the retrained network's mistakes on the test set, or the best trial's on the validation set."""
     test = facts.test
     confusion = test["confusion"] if test else facts.confusion
     if not confusion or not analysis.pictures_of(confusion) or facts.best is None:
@@ -148,7 +148,7 @@ def mistakes(facts: Facts) -> Section | None:
     if found:
         said = [f"{one.pictures:,} of {one.of:,} {names[one.truth]} taken for {names[one.prediction]}" for one in found]
         text += f"Most common: {listed(said)}."
-    title = f"Confusion matrix of the {part} part"
+    title = f"Confusion matrix of the {part} set"
     section.parts.append(Figure(title=title, says=text.strip(), drawings=[svg.confusion(confusion, names)]))
     section.parts.append(_per_class(confusion, names))
     if facts.gallery:
@@ -176,8 +176,7 @@ def _tested(test: dict[str, Any]) -> list[Part]:
             f"The mean over {plural(len(test['seeds']), 'seed')}{lost} is {percent(test['top1_mean'], 1)}, with a "
             f"standard deviation of {points(test['top1_sd'])}. "
         )
-    count = "once" if test["evaluations"] == 1 else f"{test['evaluations']} times"
-    parts: list[Part] = [Paragraph(text=f"{text}Networks were evaluated on the test part {count}.")]
+    parts: list[Part] = [Paragraph(text=f"{text}The test set was used {times(test['evaluations'])}.")]
     if test["evaluations"] > 1:
         parts.append(
             Paragraph(
@@ -194,7 +193,7 @@ def _tested(test: dict[str, Any]) -> list[Part]:
     if len(rows) > 1:
         parts.append(
             Table(
-                title="The winner and the baselines on the test part",
+                title="The winner and the baselines on the test set",
                 head=("network", "mean top-1", "standard deviation", "seeds"),
                 rows=rows,
                 numeric=frozenset({1, 2, 3}),

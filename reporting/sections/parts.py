@@ -34,7 +34,7 @@ class Facts:
     history: list[EpochMetrics]
     """The best trial's epochs; empty where they were not kept."""
     confusion: Sequence[Sequence[int]] | None
-    """Confusion matrix of the best trial's best epoch on the validation part."""
+    """Confusion matrix of the best trial's best epoch on the validation set."""
     finalists: list[dict[str, str]]
     """Rows of finalists.csv."""
     retrained: Winner | None
@@ -68,7 +68,7 @@ class Facts:
 
     @property
     def test(self) -> dict[str, Any] | None:
-        """What the retrained network reached on the test part."""
+        """What the retrained network reached on the test set."""
         return self.retrained.results if self.retrained else None
 
     def class_name(self, label: int) -> str:
