@@ -156,8 +156,13 @@ class Subprocess:
         there.close()  # otherwise the end of the process would go unnoticed
         self._pipe.recv()
 
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function and wait for its result."""
+        self.ask(*arguments)
+        return self.answer()
+
     def ask(self, *arguments: Any) -> None:
-        """Have the function called."""
+        """Have the function called, without waiting for its result."""
         self._pipe.send(arguments)
 
     def answer(self) -> Any:

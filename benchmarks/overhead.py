@@ -142,8 +142,7 @@ def time_starts(results: Path, turns: int) -> list[dict[str, tuple[float, float]
         for which in ("optuna", "ours"):
             with tempfile.TemporaryDirectory() as scratch:
                 process = Subprocess(start, which, Path(shutil.copytree(results, Path(scratch) / "copy")))
-                process.ask()
-                found[-1][which] = process.answer()
+                found[-1][which] = process()
                 process.close()
     return found
 

@@ -102,11 +102,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     """Return torch's optimizer with its defaults."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=True,
-            weight_decay=config.weight_decay,
+            model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -144,7 +140,7 @@ class OriginalTraining:
         return shown
 
     def evaluate(self) -> float:
-        """Return the accuracy on the validation part, 0 to 1."""
+        """Return the accuracy on the validation set, 0 to 1."""
         self.model.eval()
         correct = total = 0
         with torch.no_grad():

@@ -98,10 +98,8 @@ def bare_steps(
 ) -> Turn:
     """Do as many steps as an epoch has, on one batch."""
     batch = config.training.batch_size
-    step, steps = (
-        bare_step(config, precision, memory_format=memory_format),
-        -(-len(part.labels) * config.views // batch),
-    )
+    step = bare_step(config, precision, memory_format=memory_format)
+    steps = -(-len(part.labels) * config.views // batch)
 
     def turn() -> tuple[int, float]:
         began = time.perf_counter()
@@ -128,28 +126,18 @@ def original_way(config: Config, part: Part, files: list[Path]) -> Turn:
 
 def ways(cores: int, *, large: bool) -> list[Way]:
     """Return what is compared; for a large network two ways less, because all processes are in memory at once."""
-    best, last, contiguous = fastest_precision(CPU), torch.channels_last, torch.contiguous_format
-    found = [
-        Way(name=f"this program, {best}", make=partial(this_program, best), processes=cores),
-        Way(name=f"bare steps, {best}", make=partial(bare_steps, best, last), processes=cores),
-        Way(name="this program, float32", make=partial(this_program, "float32"), processes=cores),
-        Way(name="bare steps, float32", make=partial(bare_steps, "float32", last), processes=cores),
-    ]
+    best, last = fastest_precision(CPU), torch.channels_last
+    found: dict[str, Callable[[Config, Part, list[Path]], Turn]] = {
+        f"this program, {best}": partial(this_program, best),
+        f"bare steps, {best}": partial(bare_steps, best, last),
+        "this program, float32": partial(this_program, "float32"),
+        "bare steps, float32": partial(bare_steps, "float32", last),
+    }
     if not large:
-        name = f"bare steps, {best}"
-        found += [
-            Way(name=f"{name}, contiguous", make=partial(bare_steps, best, contiguous), processes=cores),
-            Way(
-                name=f"{name}, default malloc settings",
-                make=partial(bare_steps, best, last),
-                processes=cores,
-                mapped=False,
-            ),
-        ]
-    return [
-        *found,
-        Way(name="the original project's way", make=original_way, processes=1, threads=None, mapped=False),
-    ]
+        found[f"bare steps, {best}, contiguous"] = partial(bare_steps, best, torch.contiguous_format)
+        found[f"bare steps, {best}, default malloc settings"] = partial(bare_steps, best, last)
+    ours = [Way(name=name, make=make, processes=cores, mapped="malloc" not in name) for name, make in found.items()]
+    return [*ours, Way(name="the original project's way", make=original_way, processes=1, threads=None, mapped=False)]
 
 
 def start(way: Way, config: Config, handle: CacheHandle, files: list[Path], pictures: int) -> Turn:
@@ -195,10 +183,7 @@ def compare(heading: str, config: Config, *, large: bool, pictures: int, handle:
 
 
 def main(
-    *,
-    minutes: float = 4,
-    network: Literal["typical", "hand-tuned", "both"] = "both",
-    pictures: int | None = None,
+    *, minutes: float = 4, network: Literal["typical", "hand-tuned", "both"] = "both", pictures: int | None = None
 ) -> None:
     """Print the tables.
 

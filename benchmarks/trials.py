@@ -109,12 +109,13 @@ def compare(profile: Profile, trials: int, block: int, plain_epochs: int | None)
     """Print the table."""
     pruners = ["none"] if plain_epochs else ["none", "median"]  # the first epochs do not show what would be pruned
     scale = profile.epochs / plain_epochs if plain_epochs else 1.0
-    titles = {"none": "no pruner", "median": "MedianPruner"}
     names = [
         "this program, MedianPruner",
         "this program, no pruner",
-        *(f"the script, {titles[one]}" for one in pruners),
+        "the script, no pruner",
+        "the script, MedianPruner",
     ]
+    names = names[: 2 + len(pruners)]
     turns: list[list[Turn]] = [[] for _ in names]
     seconds: list[list[float]] = [[] for _ in names]
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,8 +124,7 @@ def compare(profile: Profile, trials: int, block: int, plain_epochs: int | None)
         scripts = [Subprocess(plain_script, Path(scratch) / one, profile, one, plain_epochs) for one in pruners]
 
         def take(index: int, process: Subprocess, *arguments: Any) -> Turn:
-            process.ask(*arguments)
-            turns[index].append(process.answer())
+            turns[index].append(process(*arguments))
             return turns[index][-1]
 
         waiting: list[list[Parameters]] = []
