@@ -51,7 +51,7 @@ class Candidate:
     """Whether it is trained for comparison only and cannot win."""
 
     def runs(self, seeds: list[int]) -> list[FixedRun]:
-        """Return one run per seed, on the training part."""
+        """Return one run per seed, on the training set."""
         epochs = self.config.training.epochs
         return [
             FixedRun(

@@ -158,7 +158,7 @@ def test_a_second_retrain_trains_nothing_and_prints_the_same(undisturbed: tuple[
     again = run_here(*study.after("retrain", *RUNS))
     assert (again.code, again.err) == (0, "")
     assert "left; " not in again.out
-    assert again.out[again.out.index("Test part") :] == first.out[first.out.index("Test part") :]
+    assert again.out[again.out.index("Test set") :] == first.out[first.out.index("Test set") :]
     assert written(study) == before
     assert [essence(study.trials(f"tiny-{kind}")) for kind in ("finalists", "retrained")] == trials
     assert len((study.results / test_set_uses.FILE).read_text(encoding="utf-8").splitlines()) == 1
@@ -244,7 +244,7 @@ def test_a_running_study_is_left_alone(retrained: Tiny) -> None:
 
 @pytest.fixture(scope="module")
 def chosen(retrained: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Finished]:
-    """A copy in which another trial is retrained, with the baselines; the test part has been used by others."""
+    """A copy in which another trial is retrained, with the baselines; the test set has been used by others."""
     study = copied(retrained, tmp_path_factory.mktemp("chosen"))
     trial = next(number for number in range(3) if number != written(retrained)["trial"])
     study.options = ("--workers", "1", "--trial", str(trial), "--seeds", "1", "--baseline")
@@ -255,7 +255,7 @@ def chosen(retrained: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
 
 @pytest.fixture(scope="module")
 def retested(chosen: tuple[Tiny, Finished]) -> tuple[Tiny, Finished]:
-    """The same study, evaluated on the test part nevertheless."""
+    """The same study, evaluated on the test set nevertheless."""
     study, first = chosen
     assert written(study)["results"] is None
     assert "Not tested: " in first.out
