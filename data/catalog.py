@@ -202,7 +202,7 @@ def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog
 
     Of files with equal bytes in one class, the first by path is kept; if they are in two classes, all are left out. Of
     copies and near-duplicates in two official parts, train's give way to validation's, and both to test's: the official
-    test part stays complete, and nothing of it is trained on.
+    test set stays complete, and nothing of it is trained on.
     Raises DataError: fewer than two classes, a class with fewer than MIN_KEPT kept pictures, an official part that
     lacks a class, a folder that cannot be read, or a cache folder that cannot be written.
     """

@@ -46,7 +46,7 @@ class Verdict(StrEnum):
     TOO_SMALL = "too_small"
     """Shorter side below MIN_SIDE pixels."""
     DUPLICATE = "duplicate"
-    """Same bytes as a kept picture of its class, or a (near-)copy of a picture of an official test part."""
+    """Same bytes as a kept picture of its class, or a (near-)copy of a picture of an official test set."""
     CONFLICT = "conflict"
     """Same bytes in two classes: at least one label is wrong, and nothing says which."""
     REFUSED = "refused"

@@ -68,7 +68,7 @@ def resolve(
     """Return the source named by `data`: "field-guide", "kaggle", or a path (`./kaggle` is a folder of that name).
 
     `pictures` is the number that the field guide draws, None for its full set; other sources ignore it, as
-    `Catalog.limited` selects from them later. `test_data` is a folder that becomes the official test part.
+    `Catalog.limited` selects from them later. `test_data` is a folder that becomes the official test set.
     Raises DataError: no such folder, a layout that is not understood, classes that do not match, or a failed download.
     """
     if data == FIELD_GUIDE:
@@ -173,7 +173,7 @@ def _official_parts(root: Path) -> dict[str, Path] | None:
         part = PART_FOLDERS.get(folder.name.casefold())
         if part in parts:
             raise DataError(
-                f"{printable(root)} has two {part} parts, '{parts[part].name}' and '{folder.name}': remove one"
+                f"{printable(root)} has two {part} sets, '{parts[part].name}' and '{folder.name}': remove one"
             )
         if part and _folders_in(folder):
             parts[part] = folder.resolve()
@@ -183,7 +183,7 @@ def _official_parts(root: Path) -> dict[str, Path] | None:
 def _with_test(source: Source, test_data: Path) -> Source:
     if "test" in source.parts:
         raise DataError(
-            f"{printable(source.root)} has a test part of its own, but --test-data gives {printable(test_data)}: omit "
+            f"{printable(source.root)} has a test set of its own, but --test-data gives {printable(test_data)}: omit "
             f"--test-data, or pass {printable(source.parts['train'])} with --data"
         )
     if not test_data.expanduser().is_dir():

@@ -107,7 +107,7 @@ def importances(trials: Sequence[Trial], *, resamples: int = RESAMPLES, seed: in
     def divergences(places: npt.NDArray[np.int64], reached: Floats) -> Floats:
         """Return each parameter's importance in the trials at `places`, where trial n has reached `reached[n]`."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # regimes of one trial, all values equal, and that low targets are better
+            warnings.simplefilter("ignore")  # regimes of one trial, equal values, and that targets are minimised
             study = StudyOf([complete[place] for place in places])
             found = evaluator.evaluate(study, target=lambda trial: -float(reached[trial.number]))
         return np.array([found.get(name, 0.0) for name in names])

@@ -117,7 +117,8 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
             if key == "history":
                 trace.update(showlegend=True, line_shape="hv")
             if key == "rank" and trace.hovertext:  # each point would name every parameter, in each of nine panels
-                trace.hovertext = ["<br>".join(said.split("<br>")[:: said.count("<br>")]) for said in trace.hovertext]
+                ends = [(said.partition("<br>")[0], said.rpartition("<br>")[2]) for said in trace.hovertext]
+                trace.hovertext = ["<br>".join(both) for both in ends]
         if key in ("history", "curves", "slices"):
             figure.update_yaxes(tickformat=".0%")
     if "curves" in there:

@@ -68,7 +68,7 @@ def state_of(outcome: Outcome) -> TrialState:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a trial reached on the validation part, by its best epoch."""
+    """What a trial reached on the validation set, by its best epoch."""
 
     epoch: int
     """The best epoch, from 0."""
