@@ -85,7 +85,7 @@ class Plan:
     """Forward FLOPs of one picture above which a network is infeasible."""
 
     def over_budget(self, cost: Cost) -> dict[str, float]:
-        """Return the share of each budget by which a network exceeds it; negative where it stays below."""
+        """Return the share of each budget by which a network exceeds it; negative if it stays below."""
         spent = {"parameters": (cost.parameters, self.max_parameters), "flops": (cost.flops, self.max_flops)}
         return {name: (value - budget) / budget for name, (value, budget) in spent.items() if budget is not None}
 
@@ -103,7 +103,7 @@ class _Live:
     cost: Cost
     attempt: int
     micro_batch: int | None
-    """Pictures per forward pass where memory was short; None for whole batches."""
+    """Pictures per forward pass if memory was short; None for whole batches."""
     prunable: bool
     """Whether the scheduler is asked; baselines are always trained to their last epoch."""
     reported: set[int]
@@ -256,7 +256,7 @@ class Coordinator:
         return work.config.cost.flops * work.config.views * work.epochs
 
     def _fulfilled(self, trials: list[Trial], unfinished: int = 0) -> Ending | None:
-        """Return why no new trial is wanted, assuming that the unfinished ones will count; None where one is."""
+        """Return why no new trial is wanted, assuming that the unfinished ones will count; None if one is."""
         if self._plan.trials is None:
             return None if any(trial.is_waiting for trial in trials) else Ending.TRIALS
         counted = count_trials(trials)
@@ -380,8 +380,8 @@ class Coordinator:
                 raise RuntimeError(f"a bug ended trial {live.trial.number}; the worker's traceback:\n{failure.reason}")
             case FailureKind.DISK:
                 raise StudyError(
-                    f"trial {live.trial.number} cannot write its checkpoints into {self._folder} ({failure.reason}): "
-                    "free or repair the disk, then run the same command again to resume"
+                    f"trial {live.trial.number} of {self._folder} cannot read or write a file ({failure.reason}): free or "
+                    "repair the disk, then run the same command again to resume"
                 )
             case FailureKind.DIVERGED:
                 if "diverged" not in live.trial.constraints:
@@ -434,7 +434,7 @@ class Coordinator:
             yield self._ended_outside(None, trial, error)
 
     def _retire_paused(self) -> Iterator[TrialEnded]:
-        """Report all paused trials as pruned: nothing is left to do that could make the scheduler resume one."""
+        """Report all paused trials as pruned: with no other trial running, the scheduler would never resume one."""
         for trial in read_trials(self._study):
             if trial.is_paused and not self._stops:
                 yield from self._retire(trial.number)

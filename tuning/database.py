@@ -1,4 +1,4 @@
-"""The database of a study: opening it, creating the study in it, and saying what is wrong where that fails."""
+"""The database of a study: opening it, creating the study in it, and saying what is wrong if that fails."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _check(file: Path) -> None:
 
 
 def connect(url: str) -> optuna.storages.BaseStorage:
-    """Return the storage behind a URL. Raises StudyError where there is none, or one with another Optuna's schema."""
+    """Return the storage behind a URL. Raises StudyError if there is none, or one with another Optuna's schema."""
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -220,7 +220,7 @@ def open_study(
 
 
 def load_study(url: str, name: str) -> optuna.Study:
-    """Return a study that exists. Raises StudyError where it does not, or the database cannot be used."""
+    """Return a study that exists. Raises StudyError if it does not, or the database cannot be used."""
     missing = StudyError(
         f"no study '{name}' in {without_password(url)}: run it first with python study.py, or name another with "
         "--study NAME"

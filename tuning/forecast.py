@@ -39,7 +39,7 @@ ENOUGH = 6
 
 
 def seconds_so_far(trials: Iterable[Trial], slot: Slot) -> float | None:
-    """Return the mean seconds of the trials that were trained in an equal slot; None where there are too few."""
+    """Return the mean seconds of the trials that were trained in an equal slot; None if there are too few."""
     here = environment(slot)
     took = [
         trial.result.seconds

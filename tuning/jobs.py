@@ -48,7 +48,7 @@ class TrialJob:
     data: CacheHandle
     slot: Slot
     micro_batch: int
-    """Pictures per forward pass; fewer than the batch size where memory was short."""
+    """Pictures per forward pass; fewer than the batch size if memory was short."""
     directory: Path
     """The trial's own directory, for its checkpoints."""
 

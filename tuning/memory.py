@@ -57,7 +57,7 @@ def offer_first() -> None:
 
 
 def _count(place: Path) -> int | None:
-    """Return the counter in a file of names and numbers; None where it is missing."""
+    """Return the counter in a file of names and numbers; None if it is missing."""
     with contextlib.suppress(OSError):
         for line in place.read_text().splitlines():
             name, _, number = line.partition(" ")

@@ -80,7 +80,7 @@ def warmup_epochs(epochs: int) -> int:
 
 
 def first_pruning(pruner: str, epochs: int) -> int | None:
-    """Return the first epoch, counted from 1, after which a trial can be pruned; None where none ever is."""
+    """Return the first epoch, counted from 1, after which a trial can be pruned; None if none ever is."""
     first = warmup_epochs(epochs) + 1
     return first if pruner != "none" and first < epochs else None
 

@@ -107,8 +107,8 @@ class OpenStudy:
     ) -> Session:
         """Read the study's pictures again and decode them at `sizes` (pixels), by default those of its trials.
 
-        `data` and `test_data` say where the pictures are now, if they have moved. Raises StudyError where they have
-        changed, and DataError where they cannot be read.
+        `data` and `test_data` say where the pictures are now, if they have moved. Raises StudyError if they have
+        changed, and DataError if they cannot be read.
         """
         source = data or self.settings.data
         tested = test_data or (Path(self.settings.test_data) if self.settings.test_data else None)

@@ -73,7 +73,7 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
 def url(settings: Settings, folder: Path, given: str | None) -> str:
     """Return the URL of a study's database: the given one, or else the one that it was started with.
 
-    Raises StudyError where its password is needed, as only the URL without it was stored.
+    Raises StudyError if its password is needed, as only the URL without it was stored.
     """
     if given is not None:
         return given

@@ -182,7 +182,7 @@ def _train(job: TrialJob, link: Link) -> None:
 
 
 def read_attempt(directory: Path) -> int:
-    """Return the attempt that owns a trial's directory; 0 where none does."""
+    """Return the attempt that owns a trial's directory; 0 if none does."""
     try:
         return int((directory / "attempt").read_text())
     except (OSError, ValueError):
@@ -190,7 +190,7 @@ def read_attempt(directory: Path) -> int:
 
 
 def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
-    """Return the last checkpoint of this job; None where there is no intact one."""
+    """Return the last checkpoint of this job; None if there is no intact one."""
     try:
         saved = checkpoint.load(job.directory / "last.pt")
     except checkpoint.CheckpointError:

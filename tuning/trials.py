@@ -82,7 +82,7 @@ class Result:
     per_class: Sequence[float | None] | None
     """Top-1 of each class; None for a class without pictures, and where the list is too long for the database."""
     confusion: Sequence[Sequence[int]] | None
-    """Pictures by true class and predicted class; None where it is too long for the database."""
+    """Pictures by true class and predicted class; None if it is too long for the database."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Trial:
 
     @property
     def resumed_after(self) -> int:
-        """Number of epochs that the trial had when it was last resumed from a pause; 0 where it never was."""
+        """Number of epochs that the trial had when it was last resumed from a pause; 0 if it never was."""
         return self._attributes.get("resumed_after", 0)
 
     @property
@@ -200,7 +200,7 @@ class Trial:
 
     @property
     def result(self) -> Result | None:
-        """What the trial reached; None where no epoch was trained, or before it has finished."""
+        """What the trial reached; None if no epoch was trained, or before it has finished."""
         stored = self._attributes
         if "best_top1" not in stored:
             return None
@@ -260,7 +260,7 @@ class Trial:
 
     @property
     def micro_batch(self) -> int | None:
-        """Pictures per forward pass where memory was short; None for whole batches."""
+        """Pictures per forward pass if memory was short; None for whole batches."""
         return self._attributes.get("micro_batch")
 
     @property
@@ -305,7 +305,7 @@ def read_trials(study: optuna.Study) -> list[Trial]:
 
 
 def read_trial(trial: optuna.Trial) -> Trial:
-    """Return a live trial as it stands in the database now. Raises KeyError where it has been deleted."""
+    """Return a live trial as it stands in the database now. Raises KeyError if it has been deleted."""
     return Trial(trial.storage.get_trial(trial._trial_id))  # pyright: ignore[reportPrivateUsage]
 
 
@@ -395,7 +395,7 @@ def write_resumed(trial: optuna.Trial, epochs: int) -> None:
 def write_result(
     trial: optuna.Trial, outcome: Outcome, reason: str, best: EpochMetrics | None, history: Sequence[EpochMetrics]
 ) -> None:
-    """Store how a trial ended and what its best epoch reached; None where no epoch was trained."""
+    """Store how a trial ended and what its best epoch reached; None if no epoch was trained."""
     if best is not None:
         facts = {
             "best_epoch": best.epoch,
@@ -424,7 +424,7 @@ def write_history(folder: Path, number: int, history: Sequence[EpochMetrics]) ->
 
 
 def read_history(folder: Path, number: int) -> list[EpochMetrics]:
-    """Return every epoch's metrics of a trial; an empty list where none were written or the file was removed.
+    """Return every epoch's metrics of a trial; an empty list if none were written or the file was removed.
 
     Raises StudyError for a file that this program did not write.
     """
