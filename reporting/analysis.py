@@ -283,7 +283,7 @@ def agreement(trials: Sequence[Trial], epoch: int) -> tuple[float, int] | None:
     """Return Spearman's rank correlation between the best value up to `epoch` and the final one, and the trial count.
 
     It covers complete trials alone: pruned ones had the lowest early values and would raise it. None for fewer than
-    five trials or where all are equal.
+    five trials or if all are equal.
     """
     pairs: list[tuple[float, float]] = []
     for trial in trials:
@@ -362,7 +362,7 @@ class RunTime:
 
 
 def run_time(trials: Sequence[Trial]) -> RunTime | None:
-    """Return how long the study ran; None where no trial was in a slot.
+    """Return how long the study ran; None if no trial was in a slot.
 
     A trial that was interrupted and resumed counts with its training's own seconds up to its end, not with the night
     in between.

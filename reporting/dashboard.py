@@ -47,7 +47,7 @@ class _Quiet(WSGIRequestHandler):
 def make(study: optuna.Study, artifacts: Path, port: int | None = None) -> tuple[WSGIServer, str]:
     """Return a server that is bound but not yet serving, and the address of the study's page.
 
-    `port` None takes PORT, or any free one. Raises OSError where a port that was asked for is taken, StudyError where
+    `port` None takes PORT, or any free one. Raises OSError if a port that was asked for is taken, StudyError where
     the folder `artifacts` cannot be created.
     """
     make_folder(artifacts)

@@ -88,7 +88,7 @@ def importances(trials: Sequence[Trial], *, resamples: int = RESAMPLES, seed: in
     """Return how much each parameter decides who is among the best tenth, or the best five of fewer than 50 trials.
 
     Pruned trials count with what they reached: without them the bad half of the space would be missing. Returns None
-    for too few trained trials, or where no parameter varies in enough of them.
+    for too few trained trials, or if no parameter varies in enough of them.
     """
     chosen = trained(trials)
     space = parameters(chosen)

@@ -59,7 +59,7 @@ NAMES = {
 def write(found: Mapping[str, go.Figure], folder: Path, *, name: str, trials: int) -> list[Path]:
     """Write a page for each of the `figures`, and the script; remove earlier pages that have no figure now.
 
-    `trials` is the number of trained trials. Returns the pages. Raises StudyError where they cannot be written.
+    `trials` is the number of trained trials. Returns the pages. Raises StudyError if they cannot be written.
     """
     make_folder(folder)
     for key in TITLES.keys() - found.keys():
@@ -177,7 +177,7 @@ def _failed(number: int) -> FrozenTrial:
 
 
 def importances(found: Importances | None) -> go.Figure | None:
-    """Return shares with their intervals, and what chance reaches; None where there are none."""
+    """Return shares with their intervals, and what chance reaches; None if there are none."""
     if found is None:
         return None
     rows = found.rows[::-1]

@@ -32,7 +32,7 @@ class Facts:
     data: list[dict[str, str]]
     """Rows of the data report."""
     history: list[EpochMetrics]
-    """The best trial's epochs; empty where they were not kept."""
+    """The best trial's epochs; empty if they were not kept."""
     confusion: Sequence[Sequence[int]] | None
     """Confusion matrix of the best trial's best epoch on the validation set."""
     finalists: list[dict[str, str]]
@@ -40,15 +40,15 @@ class Facts:
     retrained: Winner | None
     importances: Importances | None
     gallery: bytes | None
-    """JPEG of the best trial's most confident mistakes; None where it was not kept."""
+    """JPEG of the best trial's most confident mistakes; None if it was not kept."""
     audit: PrunerAudit | None
-    """What pruned trials would have reached; None where that was not measured."""
+    """What pruned trials would have reached; None if that was not measured."""
     plots: dict[str, go.Figure]
     """The interactive plots, by the name of their page."""
     study_options: str
     """Options by which other commands find the study."""
     argv: Sequence[str] | None
-    """Arguments with which `study.py` was run last; None where they are not known."""
+    """Arguments with which `study.py` was run last; None if they are not known."""
 
     @property
     def best(self) -> Trial | None:
@@ -63,7 +63,7 @@ class Facts:
 
     @property
     def pictures(self) -> int:
-        """Validation pictures that the best trial was evaluated on; 0 where that is not known."""
+        """Validation pictures that the best trial was evaluated on; 0 if that is not known."""
         return analysis.pictures_of(self.confusion) if self.confusion else 0
 
     @property
@@ -151,7 +151,7 @@ def interval(low: float, high: float) -> str:
 
 
 def drawn_of(shown: int, whole: int) -> str:
-    """Return the sentence that says that a chart leaves out trials; empty where it shows all."""
+    """Return the sentence that says that a chart leaves out trials; empty if it shows all."""
     return (
         f" Shown: {shown:,} of {whole:,} trials, the best and a random sample of the others." if shown < whole else ""
     )
