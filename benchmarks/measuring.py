@@ -166,7 +166,7 @@ class Subprocess:
         self._pipe.send(arguments)
 
     def answer(self) -> Any:
-        """Wait for the result of the call. Raises EOFError where the process has ended."""
+        """Wait for the result of the call. Raises EOFError if the process has ended."""
         return self._pipe.recv()
 
     def close(self) -> None:

@@ -66,9 +66,9 @@ class Picture:
     mode: str
     """Pillow's name for the file's pixel format."""
     content_hash: str
-    """BLAKE2b of the bytes, 32 hex digits; "" where the file was not read."""
+    """BLAKE2b of the bytes, 32 hex digits; "" if the file was not read."""
     group: str
-    """Smallest content hash among its near-duplicates and itself; "" where the file was not read."""
+    """Smallest content hash among its near-duplicates and itself; "" if the file was not read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,7 +230,7 @@ class ScanCache:
 
     @classmethod
     def load(cls, cache_dir: Path, folder: Path) -> "ScanCache":
-        """Return the stored checks; none where the file is missing, corrupt or of another version."""
+        """Return the stored checks; none if the file is missing, corrupt or of another version."""
         name = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
         path = cache_dir / "scans" / f"{name}.npz"
         checks: dict[tuple[str, int, int], FileCheck] = {}

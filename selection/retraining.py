@@ -94,7 +94,7 @@ def retrain_winner(
     """Train the first of the standings and any baselines on train + validation, then evaluate them on the test set.
 
     The winner has no test results if other networks have been evaluated on that test set before, unless `retest`.
-    Writes retrained.json. Raises StudyError where all of the winner's runs diverged.
+    Writes retrained.json. Raises StudyError if all of the winner's runs diverged.
     """
     won, seeds = standings[0], len(standings[0].runs)
     tested = [won, *(one for one in standings if one.candidate.baseline and one.complete)]
@@ -111,7 +111,7 @@ def retrain_winner(
 
 
 def load_network(config: Config, path: Path) -> MushroomCNN:
-    """Return a network on the CPU with the weights of a run's checkpoint. Raises StudyError where they are gone."""
+    """Return a network on the CPU with the weights of a run's checkpoint. Raises StudyError if they are gone."""
     network = MushroomCNN(config.model)
     try:
         network.load_state_dict(checkpoint.load(path).model)
@@ -134,7 +134,7 @@ class Evaluator:
     def logits(self, config: Config, path: Path, part: PartName) -> metrics.Logits:
         """Return logits and labels of the network with the weights at `path`, on a part of the pictures.
 
-        Raises StudyError where the weights are gone or a GPU has too little memory.
+        Raises StudyError if the weights are gone or a GPU has too little memory.
         """
         try:
             network = load_network(config, path).to(self.device)
@@ -192,7 +192,7 @@ def evaluate_logged(
     """Log the evaluation on the test set, then make it; return the winner with its results.
 
     If other networks have been evaluated there before, the winner is returned unchanged, unless `retest`. Baselines are
-    not logged, as nothing is chosen by them. Raises StudyError where the log cannot be used.
+    not logged, as nothing is chosen by them. Raises StudyError if the log cannot be used.
     """
     results, key = study.folder.parent, (evaluator.data.fingerprint, winner.networks)
     with test_set_uses.log_locked(results):
@@ -217,7 +217,7 @@ def _spread(values: list[float]) -> float | None:
 def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Evaluator) -> Winner:
     """Return the winner with everything that is known before the test set is used.
 
-    Raises StudyError where all of its final runs diverged.
+    Raises StudyError if all of its final runs diverged.
     """
     if not finals.complete:
         raise StudyError(
@@ -263,7 +263,7 @@ class Winner:
     """Counted trials that the study had when it was retrained."""
     seed: int
     seed_index: int
-    """Index of the final run, from 0; above 0 where the first ones diverged."""
+    """Index of the final run, from 0; above 0 if the first ones diverged."""
     environment: dict[str, str]
     """Facts about the machine that trained it, as `tuning.environment` gives them."""
     epochs: int
@@ -272,7 +272,7 @@ class Winner:
     weights: str
     """Path of its checkpoint, relative to the study's folder."""
     temperature: float | None
-    """Divisor of its logits; None where it was not fitted."""
+    """Divisor of its logits; None if it was not fitted."""
     networks: str
     """Identifies the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]
@@ -292,7 +292,7 @@ class Winner:
 
     @classmethod
     def load(cls, folder: Path) -> Winner | None:
-        """Return the winner in retrained.json; None without that file. Raises StudyError where it cannot be read."""
+        """Return the winner in retrained.json; None without that file. Raises StudyError if it cannot be read."""
         path = folder / "retrained.json"
         try:
             values = plain_json.read(path)

@@ -380,8 +380,8 @@ class Coordinator:
                 raise RuntimeError(f"a bug ended trial {live.trial.number}; the worker's traceback:\n{failure.reason}")
             case FailureKind.DISK:
                 raise StudyError(
-                    f"trial {live.trial.number} of {self._folder} cannot read or write a file ({failure.reason}): free or "
-                    "repair the disk, then run the same command again to resume"
+                    f"trial {live.trial.number} of {self._folder} cannot read or write a file ({failure.reason}): free "
+                    "or repair the disk, then run the same command again to resume"
                 )
             case FailureKind.DIVERGED:
                 if "diverged" not in live.trial.constraints:

@@ -43,9 +43,11 @@ from tuning.trials import read_trials, write_trials_csv
 from tuning.workers import LocalWorkers
 
 MakeWorkers = Callable[[Sequence[Slot]], Workers]
+"""Returns workers for these slots, such as `LocalWorkers`."""
 Describe = Callable[[optuna.Trial, TrialRecord], None]
 """Adds pictures and notes to a trial before it is reported as finished."""
 MakeNotes = Callable[[Path, CacheHandle], Describe]
+"""Returns what describes the trials of a study, given its folder and pictures."""
 
 
 class Space(Protocol):
@@ -244,7 +246,7 @@ def open_session(
         storage: URL of the database; by default an SQLite file in the study's folder.
         cache_dir: Where decoded pictures are kept; by default the user's cache folder.
         track: Shows the progress of decoding.
-        make_workers: Returns the workers of these slots.
+        make_workers: Returns workers for the slots.
         make_notes: Returns what adds notes and pictures to trials, such as `reporting.trial_note.TrialNotes`.
         argv: Command-line arguments to store for later commands.
 
