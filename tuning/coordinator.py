@@ -441,7 +441,7 @@ class Coordinator:
 
     def _release(self, slot: int) -> None:
         self._workers.stop(slot)
-        self._live.pop(slot, None)  # missing where another program ended the trial meanwhile
+        self._live.pop(slot, None)  # missing if another program ended the trial meanwhile
 
     def _ended_outside(self, slot: int | None, trial: optuna.Trial, error: Exception) -> TrialEnded:
         """Release a trial that another program has finished; otherwise raise `error` again."""

@@ -57,7 +57,7 @@ class TrialEnded:
 
     number: int
     outcome: Outcome | None
-    """None where another program ended the trial."""
+    """None if another program ended the trial."""
     reason: str
     value: float | None
     """Best validation top-1, 0 to 1; None if no epoch was trained."""

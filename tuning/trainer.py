@@ -132,7 +132,7 @@ def _train(job: TrialJob, link: Link) -> None:
     )
     validation = EvaluationBatches(
         open_part(job.data, config.image_size, "validation"),
-        # With fewer pictures at a time where training had to: evaluation may be what ran out of memory.
+        # With fewer pictures at a time if training needs that: evaluation may be what ran out of memory.
         batch_size=max(1, evaluated_at_once(config.image_size) * job.micro_batch // config.training.batch_size),
         device=device,
     )

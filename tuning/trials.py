@@ -80,7 +80,7 @@ class Result:
     peak_memory: int | None
     """Bytes."""
     per_class: Sequence[float | None] | None
-    """Top-1 of each class; None for a class without pictures, and where the list is too long for the database."""
+    """Top-1 of each class; None for a class without pictures, and for a list too long for the database."""
     confusion: Sequence[Sequence[int]] | None
     """Pictures by true class and predicted class; None if it is too long for the database."""
 
@@ -161,7 +161,7 @@ class Trial:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether the trial was found to repeat an earlier one, even where it was interrupted before its end."""
+        """Whether the trial was found to repeat an earlier one, even if it was interrupted before its end."""
         return self._attributes.get("outcome") == Outcome.DUPLICATE
 
     @property
@@ -188,7 +188,7 @@ class Trial:
 
     @property
     def seconds(self) -> float:
-        """Training time in seconds; where none was stored, the time between the trial's start and end."""
+        """Training time in seconds; if none was stored, the time between the trial's start and end."""
         if (stored := self._attributes.get("seconds")) is not None:
             return float(stored)
         return self.frozen.duration.total_seconds() if self.frozen.duration else 0.0
@@ -216,7 +216,7 @@ class Trial:
 
     @cached_property
     def config(self) -> Config | None:
-        """The configuration; None before the trial has started, and where this version of the space cannot read it."""
+        """The configuration; None before the trial has started, or if this version of the space cannot read it."""
         try:
             return Config.from_dict(self._attributes["config"])
         except (KeyError, TypeError, ValueError):
