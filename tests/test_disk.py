@@ -1,6 +1,6 @@
 """Damage to a study's files, in whole studies: each equals the undisturbed one or says in one line what is wrong.
 
-In this process, with workers that are threads, where that makes no difference; otherwise the command itself.
+In this process, with workers that are threads, if that makes no difference; otherwise the command itself.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def begun(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def interrupted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A study that was interrupted in trial 1, after its second epoch."""
-    study = tiny.at(tmp_path_factory.mktemp("begun"))
+    study = tiny.at(tmp_path_factory.mktemp("interrupted"))
     with contextlib.closing(study.coordinator(TRIALS).run()) as run:
         for event in run:
             if advanced(event, 1, EpochMetrics) and study.epochs()[1][1] == 2:
@@ -66,10 +66,10 @@ def begun(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture
-def copy(begun: Tiny, tmp_path: Path) -> Tiny:
+def copy(interrupted: Tiny, tmp_path: Path) -> Tiny:
     """A copy of the interrupted study, to be damaged."""
-    shutil.copytree(begun.results, tmp_path / "results")
-    return begun.at(tmp_path / "results")
+    shutil.copytree(interrupted.results, tmp_path / "results")
+    return interrupted.at(tmp_path / "results")
 
 
 def finish(study: Tiny) -> None:

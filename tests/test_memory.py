@@ -107,7 +107,7 @@ def test_memory_that_runs_out_during_training_is_recognised(
 def test_a_trial_short_of_memory_also_evaluates_fewer_pictures_at_a_time(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once all six were evaluated at a time whatever the micro-batch; where that was too much, halving did not help."""
+    """Once all six were evaluated at a time whatever the micro-batch; if that was too much, halving did not help."""
     monkeypatch.setattr(batches, "EVALUATION_PICTURES", 6)
     sizes: list[tuple[bool, int]] = []
 

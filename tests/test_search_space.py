@@ -60,7 +60,7 @@ class Fixed:
 
 
 def chosen(profile: Profile, classes: int = CLASSES, **values: Any) -> Config:
-    """Return the point with these values, and the lowest or first where none is given."""
+    """Return the point with these values, and the lowest or first if none is given."""
     return suggest(cast(optuna.Trial, Fixed(**values)), profile, classes)
 
 

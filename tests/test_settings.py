@@ -1,4 +1,4 @@
-"""The settings of a study: read back by later commands, from earlier versions too, and refused where damaged."""
+"""The settings of a study: read back by later commands, from earlier versions too, and refused if damaged."""
 
 import json
 import os
