@@ -7,7 +7,7 @@ The first command draws the pictures and prints rows for benchmarks/README.md, v
 (a) a linear classifier on 32 px pixels, its weight decay chosen on validation, should stay below 45 %;
 (b) a good configuration as small as the `quick` profile's should reach 70 to 95 %;
 (c) the better of two such configurations should lose 10 points or more at a third of the resolution.
-The second writes sheets to look at: one per genus at 256 px, and all genera at 64 px.
+The second writes contact sheets: one per genus at 256 px, and one of all genera at 64 px.
 """
 
 import sys
@@ -141,7 +141,7 @@ def main(*, pictures: int = QUICK.pictures or 1500, seeds: int = 3, contact_shee
     Parameters
     ----------
     contact_sheets
-        Write sheets to look at into this folder instead.
+        Write contact sheets into this folder instead.
     """
     if contact_sheets:
         write_contact_sheets(contact_sheets)

@@ -100,11 +100,11 @@ def main(folder: Path | None = None, *, image_size: int = 64, width: float = 0.5
     Parameters
     ----------
     folder
-        A bundle; by default one of random weights is exported.
+        A bundle's folder; by default, a bundle with random weights is exported.
     image_size
-        Side of the pictures of random weights, in pixels.
+        Image size for random weights, in pixels.
     width
-        Width of the network of random weights.
+        Network width for random weights.
     """
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         compare(folder or random_bundle(Path(scratch), image_size, width))

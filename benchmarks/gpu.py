@@ -5,7 +5,8 @@
     python benchmarks/gpu.py --device cpu --pictures 64 --size 32 --width 0.25 --turns 2     # does it run at all?
 
 An epoch is 4,700 made-up pictures of 256 px, three views each, one of them plain, batches of 32, with the hand-tuned
-recipe's network and optimizer. Bare steps are as many steps on one batch that stays on the GPU, in the same precision.
+recipe's network and optimizer. Bare steps are the same number of steps on one batch that stays on the GPU, in the same
+precision.
 Last, 1, 2 and 4 processes train on the GPU at the same time, to see whether several trials at once pay off.
 """
 
@@ -48,7 +49,7 @@ def made_up(count: int, size: int) -> Part:
 
 
 def timed(device: torch.device, work: Callable[[], Any]) -> float:
-    """Return the seconds until the device has done the work."""
+    """Return the seconds until the device has finished the work."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -62,7 +63,7 @@ def timed(device: torch.device, work: Callable[[], Any]) -> float:
 
 
 def ways(config: Config, part: Part, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Return what is compared: an epoch of training, its steps alone, its batches alone."""
+    """Return the variants to compare: an epoch of training, its steps alone, its batches alone."""
     batches, precision = training_batches(config, part, device), fastest_precision(device)
     epochs = endless_epochs(config, batches, part, precision, device)
     step = bare_step(config, precision, device)
@@ -85,7 +86,7 @@ def one_gpu(config: Config, part: Part, device: torch.device, turns: int) -> flo
         work()
     seconds = [{name: timed(device, work) for name, work in compared.items()} for _ in range(turns)]
     shown = len(part.labels) * config.views
-    header("way", "s per epoch", "pictures/s", "epoch / this row")
+    header("variant", "s per epoch", "pictures/s", "epoch / this row")
     for name in compared:
         column = [turn[name] for turn in seconds]
         ratio = spread([turn["epoch"] / turn[name] for turn in seconds])
@@ -114,7 +115,7 @@ def start(config: Config, count: int, device: str) -> Callable[[], float]:
 
 
 def at_once(config: Config, count: int, device: str, turns: int) -> None:
-    """Print what 1, 2 and 4 processes train together."""
+    """Print the combined training speed of 1, 2 and 4 processes."""
     processes = [Subprocess(start, config, count, device) for _ in range(max(AT_ONCE))]
     rates: dict[int, list[float]] = {number: [] for number in AT_ONCE}
     for _ in range(turns):

@@ -34,7 +34,9 @@ CPU = torch.device("cpu")
 TYPICAL = Config(
     image_size=48,
     views=1,
-    model=ModelConfig(classes=9, width=0.375, stride_pattern="every", pooling="max", dropout=0.1),
+    model=ModelConfig(
+        classes=9, width=0.375, stride_pattern="every", dilation_pattern="none", pooling="max", dropout=0.1
+    ),
     augment=AugmentConfig(strength=0.9, reuse_originals=True, fresh=True),
     training=TrainingConfig(
         optimizer="sgd",
@@ -73,7 +75,7 @@ def named(config: Config) -> str:
 
 
 def some(part: Part, count: int) -> Part:
-    """Return up to `count` pictures of a part, spread over its classes, which lie one after the other."""
+    """Return up to `count` pictures of a part, spread over its classes (pictures are sorted by class)."""
     rows = np.linspace(0, len(part.labels) - 1, min(count, len(part.labels))).astype(np.int64)
     return replace(part, indices=part.indices[rows], labels=part.labels[rows])
 
@@ -89,7 +91,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def training_batches(config: Config, part: Part, device: torch.device = CPU) -> TrainingBatches:
-    """Return a configuration's batches of a part, as a worker makes them."""
+    """Return the batches of one part of the data for a configuration, built as a worker builds them."""
     return TrainingBatches(
         part,
         batch_size=config.training.batch_size,
@@ -142,7 +144,7 @@ def bare_step(
 
 
 class Subprocess:
-    """A spawned process that makes a function and calls it whenever it is asked to.
+    """A spawned process that builds a function and calls it on request.
 
     Several of them can take turns on the same work, so that a busy machine slows all of them.
     """
@@ -162,7 +164,7 @@ class Subprocess:
         return self.answer()
 
     def ask(self, *arguments: Any) -> None:
-        """Have the function called, without waiting for its result."""
+        """Request a call of the function without waiting for its result."""
         self._pipe.send(arguments)
 
     def answer(self) -> Any:

@@ -1,14 +1,14 @@
-"""What the coordinator costs: seconds per trial outside training, and of a start, in studies that are already long.
+"""The coordinator's overhead: seconds per trial outside training, and per start, in studies with many finished trials.
 
     python benchmarks/overhead.py                            # about 10 minutes: 1,000 and 5,000 finished trials
     python benchmarks/overhead.py --finished 1000 --trials 10 --starts 3
     python benchmarks/overhead.py --slowest 40               # also the 40 functions that take most of the time
 
-A made-up study of that many finished trials lies in SQLite. The real coordinator resumes it with its sampler, pruner,
-database, notes, plots and screen, but with workers that train nothing: each epoch's metrics come at once. So all the
-time that passes is the coordinator's, and is divided by the trials that ended. A start is timed in a process of its
-own, from opening the study to its first job, in turns with Optuna's own load of all trials. What `study.py` does before
-that, reading the pictures and forecasting the study's time, does not depend on the study's length.
+A made-up study with that many finished trials is stored in SQLite. The real coordinator resumes it with its sampler,
+pruner, database, notes, plots and screen, but with workers that train nothing and send each epoch's metrics at once, so
+that all the time is the coordinator's; it is divided by the number of trials that ended. A start is timed in a fresh
+process, from opening the study to its first job, taking turns with Optuna's own loading of all trials. What `study.py`
+does before that, reading the pictures and forecasting the study's time, does not depend on the study's length.
 """
 
 import cProfile
@@ -42,7 +42,7 @@ NAME = "made-up"
 
 
 class InstantWorkers:
-    """Slots whose trials are trained by drawing random numbers."""
+    """Workers that train nothing and send random metrics at once."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
@@ -82,7 +82,7 @@ def _metrics(job: TrialJob, epoch: int) -> EpochMetrics:
 
 
 def load(results: Path) -> optuna.Study:
-    """Load the made-up study as any program does."""
+    """Load the made-up study as any Optuna program would."""
     return optuna.load_study(study_name=NAME, storage=sqlite_url(results / NAME))
 
 
@@ -119,7 +119,7 @@ def per_trial(results: Path, trials: int, pictures: Pictures, slowest: int) -> t
 
 
 def start(which: str, results: Path) -> Callable[[], tuple[float, float]]:
-    """Return a function that starts once and returns the seconds, and those of the CPU, that it took."""
+    """Return a function that starts once and returns the wall-clock and CPU seconds that it took."""
     pictures = find_pictures(limit=QUICK.pictures)
 
     def timed() -> tuple[float, float]:
@@ -135,7 +135,7 @@ def start(which: str, results: Path) -> Callable[[], tuple[float, float]]:
 
 
 def time_starts(results: Path, turns: int) -> list[dict[str, tuple[float, float]]]:
-    """Return the seconds of both starts for each turn; each is timed on a copy, as ours adds a trial."""
+    """Return the seconds of both kinds of start for each turn, each timed on a copy, because ours adds a trial."""
     found: list[dict[str, tuple[float, float]]] = []
     for _ in range(turns):
         found.append({})
@@ -155,7 +155,7 @@ def main(*, finished: tuple[int, ...] = (1000, 5000), trials: int = 30, starts: 
     finished
         Finished trials of each made-up study.
     trials
-        Further trials, by which the cost is measured.
+        Number of additional trials on which the overhead is measured.
     starts
         Turns of starts; 0 omits them.
     slowest

@@ -1,10 +1,10 @@
-"""What this program is compared with: the original project's way to train, and a plain Optuna script around it.
+"""What this program is compared with: the original project's training method, and a plain Optuna script around it.
 
-**The original project's way**: pictures are opened and pushed through torchvision's transforms one by one, by a
+**The original project's method**: pictures are opened and pushed through torchvision's transforms one by one, by a
 DataLoader with two workers; float tensors have torch's default memory layout; one process has torch's default number of
 threads. **The plain script** calls `study.optimize` around it, with a MedianPruner and SQLite. Both use the network,
-the pictures, the augmentations and the configurations of this project, so that only the way differs. Where people's
-scripts differ, the faster variant is taken: pictures are reduced before they are augmented.
+the pictures, the augmentations and the configurations of this project, so that only the method differs. Where people's
+scripts differ, the faster variant is used: pictures are downscaled before they are augmented.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from search_space import Config, Profile, suggest
 
 LOADER_WORKERS = 2
 LOADER_START = "fork" if sys.platform == "linux" else None
-"""Start method of the loading processes; in a spawned process the default would spawn them, for seconds each epoch."""
+"""Start method of the DataLoader's workers; in a spawned process the default would be to spawn them, which takes
+seconds per epoch."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Files:
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Pictures that are opened and transformed each time they are asked for."""
+    """Pictures that are opened and transformed each time they are requested."""
 
     def __init__(self, files: Files, size: int, augment: AugmentConfig | None = None, views: int = 1) -> None:
         self.files, self.augment, self.views = files, augment, views
@@ -109,7 +110,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
 
 
 class OriginalTraining:
-    """The original project's way to train: model, optimizer and loaders of one configuration."""
+    """The original project's training method: model, optimizer and loaders of one configuration."""
 
     def __init__(self, config: Config, train: Files, validation: Files) -> None:
         training = config.training
@@ -152,7 +153,7 @@ class OriginalTraining:
 
 
 class PlainScript:
-    """A study by `study.optimize`, in an SQLite file in `folder`, over configurations that it is given."""
+    """A study run by `study.optimize` over given configurations, in an SQLite file in `folder`."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from tests.stress.script import run
 WIDTH = 1280
 """Width of a picture in pixels; the README shows it at two thirds of that."""
 COLOURS = 128
-"""Enough for flat figures and smooth letters, with a third of the bytes of full colour."""
+"""Palette size of the PNG files: enough for flat figures and smooth letters, at a third of the bytes of full colour."""
 
 
 def main(folder: Path, *, into: Path = Path(), report_height: int = 1120, dashboard_height: int = 900) -> None:

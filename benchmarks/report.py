@@ -33,7 +33,7 @@ from reporting import page
 page.write(study, Path(sys.argv[2]))
 print(loaded - began, time.perf_counter() - began, time.process_time())
 """
-"""Writes a report, in a process of its own as when a user asks for one."""
+"""Program that writes a report, run in a fresh process as `study.py report` is."""
 
 
 def main(*, trials: tuple[int, ...] = (40, 1000, 5000), dashboard: bool = False, keep: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Training pictures per second on a CPU: this program's workers, the original project's way, and bare steps.
+"""Training pictures per second on a CPU: this program's workers, the original project's method, and bare steps.
 
     python benchmarks/steps.py                       # about 10 minutes on two cores
     python benchmarks/steps.py --minutes 2           # fewer turns
@@ -6,10 +6,10 @@
 
 This program: one single-threaded process per core, like a study's workers, each of which trains its own network with
 the real batches, augmentation, loop and optimizer, in the precision that `--precision auto` chooses here and in
-float32. Bare steps: as many processes that do nothing but forward, backward and step on one batch that stays in memory;
-they are the limit. The original project's way (`peers.py`): one process with torch's default number of threads and two
-loading processes. All processes stay alive and take turns, an epoch of the same pictures each; ratios are taken within
-a turn. Evaluation is left out: its share is small and the same for all.
+float32. Bare steps: the same number of processes, which do nothing but forward, backward and step on one batch that
+stays in memory; they are the limit. The original project's method (`peers.py`): one process with torch's default number
+of threads and two DataLoader workers. All processes stay alive and take turns, an epoch of the same pictures each;
+ratios are taken within a turn. Evaluation is left out: its share is small and the same for all.
 """
 
 import os
@@ -54,7 +54,7 @@ Turn = Callable[[], tuple[int, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way of training, in one or more processes."""
+    """A training variant to compare, in one or more processes."""
 
     name: str
     make: Callable[[Config, Part, list[Path]], Turn]
@@ -96,7 +96,7 @@ def this_program(precision: Precision, config: Config, part: Part, files: list[P
 def bare_steps(
     precision: Precision, memory_format: torch.memory_format, config: Config, part: Part, files: list[Path]
 ) -> Turn:
-    """Do as many steps as an epoch has, on one batch."""
+    """Do an epoch's number of steps on a single batch."""
     batch = config.training.batch_size
     step = bare_step(config, precision, memory_format=memory_format)
     steps = -(-len(part.labels) * config.views // batch)
@@ -125,7 +125,7 @@ def original_way(config: Config, part: Part, files: list[Path]) -> Turn:
 
 
 def ways(cores: int, *, large: bool) -> list[Way]:
-    """Return what is compared; for a large network two ways less, because all processes are in memory at once."""
+    """Return the variants to compare; two fewer for a large network, because all processes are in memory at once."""
     best, last = fastest_precision(CPU), torch.channels_last
     found: dict[str, Callable[[Config, Part, list[Path]], Turn]] = {
         f"this program, {best}": partial(this_program, best),
@@ -137,7 +137,8 @@ def ways(cores: int, *, large: bool) -> list[Way]:
         found[f"bare steps, {best}, contiguous"] = partial(bare_steps, best, torch.contiguous_format)
         found[f"bare steps, {best}, default malloc settings"] = partial(bare_steps, best, last)
     ours = [Way(name=name, make=make, processes=cores, mapped="malloc" not in name) for name, make in found.items()]
-    return [*ours, Way(name="the original project's way", make=original_way, processes=1, threads=None, mapped=False)]
+    theirs = "the original project's method"
+    return [*ours, Way(name=theirs, make=original_way, processes=1, threads=None, mapped=False)]
 
 
 def start(way: Way, config: Config, handle: CacheHandle, files: list[Path], pictures: int) -> Turn:
@@ -174,7 +175,7 @@ def compare(heading: str, config: Config, *, large: bool, pictures: int, handle:
     flops = 3 * config.cost.flops  # a backward pass costs twice a forward one
     print(f"\n{heading}: {named(config)}; {flops / 1e9:.2f} GFLOP per training picture")
     print(f"{pictures} pictures per turn and process; median and quartiles of {len(rates)} interleaved turns\n")
-    header("way", "processes", "pictures/s", "GFLOP/s", "first row / this row")
+    header("variant", "processes", "pictures/s", "GFLOP/s", "first row / this row")
     for index, way in enumerate(compared):
         column = [turn[index] for turn in rates]
         ratio = "" if index == 0 else spread([turn[0] / turn[index] for turn in rates])

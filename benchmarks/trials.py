@@ -8,7 +8,7 @@ A study as `study.py` runs it, with its pruner, chooses the configurations. This
 without pruning, and the script (`peers.py`) without pruning and with Optuna's MedianPruner. This program's time is that
 of the real coordinator with workers, database, notes and plots, including the start of its workers; the script's
 process has already started. All take turns of `--block` trials. Between its turns a study's workers are suspended and
-its clock stops, so that a busy machine slows all ways alike.
+its clock stops, so that a busy machine slows all variants alike.
 """
 
 import os
@@ -34,7 +34,7 @@ Parameters = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Turn:
-    """What one way did in a turn."""
+    """Results of one variant in a turn."""
 
     seconds: float
     trained: list[Parameters] = field(default_factory=list[Parameters])
@@ -149,7 +149,7 @@ def compare(profile: Profile, trials: int, block: int, plain_epochs: int | None)
         for process in (search, whole, *scripts):
             process.close()
     totals = [turn_seconds(done) * (scale if index > 1 else 1.0) for index, done in enumerate(turns)]
-    header("way", "s", "trials", "s / s of this program, MedianPruner", "s / s of this program, no pruner",
+    header("variant", "s", "trials", "s / s of this program, MedianPruner", "s / s of this program, no pruner",
            "the last column by turn")  # fmt: skip
     for name, total, done, column in zip(names, totals, turns, seconds, strict=True):
         outcomes = sum((turn.outcomes for turn in done), Counter[str]())

@@ -42,7 +42,7 @@ def print_replay(console: Console, trial: Trial, again: Trial) -> None:
 
 
 def _set_up(trial: Trial) -> dict[str, str]:
-    """Return the facts that decide a trial's numbers beside its configuration and seed."""
+    """Return the facts that, besides configuration and seed, determine a trial's numbers."""
     return trial.environment | {"micro-batch": str(trial.micro_batch or "whole")}
 
 
@@ -77,7 +77,7 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
 
 
 def _points(share: float | None) -> str:
-    """Return 63.85 for 0.6385; without the % sign a table of five seeds fits 80 columns."""
+    """Return a share as a percentage without the sign (0.6385 -> 63.85), so that five seeds fit into 80 columns."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
