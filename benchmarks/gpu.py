@@ -62,7 +62,7 @@ def timed(device: torch.device, work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def ways(config: Config, part: Part, device: torch.device) -> dict[str, Callable[[], Any]]:
+def variants(config: Config, part: Part, device: torch.device) -> dict[str, Callable[[], Any]]:
     """Return the variants to compare: an epoch of training, its steps alone, its batches alone."""
     batches, precision = training_batches(config, part, device), fastest_precision(device)
     epochs = endless_epochs(config, batches, part, precision, device)
@@ -81,7 +81,7 @@ def ways(config: Config, part: Part, device: torch.device) -> dict[str, Callable
 
 def one_gpu(config: Config, part: Part, device: torch.device, turns: int) -> float:
     """Print the table of an epoch; return the data path's pictures per second."""
-    compared = ways(config, part, device)
+    compared = variants(config, part, device)
     for work in compared.values():
         work()
     seconds = [{name: timed(device, work) for name, work in compared.items()} for _ in range(turns)]
@@ -109,7 +109,7 @@ def original_loader(config: Config) -> float:
 
 def start(config: Config, count: int, device: str) -> Callable[[], float]:
     """Set up a process that trains for one epoch per turn, and train the first one."""
-    work = ways(config, made_up(count, config.image_size), torch.device(device))["epoch"]
+    work = variants(config, made_up(count, config.image_size), torch.device(device))["epoch"]
     work()
     return lambda: timed(torch.device(device), work)
 
@@ -144,7 +144,7 @@ def main(*, device: str = "cuda", pictures: int = 4700, size: int = 256, width: 
     ours = one_gpu(config, made_up(pictures, size), place, turns)
     theirs = original_loader(config)
     print(
-        f"The data path makes {ours:,.0f} pictures/s, the original project's loader {theirs:,.0f}: "
+        f"The data path makes {ours:,.0f} pictures/s, the original project's DataLoader {theirs:,.0f}: "
         f"{ours / theirs:.0f} times.\n"
     )
     small = replace(config, image_size=size // 2, views=1)

@@ -53,7 +53,7 @@ Turn = Callable[[], tuple[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Variant:
     """A training variant to compare, in one or more processes."""
 
     name: str
@@ -110,7 +110,7 @@ def bare_steps(
     return turn
 
 
-def original_way(config: Config, part: Part, files: list[Path]) -> Turn:
+def original_method(config: Config, part: Part, files: list[Path]) -> Turn:
     """Train with `peers.OriginalTraining` on the files of the same pictures."""
     from benchmarks.peers import Files, OriginalTraining
 
@@ -124,7 +124,7 @@ def original_way(config: Config, part: Part, files: list[Path]) -> Turn:
     return turn
 
 
-def ways(cores: int, *, large: bool) -> list[Way]:
+def variants(cores: int, *, large: bool) -> list[Variant]:
     """Return the variants to compare; two fewer for a large network, because all processes are in memory at once."""
     best, last = fastest_precision(CPU), torch.channels_last
     found: dict[str, Callable[[Config, Part, list[Path]], Turn]] = {
@@ -136,19 +136,21 @@ def ways(cores: int, *, large: bool) -> list[Way]:
     if not large:
         found[f"bare steps, {best}, contiguous"] = partial(bare_steps, best, torch.contiguous_format)
         found[f"bare steps, {best}, default malloc settings"] = partial(bare_steps, best, last)
-    ours = [Way(name=name, make=make, processes=cores, mapped="malloc" not in name) for name, make in found.items()]
-    theirs = "the original project's method"
-    return [*ours, Way(name=theirs, make=original_way, processes=1, threads=None, mapped=False)]
+    ours = [Variant(name=name, make=make, processes=cores, mapped="malloc" not in name) for name, make in found.items()]
+    theirs = Variant(
+        name="the original project's method", make=original_method, processes=1, threads=None, mapped=False
+    )
+    return [*ours, theirs]
 
 
-def start(way: Way, config: Config, handle: CacheHandle, files: list[Path], pictures: int) -> Turn:
+def start(variant: Variant, config: Config, handle: CacheHandle, files: list[Path], pictures: int) -> Turn:
     """Set up a process and train for one turn, so that it is warm."""
-    if way.mapped:
+    if variant.mapped:
         keep_memory_mapped()
-    if way.threads is not None:
-        torch.set_num_threads(way.threads)
+    if variant.threads is not None:
+        torch.set_num_threads(variant.threads)
     torch.manual_seed(0)
-    turn = way.make(config, some(open_part(handle, config.image_size, "train"), pictures), files)
+    turn = variant.make(config, some(open_part(handle, config.image_size, "train"), pictures), files)
     turn()
     return turn
 
@@ -156,11 +158,11 @@ def start(way: Way, config: Config, handle: CacheHandle, files: list[Path], pict
 def compare(heading: str, config: Config, *, large: bool, pictures: int, handle: CacheHandle, files: list[Path],
             minutes: float) -> None:  # fmt: skip
     """Print a network's table."""
-    compared = ways(len(os.sched_getaffinity(0)), large=large)
+    compared = variants(len(os.sched_getaffinity(0)), large=large)
     processes: list[list[Subprocess]] = []
-    for way in compared:
-        processes.append([Subprocess(start, way, config, handle, files, pictures) for _ in range(way.processes)])
-        print(f"{way.name}: ready", file=sys.stderr, flush=True)
+    for one in compared:
+        processes.append([Subprocess(start, one, config, handle, files, pictures) for _ in range(one.processes)])
+        print(f"{one.name}: ready", file=sys.stderr, flush=True)
     rates: list[list[float]] = []
     began = time.perf_counter()
     while len(rates) < 3 or time.perf_counter() - began < minutes * 60:
@@ -176,10 +178,10 @@ def compare(heading: str, config: Config, *, large: bool, pictures: int, handle:
     print(f"\n{heading}: {named(config)}; {flops / 1e9:.2f} GFLOP per training picture")
     print(f"{pictures} pictures per turn and process; median and quartiles of {len(rates)} interleaved turns\n")
     header("variant", "processes", "pictures/s", "GFLOP/s", "first row / this row")
-    for index, way in enumerate(compared):
+    for index, one in enumerate(compared):
         column = [turn[index] for turn in rates]
         ratio = "" if index == 0 else spread([turn[0] / turn[index] for turn in rates])
-        row(way.name, way.processes, spread(column, 1), spread([flops * rate / 1e9 for rate in column], 1), ratio)
+        row(one.name, one.processes, spread(column, 1), spread([flops * rate / 1e9 for rate in column], 1), ratio)
     print(flush=True)
 
 

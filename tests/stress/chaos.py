@@ -105,12 +105,12 @@ class Ended:
     """Number of finished epochs that were trained again."""
 
     @property
-    def thrown_away(self) -> int:
+    def epochs_lost(self) -> int:
         """Number of reported epochs of trials that do not count."""
         return sum(trial.epochs for trial in self.trials if not trial.counts)
 
     @property
-    def lost(self) -> float:
+    def seconds_lost(self) -> float:
         """Seconds beyond those of the undisturbed study and of the sleeps."""
         return self.tally.seconds - self.undisturbed - self.tally.asleep
 
@@ -323,13 +323,13 @@ def print_summary(heading: str, studies: list[Ended], wanted: int) -> None:
         "trials that failed": states["FAIL"],
         "counted trials with the parameters of another": sum(study.repeats for study in studies),
         "epochs of counted trials": sum(trial.epochs for trial in trials if trial.counts),
-        "finished epochs thrown away": sum(study.thrown_away for study in studies),
+        "finished epochs lost": sum(study.epochs_lost for study in studies),
         "finished epochs trained again": sum(study.repeated for study in studies),
         "unfinished epochs cut short, at most": sum(max(0, trial.attempts - 1) for trial in trials),
-        "ends that no signal explains": sum(len(study.tally.crashes) for study in studies),
+        "exits that no signal explains": sum(len(study.tally.crashes) for study in studies),
         "processes left over": sum(len(study.tally.orphans) for study in studies),
         "seconds undisturbed, mean": f"{sum(study.undisturbed for study in studies) / len(studies):.0f}",
-        "seconds lost per kill": f"{sum(study.lost for study in studies) / max(1, kills):.1f}",
+        "seconds lost per kill": f"{sum(study.seconds_lost for study in studies) / max(1, kills):.1f}",
         "studies with a fault": sum(bool(study.faults) for study in studies),
         "faults": ", ".join(f"{count} x {fault}" for fault, count in found.items()) or "none",
     }

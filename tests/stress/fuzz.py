@@ -299,12 +299,6 @@ TARGETS = {
 }
 
 
-def _check_message(error: Exception) -> None:
-    text = str(error)
-    if not text.isprintable() or len(text) > MAX_MESSAGE:
-        raise AssertionError(f"error text is not one short printable line: {text[:300]!r}") from error
-
-
 class Feeder:
     """Feeds inputs to one target and counts them; the first finding of each kind is written down."""
 
@@ -321,10 +315,10 @@ class Feeder:
             self.target.load(content, self.folder)
             self.accepted += 1
         except self.target.expected as error:
-            try:
-                _check_message(error)
-            except AssertionError as finding:
-                self.note(finding, content)
+            text = str(error)
+            if not text.isprintable() or len(text) > MAX_MESSAGE:
+                finding = AssertionError(f"error text is not one short printable line: {text[:300]!r}")
+                self.note(finding.with_traceback(error.__traceback__), content)
         except Exception as finding:
             self.note(finding, content)
         seconds = time.monotonic() - began
