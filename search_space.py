@@ -78,6 +78,7 @@ class Profile:
     views: int
     """How often each training picture is shown per epoch; the baselines used 3."""
     batch_size: int
+    """Pictures per training step."""
     max_flops: float | None
     """Forward FLOPs of one picture above which a point is infeasible, unless `--max-flops` says otherwise."""
 
@@ -181,15 +182,15 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
         # The hand-tuned recipe has 0.2; above 0.5 small networks stop learning.
         dropout=trial.suggest_float("dropout", 0.0, 0.5, step=0.05),
     )
-    # 1 is the baselines' range of every augmentation; short trainings often need less.
+    # 1 is the baselines' range of every augmentation; short training often needs less.
     strength = trial.suggest_float("augmentation_strength", 0.0, 1.0, step=0.1)
-    views = choose("augmentation", ["fresh", "originals+fresh", "originals+fixed"])
+    kind = choose("augmentation", ["fresh", "originals+fresh", "originals+fixed"])
     augment = AugmentConfig(
         strength=strength,
         # Whether a third of the views are the plain pictures, as in the baselines; at strength 0 all of them are.
-        reuse_originals=strength > 0 and views != "fresh",
+        reuse_originals=strength > 0 and kind != "fresh",
         # Fixed: the same augmented copies in every epoch, with which the original recipe overfitted.
-        fresh=strength == 0 or views != "originals+fixed",
+        fresh=strength == 0 or kind != "originals+fixed",
     )
     optimizer = choose("optimizer", ["sgd", "adam", "adamw"])
     lr = {
@@ -209,7 +210,7 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
     step_factor, step_period = 1.0, profile.horizon
     if lr_decay == "step":
         step_factor = trial.suggest_float("step_factor", 0.1, 0.5, step=0.1)
-        # From every fifth of the training to once halfway; the baselines' is a third.
+        # From every fifth of the training to once at its middle; in the baselines it is every third.
         step_period = trial.suggest_int("step_period", max(1, profile.horizon // 5), max(1, profile.horizon // 2))
     training = TrainingConfig(
         optimizer=optimizer,

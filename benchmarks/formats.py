@@ -1,13 +1,12 @@
-"""Latency of a bundle's formats side by side: the eager network, torch.export's graph, and ONNX Runtime.
+"""Latency of a bundle's formats: the eager network, the torch.export graph, and ONNX Runtime.
 
     python benchmarks/formats.py results/field-guide/best       # a bundle; about a minute
-    python benchmarks/formats.py --image-size 64 --width 0.5    # random weights of a given size, exported first
+    python benchmarks/formats.py --image-size 64 --width 0.5    # random weights, exported first
 
-All three take the same uint8 squares and give calibrated probabilities. They run in turns, so that a busy machine slows
-all of them; the ratio is taken turn by turn.
+All three read the same uint8 squares and return calibrated probabilities. They take turns, so that a busy machine slows
+all of them; the ratio is taken within a turn.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -21,21 +20,22 @@ import numpy.typing as npt
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 import torch
 
-from benchmarks.measuring import machine, spread
+from benchmarks.measuring import spread
 from model.export.bundle import WEIGHTS, Bundle, load
 from model.export.formats import ONNX, TORCH, Deployed, publish
 from model.network import ModelConfig, MushroomCNN, cost
+from tests.stress.script import header, machine, row, run
 
 BATCHES = (1, 32)
 TURNS = 25
-PICTURES_A_TURN = 32
-"""Each turn sees so many, in batches: one batch of one is too short a time to measure."""
+PICTURES_PER_TURN = 32
+"""Pictures that each turn reads, in batches: a single batch of one is too short to be timed."""
 
 Run = Callable[[npt.NDArray[np.uint8]], object]
 
 
 def readers(folder: Path, threads: int) -> dict[str, Run]:
-    """Each format as a function of uint8 (n, S, S, 3)."""
+    """Return each format as a function of uint8 pictures, (n, S, S, 3)."""
     bundle, network = load(folder)
     deployed = Deployed(network, bundle.temperature)
     graph = torch.export.load(folder / TORCH).module()
@@ -49,40 +49,37 @@ def readers(folder: Path, threads: int) -> dict[str, Run]:
     }
 
 
-def milliseconds(run: Run, pictures: npt.NDArray[np.uint8], batch: int) -> float:
-    """Of one picture."""
+def milliseconds(read: Run, pictures: npt.NDArray[np.uint8], batch: int) -> float:
+    """Return the milliseconds per picture."""
     start = time.perf_counter()
     for first in range(0, len(pictures), batch):
-        run(pictures[first : first + batch])
+        read(pictures[first : first + batch])
     return (time.perf_counter() - start) / len(pictures) * 1e3
 
 
 def compare(folder: Path) -> None:
+    """Print the table of a bundle."""
     bundle, _ = load(folder)
-    weight = cost(bundle.model, bundle.image_size)
-    sizes = ", ".join(f"{name} {(folder / name).stat().st_size:,} bytes" for name in (WEIGHTS, TORCH, ONNX))
+    weight, side = cost(bundle.model, bundle.image_size), bundle.image_size
     print(f"{machine()}, onnxruntime {onnxruntime.__version__}")
-    print(f"{bundle.image_size} px, {weight.parameters:,} parameters, {weight.flops / 1e6:,.1f} MFLOP a picture")
-    print(sizes)
-    print(f"ms a picture; median and quartiles of {TURNS} interleaved turns of {PICTURES_A_TURN} pictures\n")
-    print("| threads | batch | eager | torch.export | ONNX Runtime | eager / ONNX Runtime |")
-    print("|---|---|---|---|---|---|")
-    side = bundle.image_size
-    pictures = np.random.default_rng(0).integers(0, 256, (PICTURES_A_TURN, side, side, 3), dtype=np.uint8)
+    print(f"{side} px, {weight.parameters:,} parameters, {weight.flops / 1e6:,.1f} MFLOP per picture")
+    print(", ".join(f"{name} {(folder / name).stat().st_size:,} bytes" for name in (WEIGHTS, TORCH, ONNX)))
+    print(f"ms per picture; median and quartiles of {TURNS} interleaved turns of {PICTURES_PER_TURN} pictures\n")
+    header("threads", "batch", "eager", "torch.export", "ONNX Runtime", "eager / ONNX Runtime")
+    pictures = np.random.default_rng(0).integers(0, 256, (PICTURES_PER_TURN, side, side, 3), dtype=np.uint8)
     for threads in sorted({1, torch.get_num_threads()}):
         torch.set_num_threads(threads)
-        runs = readers(folder, threads)
+        formats = readers(folder, threads)
         for batch in BATCHES:
-            for run in runs.values():
-                milliseconds(run, pictures, batch)
-            turns = [[milliseconds(run, pictures, batch) for run in runs.values()] for _ in range(TURNS)]
+            for read in formats.values():
+                milliseconds(read, pictures, batch)
+            turns = [[milliseconds(read, pictures, batch) for read in formats.values()] for _ in range(TURNS)]
             columns = [spread(list(column), 3) for column in zip(*turns, strict=True)]
-            ratio = spread([eager / other for eager, _, other in turns], 2)
-            print(f"| {threads} | {batch} | {' | '.join(columns)} | {ratio} |", flush=True)
+            row(threads, batch, *columns, spread([eager / onnx for eager, _, onnx in turns]))
 
 
-def made(folder: Path, image_size: int, width: float) -> Path:
-    """A bundle of random weights; how fast a network is does not depend on what it has learnt."""
+def random_bundle(folder: Path, image_size: int, width: float) -> Path:
+    """Export random weights; a network's speed does not depend on what it has learned."""
     torch.manual_seed(0)
     model = ModelConfig(classes=9, width=width)
     bundle = Bundle(
@@ -97,15 +94,21 @@ def made(folder: Path, image_size: int, width: float) -> Path:
     return publish(folder / "best", bundle, MushroomCNN(model).state_dict(), check).folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Latency of a bundle's formats, side by side.")
-    parser.add_argument("folder", nargs="?", type=Path, help="a bundle; without one, one of random weights is made")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--width", type=float, default=0.5)
-    arguments = parser.parse_args()
+def main(folder: Path | None = None, *, image_size: int = 64, width: float = 0.5) -> None:
+    """Print the table.
+
+    Parameters
+    ----------
+    folder
+        A bundle's folder; by default, a bundle with random weights is exported.
+    image_size
+        Image size for random weights, in pixels.
+    width
+        Network width for random weights.
+    """
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        compare(arguments.folder or made(Path(scratch), arguments.image_size, arguments.width))
+        compare(folder or random_bundle(Path(scratch), image_size, width))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

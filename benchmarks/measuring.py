@@ -1,41 +1,58 @@
-"""What the scripts that measure speed share: pictures, networks to measure with, the machine's line, medians.
-
-pictures(cache) -> handle and catalog        typical(profile) -> the configuration in the middle of the profile's costs
-"""
+"""What the benchmarks share: networks, bare steps, processes that take turns, whole studies, medians."""
 
 from __future__ import annotations
 
-import functools
-import os
-import platform
+import contextlib
+import multiprocessing
 import statistics
-import time
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import platformdirs
-from optuna.trial import FixedTrial
-from tuning.identity import SpacePoint
+import torch
+from torch.nn import functional
 
-from data import cache, catalog, sources
 from data.augment import AugmentConfig
-from data.cache import CacheHandle, Part
-from data.catalog import Catalog
-from data.split import Split, split
-from model.network import ModelConfig
-from model.training import TrainingConfig
-from search_space import PROFILES, Config, Profile, known_good, suggest
-from tuning.environment import processor
+from data.batches import EvaluationBatches, TrainingBatches
+from data.cache import Part
+from model.network import ModelConfig, MushroomCNN
+from model.training import Batches, EpochMetrics, Precision, TrainingConfig, autocast, fit, make_optimizer
+from search_space import PROFILES, Config, Profile
 
-CACHE = platformdirs.user_cache_path("mushroom-study", appauthor=False)
-"""Where `study.py` keeps its pictures, so that nothing is drawn twice."""
+if TYPE_CHECKING:
+    from data.prepare import Pictures
+    from tuning.events import StudyEvent
+    from tuning.session import MakeWorkers, SearchSession
 
-FORAGERS_NETWORK = Config(
+QUICK = PROFILES["quick"]
+CPU = torch.device("cpu")
+
+TYPICAL = Config(
+    image_size=48,
+    views=1,
+    model=ModelConfig(
+        classes=9, width=0.375, stride_pattern="every", dilation_pattern="none", pooling="max", dropout=0.1
+    ),
+    augment=AugmentConfig(strength=0.9, reuse_originals=True, fresh=True),
+    training=TrainingConfig(
+        optimizer="sgd",
+        lr=0.17,
+        weight_decay=0.006,
+        schedule="step",
+        step_factor=0.2,
+        step_period=4,
+        epochs=10,
+        batch_size=32,
+        label_smoothing=0.08,
+        class_balance="weighted loss",
+    ),
+)
+"""The configuration with the median FLOPs of 198 random ones within the budget of the `quick` profile."""
+HAND_TUNED = Config(
     image_size=128,
     views=3,
     model=ModelConfig(classes=9),
@@ -44,137 +61,195 @@ FORAGERS_NETWORK = Config(
         optimizer="sgd", lr=0.1, schedule="step", step_factor=0.1, step_period=5, epochs=15, batch_size=32
     ),
 )
-"""The recipe improved by hand, width and all, at half of its 256 pixels."""
-
-
-def drawn_pictures(
-    sizes: Sequence[int], *, count: int | None = None, folder: Path = CACHE
-) -> tuple[Catalog, Split, CacheHandle]:
-    """The built-in pictures, `count` of them (the quick profile's number by default), decoded at these sizes."""
-    limit = count or PROFILES["quick"].pictures
-    source = sources.resolve("field-guide", cache_dir=folder, pictures=limit)
-    found = catalog.scan(source, cache_dir=folder).limited(limit)
-    parts = split(found)
-    return found, parts, cache.build(found, parts, sizes, cache_dir=folder)
-
-
-def some(part: Part, count: int) -> Part:
-    """`count` pictures of a part, spread over its classes, which lie one after the other; all where it has fewer."""
-    rows = np.linspace(0, len(part.labels) - 1, min(count, len(part.labels))).astype(np.int64)
-    return replace(part, indices=part.indices[rows], labels=part.labels[rows])
-
-
-class Point(SpacePoint):
-    """A random point that takes forced numbers as well as choices, and remembers what it drew, to be enqueued."""
-
-    def __init__(self, rng: np.random.Generator, forced: dict[str, Any] | None = None) -> None:
-        super().__init__(rng, forced)
-        self.params: dict[str, Any] = {}
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._noted(name, super().suggest_categorical(name, choices))
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return self._noted(name, super().suggest_int(name, low, high, step=step, log=log))
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        return self._noted(name, super().suggest_float(name, low, high, step=step, log=log))
-
-    def _noted(self, name: str, drawn: Any) -> Any:
-        self.params[name] = self._forced.get(name, drawn)
-        return self.params[name]
-
-
-def points(profile: Profile, count: int, *, classes: int = 9, seed: int = 0) -> list[dict[str, Any]]:
-    """Parameters of `count` points within the profile's budget: the known-good ones, then random ones."""
-    rng = np.random.default_rng(seed)
-    drawn = list(known_good(profile).values())
-    while len(drawn) < count:
-        point = Point(rng)
-        if suggest(cast("Any", point), profile, classes).cost.flops <= (profile.max_flops or float("inf")):
-            drawn.append(point.params)
-    return drawn[:count]
-
-
-def config_of(params: dict[str, Any], profile: Profile, classes: int = 9) -> Config:
-    """The configuration that these parameters make."""
-    return suggest(cast("Any", FixedTrial(params)), profile, classes)
-
-
-def typical(profile: Profile, *, drawn: int = 200) -> Config:
-    """Of random points within the profile's budget, the one with the median FLOPs (of equals, the median by digest)."""
-    sampled = [config_of(params, profile) for params in points(profile, drawn)[len(known_good(profile)) :]]
-    return sorted(sampled, key=lambda config: (config.cost.flops, config.digest))[len(sampled) // 2]
+"""The hand-tuned recipe at full width, but with pictures of half its 256 pixels."""
 
 
 def named(config: Config) -> str:
-    """A configuration in a few words."""
+    """Return a configuration in a few words."""
     model, training = config.model, config.training
     return (
         f"{config.image_size} px, width {model.width:g}, strides {model.stride_pattern}, dilation "
         f"{model.dilation_pattern}, dropout {model.dropout:g}, {training.optimizer}, augmentation strength "
-        f"{config.augment.strength:g}, {config.cost.flops / 1e6:,.1f} MFLOP a picture"
+        f"{config.augment.strength:g}, {config.cost.flops / 1e6:,.1f} MFLOP per picture"
     )
 
 
-def machine() -> str:
-    """Processor, cores and versions, on one line."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "optuna", "numpy", "pillow"))
-    busy = f"; load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}{busy}"
+def some(part: Part, count: int) -> Part:
+    """Return up to `count` pictures of a part, spread over its classes (pictures are sorted by class)."""
+    rows = np.linspace(0, len(part.labels) - 1, min(count, len(part.labels))).astype(np.int64)
+    return replace(part, indices=part.indices[rows], labels=part.labels[rows])
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, and the quartiles around it; of fewer than four values the least and the greatest."""
+    """Return the median and the quartiles around it, or the extremes of fewer than four values."""
     middle = statistics.median(values)
-    if len(values) < 4:
-        low, high = min(values), max(values)
-    else:
-        low, _, high = statistics.quantiles(values, n=4)
+    low, high = (min(values), max(values)) if len(values) < 4 else statistics.quantiles(values, n=4)[::2]
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-class Clock:
-    """Seconds by section, each its own: a section that begins inside another stops the other's clock meanwhile."""
+# -- training
 
-    def __init__(self, base: str, *, whole: Sequence[str] = ()) -> None:
-        """`base` is what runs where no section does; what begins within a `whole` section still belongs to it."""
-        self.wall: defaultdict[str, float] = defaultdict(float)
-        self.cpu: defaultdict[str, float] = defaultdict(float)
-        self.calls: Counter[str] = Counter()
-        self._whole = set(whole)
-        self._stack = [base]
-        self._since = (time.perf_counter(), time.process_time())
 
-    def enter(self, name: str) -> None:
-        """Begins a section."""
-        self._charge()
-        self.calls[name] += 1
-        self._stack.append(self._stack[-1] if self._stack[-1] in self._whole else name)
+def training_batches(config: Config, part: Part, device: torch.device = CPU) -> TrainingBatches:
+    """Return the batches of one part of the data for a configuration, built as a worker builds them."""
+    return TrainingBatches(
+        part,
+        batch_size=config.training.batch_size,
+        views=config.views,
+        augment=config.augment,
+        oversample=config.training.class_balance == "oversampling",
+        seed=0,
+        device=device,
+    )
 
-    def leave(self) -> None:
-        """Ends the section that began last."""
-        self._charge()
-        self._stack.pop()
 
-    def _charge(self) -> None:
-        now = (time.perf_counter(), time.process_time())
-        self.wall[self._stack[-1]] += now[0] - self._since[0]
-        self.cpu[self._stack[-1]] += now[1] - self._since[1]
-        self._since = now
+def gentle(config: Config) -> Config:
+    """Return a configuration that can train for any number of epochs: it learns nothing, but never diverges."""
+    return replace(config, training=replace(config.training, epochs=10_000, lr=1e-6))
 
-    def time(self, owner: Any, name: str, section: str) -> None:
-        """Has every call of `owner`'s function of this name be a section."""
-        function = getattr(owner, name)
 
-        @functools.wraps(function)
-        def timed(*args: Any, **options: Any) -> Any:
-            self.enter(section)
-            try:
-                return function(*args, **options)
-            finally:
-                self.leave()
+def endless_epochs(
+    config: Config, batches: Batches, part: Part, precision: Precision, device: torch.device = CPU
+) -> Iterator[EpochMetrics]:
+    """Train as a worker does, an epoch whenever asked; validation is two pictures, so that it takes no time."""
+    validation = EvaluationBatches(some(part, 2), device=device)
+    model = MushroomCNN(config.model).to(device)
+    return fit(model, batches, validation, gentle(config).training, seed=0, precision=precision)
 
-        setattr(owner, name, timed)
+
+def bare_step(
+    config: Config,
+    precision: Precision,
+    device: torch.device = CPU,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Callable[[], None]:
+    """Return a function that does forward, loss, backward and step on one batch that stays on the device."""
+    batch, size = config.training.batch_size, config.image_size
+    model = MushroomCNN(config.model).to(device).to(memory_format=memory_format)
+    optimizer = make_optimizer(model, gentle(config).training)
+    images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=memory_format)
+    labels = torch.arange(batch, device=device) % config.model.classes
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(device, precision):
+            loss = functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+# -- processes
+
+
+class Subprocess:
+    """A spawned process that builds a function and calls it on request.
+
+    Several of them can take turns on the same work, so that a busy machine slows all of them.
+    """
+
+    def __init__(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
+        """Start the process and wait until it has called `make(*arguments)`."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, make, arguments))
+        self._process.start()
+        there.close()  # otherwise the end of the process would go unnoticed
+        self._pipe.recv()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function and wait for its result."""
+        self.ask(*arguments)
+        return self.answer()
+
+    def ask(self, *arguments: Any) -> None:
+        """Request a call of the function without waiting for its result."""
+        self._pipe.send(arguments)
+
+    def answer(self) -> Any:
+        """Wait for the result of the call. Raises EOFError if the process has ended."""
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send(None)
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+    function = make(*arguments)
+    pipe.send(None)
+    while (call := pipe.recv()) is not None:
+        pipe.send(function(*call))
+
+
+# -- whole studies
+
+
+@contextlib.contextmanager
+def quiet_study(
+    pictures: Pictures,
+    results: Path,
+    *,
+    trials: int,
+    name: str = "benchmark",
+    profile: Profile = QUICK,
+    pruner: str = "median",
+    make_workers: MakeWorkers | None = None,
+) -> Generator[tuple[SearchSession, Iterator[StudyEvent]]]:
+    """Run a study on the CPU as `study.py` does, with its notes and plots, and with a screen that prints nothing.
+
+    Yields the session and its events.
+    """
+    from commands.console import Screen, make_console
+    from reporting.study_note import StudyNote
+    from reporting.trial_note import TrialNotes
+    from tuning.coordinator import Plan
+    from tuning.devices import slots
+    from tuning.session import open_session
+    from tuning.workers import LocalWorkers
+
+    with open_session(
+        pictures,
+        plan=Plan(trials=trials),
+        name=name,
+        profile=profile,
+        pruner=pruner,
+        slots=slots("cpu", None),
+        results=results,
+        make_workers=make_workers or LocalWorkers,
+        make_notes=TrialNotes,
+    ) as session:
+        study, folder = session.study, session.folder
+        note = StudyNote(study, folder, catalog=pictures.catalog, split=pictures.split, profile=profile, trials=trials)
+        note.write_note()
+        console = make_console()
+        console.quiet = True
+        screen = Screen(console, study, trials=trials, slots=len(session.slots), expected=10.0)
+
+        def events() -> Iterator[StudyEvent]:
+            for event in session.run():
+                screen.show(event)
+                note.receive(event)
+                yield event
+            note.update()
+
+        yield session, events()
+
+
+@contextlib.contextmanager
+def dashboard(folder: Path, name: str) -> Generator[str]:
+    """Serve a study in `folder` with optuna-dashboard, and yield the address of its page."""
+    import optuna
+
+    from reporting.dashboard import make
+    from tuning.folder import sqlite_url
+
+    server, address = make(optuna.load_study(study_name=name, storage=sqlite_url(folder)), folder / "artifacts")
+    with server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield address
+        finally:
+            server.shutdown()

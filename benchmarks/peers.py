@@ -1,64 +1,59 @@
-"""What people write without this project: the forager's way of training, and the plain Optuna script around it.
+"""What this program is compared with: the original project's training method, and a plain Optuna script around it.
 
-    python benchmarks/peers.py --trials 3 --epochs 2        # the plain Optuna script by itself
-
-**The forager's way**: pictures opened and pushed through torchvision's transforms one by one, a DataLoader with two
-workers, float tensors in torch's default memory layout, torch's default threads, one process. **The plain Optuna
-script**: `study.optimize` around it with a MedianPruner and SQLite. Both have the network, the pictures, the
-augmentations and the configurations of this project, so that only the way differs; where people differ among
-themselves, the quicker one is taken: pictures are made small before they are augmented.
+**The original project's method**: pictures are opened and pushed through torchvision's transforms one by one, by a
+DataLoader with two workers; float tensors have torch's default memory layout; one process has torch's default number of
+threads. **The plain script** calls `study.optimize` around it, with a MedianPruner and SQLite. Both use the network,
+the pictures, the augmentations and the configurations of this project, so that only the method differs. Where people's
+scripts differ, the faster variant is used: pictures are downscaled before they are augmented.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import Any
 
 import numpy as np
 import optuna
 import torch
-from measuring import drawn_pictures, points
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
-from torchvision import transforms as T  # noqa: N812 (the field's name for it)
+from torchvision import transforms as T  # noqa: N812 (its usual name)
 
 from data.augment import MAX_DISTORTION, MAX_ROTATION, MAX_SIGMA, MAX_TRANSLATION, MIN_AREA, MIN_SIGMA, AugmentConfig
 from data.catalog import Catalog
 from model.network import MushroomCNN
 from model.preprocessing import MEAN, STD
 from model.training import TrainingConfig, lr_at
-from search_space import PROFILES, Config, Profile, suggest
+from search_space import Config, Profile, suggest
 
 LOADER_WORKERS = 2
 LOADER_START = "fork" if sys.platform == "linux" else None
-"""Said, because a process that was itself spawned would spawn its loading processes: seconds for each epoch."""
+"""Start method of the DataLoader's workers; in a spawned process the default would be to spawn them, which takes
+seconds per epoch."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures as files with their classes."""
+    """Picture files with their classes."""
 
     paths: list[Path]
     labels: list[int]
 
     @classmethod
-    def of(cls, catalog: Catalog, places: Sequence[int]) -> Files:
-        """Those at these places of `catalog.kept`."""
-        return cls([catalog.file(catalog.kept[place]) for place in places], [int(catalog.labels[p]) for p in places])
+    def of(cls, catalog: Catalog, positions: Sequence[int]) -> Files:
+        """Return the files at these positions of `catalog.kept`."""
+        paths = [catalog.file(catalog.kept[position]) for position in positions]
+        return cls(paths, [int(catalog.labels[position]) for position in positions])
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Opens a picture and transforms it, each time it is asked for."""
+    """Pictures that are opened and transformed each time they are requested."""
 
     def __init__(self, files: Files, size: int, augment: AugmentConfig | None = None, views: int = 1) -> None:
         self.files, self.augment, self.views = files, augment, views
@@ -88,50 +83,34 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def loaders(train: Files, validation: Files, config: Config) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """A shuffled one, or one that draws rare classes more often, and one in order."""
+    """Return the training loader, which shuffles or oversamples rare classes, and the validation loader."""
     pictures = Pictures(train, config.image_size, config.augment, config.views)
     batch = config.training.batch_size
     sampler = None
     if config.training.class_balance == "oversampling":
         weights = 1 / np.bincount(train.labels)[train.labels * config.views]
         sampler = WeightedRandomSampler(weights.tolist(), len(pictures))
-    # Not dropped: the last batch trains in this project's epochs too. One picture alone would break batch norm.
-    short = len(pictures) % batch == 1
+    common: dict[str, Any] = {"num_workers": LOADER_WORKERS, "multiprocessing_context": LOADER_START}
+    # A short last batch is kept, as in this project's epochs, except one picture alone, which breaks batch norm.
+    dropped = len(pictures) % batch == 1
     return (
-        DataLoader(
-            pictures,
-            batch,
-            shuffle=sampler is None,
-            sampler=sampler,
-            num_workers=LOADER_WORKERS,
-            drop_last=short,
-            multiprocessing_context=LOADER_START,
-        ),
-        DataLoader(
-            Pictures(validation, config.image_size),
-            batch,
-            num_workers=LOADER_WORKERS,
-            multiprocessing_context=LOADER_START,
-        ),
+        DataLoader(pictures, batch, shuffle=sampler is None, sampler=sampler, drop_last=dropped, **common),
+        DataLoader(Pictures(validation, config.image_size), batch, **common),
     )
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """torch's, as it comes."""
+    """Return torch's optimizer with its defaults."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=True,
-            weight_decay=config.weight_decay,
+            model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
-class SeedsWay:
-    """Model, optimizer and loaders of one configuration."""
+class OriginalTraining:
+    """The original project's training method: model, optimizer and loaders of one configuration."""
 
     def __init__(self, config: Config, train: Files, validation: Files) -> None:
         training = config.training
@@ -148,7 +127,7 @@ class SeedsWay:
         )
 
     def train_epoch(self) -> int:
-        """Returns how many pictures it has shown."""
+        """Train for one epoch; return the number of pictures shown."""
         self.model.train()
         shown, running_loss = 0, 0.0
         for images, labels in self.train:
@@ -162,7 +141,7 @@ class SeedsWay:
         return shown
 
     def evaluate(self) -> float:
-        """Accuracy on the validation part."""
+        """Return the accuracy on the validation set, 0 to 1."""
         self.model.eval()
         correct = total = 0
         with torch.no_grad():
@@ -173,60 +152,40 @@ class SeedsWay:
         return correct / total
 
 
-def plain_script(
-    configurations: Iterable[dict[str, Any]],
-    profile: Profile,
-    train: Files,
-    validation: Files,
-    folder: Path,
-    *,
-    epochs: int | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
-) -> Iterator[tuple[int, str, float]]:
-    """`study.optimize` over these parameters, each trained for `epochs` of its horizon; the study is in `folder`.
+class PlainScript:
+    """A study run by `study.optimize` over given configurations, in an SQLite file in `folder`."""
 
-    Yields each trial's number, state and seconds. Without a pruner none is pruned.
-    """
-    classes = len(set(train.labels))
+    def __init__(
+        self,
+        folder: Path,
+        profile: Profile,
+        train: Files,
+        validation: Files,
+        *,
+        pruner: optuna.pruners.BasePruner,
+        epochs: int | None = None,
+    ) -> None:
+        """Create the study; `epochs` is how many of a trial's epochs are trained, all by default."""
+        self._profile, self._train, self._validation, self._epochs = profile, train, validation, epochs
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(storage=f"sqlite:///{folder}/plain.db", direction="maximize", pruner=pruner)
 
-    def objective(trial: optuna.Trial) -> float:
-        config = suggest(trial, profile, classes)
-        way = SeedsWay(config, train, validation)
+    def train(self, parameters: dict[str, Any]) -> tuple[str, float]:
+        """Train one configuration; return the trial's state and seconds."""
+        began = time.perf_counter()
+        self._study.enqueue_trial(parameters)
+        self._study.optimize(self._objective, n_trials=1)
+        return self._study.trials[-1].state.name.lower(), time.perf_counter() - began
+
+    def _objective(self, trial: optuna.Trial) -> float:
+        config = suggest(trial, self._profile, len(set(self._train.labels)))
+        training = OriginalTraining(config, self._train, self._validation)
         best = 0.0
-        for epoch in range(epochs or config.training.epochs):
-            way.train_epoch()
-            accuracy = way.evaluate()
+        for epoch in range(self._epochs or config.training.epochs):
+            training.train_epoch()
+            accuracy = training.evaluate()
             best = max(best, accuracy)
             trial.report(accuracy, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
         return best
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder}/plain.db", direction="maximize", pruner=pruner or optuna.pruners.NopPruner()
-    )
-    for number, params in enumerate(configurations):
-        begun = time.perf_counter()
-        study.enqueue_trial(params)
-        study.optimize(objective, n_trials=1)
-        yield number, study.trials[number].state.name.lower(), time.perf_counter() - begun
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--epochs", type=int)
-    chosen = parser.parse_args()
-    profile = PROFILES["quick"]
-    profile = replace(profile, epochs=chosen.epochs or profile.epochs)
-    catalog, split, _ = drawn_pictures(profile.sizes)
-    train, validation = (Files.of(catalog, cast("Sequence[int]", part)) for part in (split.train, split.validation))
-    with tempfile.TemporaryDirectory() as folder:
-        runs = plain_script(points(profile, chosen.trials), profile, train, validation, Path(folder))
-        for number, state, seconds in runs:
-            print(f"trial {number}: {state}, {seconds:.1f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,229 +1,189 @@
-"""Wall clock of whole studies, side by side with the plain Optuna script on the same configurations.
+"""Wall-clock time of whole studies, side by side with a plain Optuna script over the same configurations.
 
     python benchmarks/trials.py                                  # hours on two cores, nearly all of them the script's
     python benchmarks/trials.py --plain-epochs 1                 # 20 minutes: the script's seconds from one epoch each
     python benchmarks/trials.py --trials 8 --epochs 3 --block 4  # a smaller study, the same ratios
 
-A study as `study.py` runs it, with its pruner, chooses the configurations. The same ones are then trained by this
-project without pruning, and by the script without pruning and with Optuna's MedianPruner. Ours is the real coordinator
-with its workers, database, notes and plots, its workers' start included; the script is `peers.py`, in a process that is
-there already. They take turns, `--block` trials each: meanwhile our workers are suspended and our clock stands still,
-so that a busy machine slows all of them.
+A study as `study.py` runs it, with its pruner, chooses the configurations. This program then trains the same ones
+without pruning, and the script (`peers.py`) without pruning and with Optuna's MedianPruner. This program's time is that
+of the real coordinator with workers, database, notes and plots, including the start of its workers; the script's
+process has already started. All take turns of `--block` trials. Between its turns a study's workers are suspended and
+its clock stops, so that a busy machine slows all variants alike.
 """
 
-from __future__ import annotations
-
-import argparse
-import multiprocessing
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import psutil
-from measuring import drawn_pictures, machine, spread
+from benchmarks.measuring import QUICK, Subprocess, quiet_study, spread
+from data.prepare import find_pictures
+from search_space import Profile
+from tests.stress.monkey import worker_processes
+from tests.stress.script import header, machine, row, run
 
-from search_space import PROFILES, Profile, known_good, suggest
+Parameters = dict[str, Any]
 
 
-class Ours:
-    """A study in this process, and its workers, which trains so many trials more whenever it is asked."""
+@dataclass(kw_only=True)
+class Turn:
+    """Results of one variant in a turn."""
 
-    def __init__(self, folder: Path, profile: Profile, trials: int, *, pruner: str, searches: bool) -> None:
-        """`searches`: whether it chooses its configurations; else they are enqueued, in time."""
-        from commands.console import Screen, make_console
-        from reporting.study_note import StudyNote
-        from reporting.trial_note import TrialNotes
-        from tuning import sampling, scheduling, storage
-        from tuning.coordinator import Coordinator, Plan, search
-        from tuning.devices import slots
-        from tuning.folder import sqlite_url
-        from tuning.workers import LocalWorkers
+    seconds: float
+    trained: list[Parameters] = field(default_factory=list[Parameters])
+    """Parameters of the trials that ended after training."""
+    outcomes: Counter[str] = field(default_factory=Counter[str])
+    epochs: int = 0
 
-        catalog, split, data = drawn_pictures(profile.sizes)
-        begun = time.perf_counter()
-        folder.mkdir()
-        self.study = storage.open_study(
-            sqlite_url(folder),
-            "benchmark",
-            sampler=sampling.SAMPLERS["tpe"](0),
-            pruner=scheduling.PRUNERS[pruner](profile.epochs),
-            identity={},
-            first_trials=known_good(profile) if searches else {},
-        )
-        places = slots("cpu", None)
-        self._workers = LocalWorkers(places)
-        coordinator = Coordinator(
-            self.study,
-            workers=self._workers,
-            scheduler=scheduling.PrunerScheduler(),
-            assign=search(partial(suggest, profile=profile, classes=len(data.classes)), 0),
-            plan=Plan(trials=trials, max_flops=profile.max_flops),
-            data=data,
-            folder=folder,
-            describe=TrialNotes(folder, data),
-        )
-        self._note = StudyNote(self.study, folder, catalog=catalog, split=split, profile=profile, trials=trials)
-        console = make_console()
-        console.quiet = True
-        self._screen = Screen(console, self.study, trials=trials, slots=len(places), expected=10.0)
-        self._run = coordinator.run()
-        self.seconds = time.perf_counter() - begun
-        self.epochs = 0
-        self.outcomes: Counter[str] = Counter()
 
-    def train(self, count: int) -> Iterator[dict[str, Any]]:
-        """Trains until so many more have been counted, or the study's end; yields their parameters."""
+class ThisProgram:
+    """A study that trains some trials whenever it is called, and whose workers are suspended in between."""
+
+    def __init__(self, results: Path, profile: Profile, trials: int, pruner: str) -> None:
+        """Open the study."""
+        pictures = find_pictures(limit=QUICK.pictures)
+        began = time.perf_counter()
+        self._opened = quiet_study(pictures, results, trials=trials, profile=profile, pruner=pruner)
+        self._session, self._events = self._opened.__enter__()
+        self._opening = time.perf_counter() - began
+
+    def __call__(self, enqueued: list[Parameters], count: int | None) -> Turn:
+        """Enqueue configurations, then train `count` trials, or all that are left.
+
+        When no enqueued configurations are left, the study chooses its own.
+        """
         from model.training import EpochMetrics
-        from tuning.coordinator import TrialAdvanced, TrialEnded
+        from tuning.events import TrialAdvanced, TrialEnded
+        from tuning.trials import Outcome, read_trials
 
-        for process in self._processes():
+        for parameters in enqueued:
+            self._session.study.enqueue_trial(parameters, skip_if_exists=True)
+        for process in worker_processes(os.getpid()):
             process.resume()
-        begun, ended = time.perf_counter(), list[int]()
-        for happening in self._run:
-            self._screen.show(happening)
-            self._note.receive(happening)
-            if isinstance(happening, TrialAdvanced) and isinstance(happening.progress, EpochMetrics):
-                self.epochs += 1
-            if isinstance(happening, TrialEnded):
-                self.outcomes[happening.outcome or "from outside"] += 1
-                if happening.outcome in ("complete", "pruned", "diverged"):
-                    ended.append(happening.number)
+        turn, ended, began = Turn(seconds=self._opening), list[int](), time.perf_counter()
+        self._opening = 0.0
+        for event in self._events:
+            if isinstance(event, TrialAdvanced) and isinstance(event.progress, EpochMetrics):
+                turn.epochs += 1
+            if isinstance(event, TrialEnded):
+                turn.outcomes[event.outcome or "ended by another program"] += 1
+                if event.outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED):
+                    ended.append(event.number)
                     if len(ended) == count:
                         break
-        for process in self._processes():
+        for process in worker_processes(os.getpid()):
             process.suspend()
-        self.seconds += time.perf_counter() - begun
-        trials = self.study.get_trials(deepcopy=False)
-        yield from (trials[number].params for number in ended)
-
-    def _processes(self) -> list[psutil.Process]:
-        """Its workers."""
-        running = self._workers._processes.values()  # pyright: ignore[reportPrivateUsage]
-        return [psutil.Process(one._process.pid) for one in running]  # pyright: ignore[reportPrivateUsage]
-
-    def finish(self) -> None:
-        """Ends what is left of the workers."""
-        begun = time.perf_counter()
-        for process in self._processes():
-            process.resume()
-        for happening in self._run:
-            self._screen.show(happening)
-        self._note.update()
-        self.seconds += time.perf_counter() - begun
+        turn.seconds += time.perf_counter() - began
+        trials = read_trials(self._session.study)
+        turn.trained = [trials[number].params for number in ended]
+        return turn
 
 
-def _plain(connection: Connection, profile: Profile, pruner: str, epochs: int | None, folder: str) -> None:
-    """A process that runs the plain script on the parameters that it is sent; answers with state and seconds."""
-    from peers import Files, plain_script
-
+def plain_script(folder: Path, profile: Profile, pruner: str, epochs: int | None) -> Callable[[list[Parameters]], Turn]:
+    """Create the plain script's study; return a function that trains configurations one after the other."""
+    from benchmarks.peers import Files, PlainScript
     from tuning.scheduling import PRUNERS
 
-    catalog, split, _ = drawn_pictures([])
-    train, validation = (Files.of(catalog, cast("Sequence[int]", part)) for part in (split.train, split.validation))
-    connection.send("ready")
-    runs = plain_script(
-        iter(connection.recv, None),
-        profile,
-        train,
-        validation,
-        Path(folder),
-        epochs=epochs,
-        pruner=PRUNERS[pruner](profile.epochs),
+    pictures = find_pictures(limit=QUICK.pictures)
+    train, validation = (
+        Files.of(pictures.catalog, part.tolist()) for part in (pictures.split.train, pictures.split.validation)
     )
-    for _, state, seconds in runs:
-        connection.send((state, seconds))
+    folder.mkdir()
+    script = PlainScript(folder, profile, train, validation, pruner=PRUNERS[pruner](profile.epochs), epochs=epochs)
+
+    def train_all(configurations: list[Parameters]) -> Turn:
+        ended = [script.train(parameters) for parameters in configurations]
+        return Turn(seconds=sum(seconds for _, seconds in ended), outcomes=Counter(state for state, _ in ended))
+
+    return train_all
 
 
 def compare(profile: Profile, trials: int, block: int, plain_epochs: int | None) -> None:
-    """Prints the table."""
-    pruners = ("none",) if plain_epochs else ("none", "median")  # of its first epochs no pruner can tell
+    """Print the table."""
+    pruners = ["none"] if plain_epochs else ["none", "median"]  # the first epochs do not show what would be pruned
     scale = profile.epochs / plain_epochs if plain_epochs else 1.0
-    context = multiprocessing.get_context("spawn")
+    names = [
+        "this program, MedianPruner",
+        "this program, no pruner",
+        "the script, no pruner",
+        "the script, MedianPruner",
+    ]
+    names = names[: 2 + len(pruners)]
+    turns: list[list[Turn]] = [[] for _ in names]
+    seconds: list[list[float]] = [[] for _ in names]
     with tempfile.TemporaryDirectory() as scratch:
-        scripts: list[tuple[Any, Any]] = []
-        for pruner in pruners:
-            here, there = context.Pipe()
-            folder = Path(scratch) / pruner
-            folder.mkdir()
-            process = context.Process(target=_plain, args=(there, profile, pruner, plain_epochs, str(folder)))
-            process.start()
-            here.recv()
-            scripts.append((process, here))
-        study = Ours(Path(scratch) / "study", profile, trials, pruner="median", searches=True)
-        whole = Ours(Path(scratch) / "whole", profile, trials, pruner="none", searches=False)
-        blocks: list[list[float]] = []
-        states: list[Counter[str]] = [Counter() for _ in scripts]
-        waiting: list[list[dict[str, Any]]] = []
-        last = [0.0, 0.0]
+        search = Subprocess(ThisProgram, Path(scratch) / "search", profile, trials, "median")
+        whole = Subprocess(ThisProgram, Path(scratch) / "whole", profile, trials, "none")
+        scripts = [Subprocess(plain_script, Path(scratch) / one, profile, one, plain_epochs) for one in pruners]
+
+        def take(index: int, process: Subprocess, *arguments: Any) -> Turn:
+            turns[index].append(process(*arguments))
+            return turns[index][-1]
+
+        waiting: list[list[Parameters]] = []
         while True:
-            # A block ahead: a slot of `whole` that becomes free must find the next trial waiting.
-            while len(waiting) < 2 and (params := list(study.train(block))):
-                waiting.append(params)
-                for one in params:
-                    whole.study.enqueue_trial(one)
+            spent = [turn_seconds(turns[0]), turn_seconds(turns[1])]
+            # One block ahead: when one of its slots becomes free, `whole` must find the next trial waiting.
+            ahead: list[Parameters] = []
+            while len(waiting) < 2 and (found := take(0, search, [], block).trained):
+                waiting.append(found)
+                ahead += found
             if not waiting:
                 break
-            params = waiting.pop(0)
-            list(whole.train(len(params)))
-            spent = [0.0] * len(scripts)
-            for index, (_, line) in enumerate(scripts):
-                for one in params:
-                    line.send(one)
-                    state, seconds = line.recv()
-                    states[index][state] += 1
-                    spent[index] += seconds * scale
-            blocks.append([study.seconds - last[0], whole.seconds - last[1], *spent])
-            last = [study.seconds, whole.seconds]
-            print([f"{value:.1f} s" for value in blocks[-1]], file=sys.stderr, flush=True)
-        for ours in (study, whole):
-            ours.finish()
-        for process, line in scripts:
-            line.send(None)
-            process.join()
-    totals = [
-        study.seconds,
-        whole.seconds,
-        *(sum(block[2 + index] for block in blocks) for index in range(len(scripts))),
-    ]
-    names = ["ours, MedianPruner", "ours, no pruner"]
-    names += [f"the script, {'MedianPruner' if pruner == 'median' else 'no pruner'}" for pruner in pruners]
-    told = [
-        ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
-        for ended in (study.outcomes, whole.outcomes, *states)
-    ]
-    told[0] += f"; {study.epochs} epochs"
-    told[1] += f"; {whole.epochs} epochs"
-    print("| way | s | trials | times ours with MedianPruner | times ours without | the same, by turn |")
-    print("|---|---|---|---|---|---|")
-    for index, (name, total, ends) in enumerate(zip(names, totals, told, strict=True)):
-        turns = spread([block[index] / block[1] for block in blocks], 1)
-        print(f"| {name} | {total:,.0f} | {ends} | {total / totals[0]:.1f} | {total / totals[1]:.1f} | {turns} |")
+            chosen = waiting.pop(0)
+            take(1, whole, ahead, len(chosen))
+            now = [take(2 + place, script, chosen).seconds * scale for place, script in enumerate(scripts)]
+            now = [turn_seconds(turns[0]) - spent[0], turn_seconds(turns[1]) - spent[1], *now]
+            for column, value in zip(seconds, now, strict=True):
+                column.append(value)
+            print([f"{value:.1f} s" for value in now], file=sys.stderr, flush=True)
+        take(0, search, [], None)
+        take(1, whole, [], None)
+        for process in (search, whole, *scripts):
+            process.close()
+    totals = [turn_seconds(done) * (scale if index > 1 else 1.0) for index, done in enumerate(turns)]
+    header("variant", "s", "trials", "s / s of this program, MedianPruner", "s / s of this program, no pruner",
+           "the last column by turn")  # fmt: skip
+    for name, total, done, column in zip(names, totals, turns, seconds, strict=True):
+        outcomes = sum((turn.outcomes for turn in done), Counter[str]())
+        ends = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        if epochs := sum(turn.epochs for turn in done):
+            ends += f"; {epochs} epochs"
+        by_turn = spread([value / other for value, other in zip(column, seconds[1], strict=True)], 1)
+        row(name, f"{total:,.0f}", ends, f"{total / totals[0]:.1f}", f"{total / totals[1]:.1f}", by_turn)
     if plain_epochs:
-        print(f"\nThe script's seconds are those of {plain_epochs} of {profile.epochs} epochs, scaled up.")
+        print(f"\nThe script's seconds are extrapolated from {plain_epochs} of {profile.epochs} epochs.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--epochs", type=int, help="of a trial; by default the quick profile's 10")
-    parser.add_argument("--plain-epochs", type=int, help="the script trains so many, and its seconds are scaled up")
-    parser.add_argument("--block", type=int, default=8, help="trials between two changes of turn")
-    chosen = parser.parse_args()
-    profile = PROFILES["quick"]
-    profile = replace(profile, epochs=chosen.epochs or profile.epochs)
+def turn_seconds(turns: list[Turn]) -> float:
+    """Return the seconds of all turns together."""
+    return sum(turn.seconds for turn in turns)
+
+
+def main(*, trials: int = 40, epochs: int | None = None, plain_epochs: int | None = None, block: int = 8) -> None:
+    """Print the table.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of a trial; by default the quick profile's.
+    plain_epochs
+        Train only this many epochs with the script, and extrapolate its seconds.
+    block
+        Trials per turn.
+    """
+    profile = replace(QUICK, epochs=epochs or QUICK.epochs)
     print(machine())
-    print(f"{chosen.trials} trials of {profile.epochs} epochs, in turns of {chosen.block}\n")
-    compare(profile, chosen.trials, chosen.block, chosen.plain_epochs)
+    print(f"{trials} trials of {profile.epochs} epochs, in turns of {block}\n")
+    compare(profile, trials, block, plain_epochs)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -36,16 +36,16 @@ from tuning.settings import command_line
 from tuning.trials import Outcome, Trial, count_trials, read_trials, top
 
 SHOWN_TRIALS = 5
-"""Rows of the table of the best trials."""
+"""Number of rows in the table of the best trials."""
 SHOWN_FILES = 20
 """Largest number of left-out files that are listed."""
 SHOWN_CLASSES = 30
 WIDE = 100
-"""Terminal width from which the table of the best trials has all its columns; in 80 only the most telling ones fit."""
+"""Terminal width from which the table of the best trials has all columns; in 80 only the most informative ones fit."""
 
 
 def make_console() -> Console:
-    """Return the console of standard output: a terminal, or a log that is 160 columns wide instead of 80."""
+    """Return a console on standard output; if that is a log rather than a terminal, it is 160 columns wide, not 80."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
 
@@ -195,7 +195,7 @@ class Screen:
         expected: float,
         searches: bool = True,
     ) -> None:
-        """Read the study as it is.
+        """Read the study's current state.
 
         `trials` is the total, `expected` the seconds of one trial in one slot, which the time left follows until enough
         trials have ended; `searches` is False for fixed runs, of which none is the best.
@@ -241,7 +241,7 @@ class Screen:
             self._console.print(Text(f"Stopping {when}; press Ctrl-C again to stop now."))
 
     def show(self, event: StudyEvent) -> None:
-        """Show an event."""
+        """Show an event of the study."""
         match event:
             case TrialStarted():
                 self._running[event.slot] = _Running(

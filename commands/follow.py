@@ -52,7 +52,7 @@ def follow(
 
 
 def follow_runs(console: Console, session: Session) -> Follow:
-    """Return a `Follow` that shows fixed runs, and exits with the signal's code when they are interrupted."""
+    """Return a `Follow` that shows fixed runs and, if a signal interrupts them, exits with its code."""
 
     def show(kind: str, study: optuna.Study, coordinator: Coordinator) -> None:
         wanted, slots = coordinator.wanted, session.slots

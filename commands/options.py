@@ -32,7 +32,7 @@ def choice(group: Group) -> Parameter:
 
 
 def count(group: Group, least: int = 1) -> Parameter:
-    """Return an option whose value is a whole number, at least `least`."""
+    """Return an option whose value is an integer, at least `least`."""
     return Parameter(group=group, metavar="N", converter=_whole_number, validator=Number(gte=least, lt=2**32))
 
 
@@ -42,12 +42,12 @@ def amount(group: Group, metavar: str = "N") -> Parameter:
 
 
 def flag(group: Group, name: str | None = None) -> Parameter:
-    """Return an option without a value."""
+    """Return an option that takes no value."""
     return Parameter(name=name, group=group, negative="", show_default=False)
 
 
 def _whole_number(_: object, tokens: Sequence[Token]) -> int:
-    """Read a whole number; cyclopts itself would round 1.5 to 2."""
+    """Read an integer; cyclopts itself would round 1.5 to 2."""
     try:
         return int(tokens[0].value)
     except ValueError:
@@ -130,7 +130,7 @@ StorageOption = Annotated[
     ),
 ]
 Injected = Annotated[Any, Parameter(parse=False)]
-"""A parameter of a command that is not an option: `study.main` passes it on."""
+"""Type of a command's parameter that is not an option: only a caller of `study.main` can set it."""
 
 
 def argv() -> list[str]:

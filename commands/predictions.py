@@ -12,11 +12,11 @@ from model.files import csv_cell, printable
 from model.predict import Prediction
 
 WIDEST = 28
-"""Characters of a class name in the table, where longer names are cut; JSON and CSV have them whole."""
+"""Characters to which the table cuts class names; JSON and CSV have them in full."""
 
 
 def write_table(predictions: Iterable[Prediction], classes: Iterable[str], top: int, out: TextIO) -> None:
-    """Write one line per picture: the most probable classes, then the path, which can have any length."""
+    """Write one line per picture: the most probable classes, then the path, which may be long."""
     width = min(WIDEST, max(len(printable(name)) for name in classes))
     headings = [f"{f'top-{place + 1}':<{width + 9}}" for place in range(top)]
     out.write("  ".join([*headings, "picture"]) + "\n")

@@ -42,7 +42,7 @@ def print_replay(console: Console, trial: Trial, again: Trial) -> None:
 
 
 def _set_up(trial: Trial) -> dict[str, str]:
-    """Return the facts that decide a trial's numbers beside its configuration and seed."""
+    """Return the facts that, besides configuration and seed, determine a trial's numbers."""
     return trial.environment | {"micro-batch": str(trial.micro_batch or "whole")}
 
 
@@ -77,17 +77,14 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
 
 
 def _points(share: float | None) -> str:
-    """Return 63.85 for 0.6385; without the % sign a table of five seeds fits 80 columns."""
+    """Return a share as a percentage without the sign (0.6385 -> 63.85), so that five seeds fit into 80 columns."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
-def print_tested(console: Console, winner: Winner, classes: tuple[str, ...]) -> None:
+def print_tested(console: Console, winner: Winner, results: dict[str, Any], classes: tuple[str, ...]) -> None:
     """Print the test results of the winner and the baselines, and the accuracy of each class."""
-    results = winner.results
-    if results is None:
-        return
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
-    table.add_column("Test part", overflow="fold")
+    table.add_column("Test set", overflow="fold")
     for heading in ("top-1", "95 % interval", "top-3", "mean", "sd"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(
@@ -164,7 +161,7 @@ def print_not_tested(console: Console, earlier: list[TestSetUse]) -> None:
     times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
     console.print(
         Text(
-            f"Not tested: other networks have been tested on the test part of these pictures {times}, last in study "
+            f"Not tested: other networks have been tested on the test set of these pictures {times}, last in study "
             f"'{last.study}' at {last.when}. The more often it is used, the more of the best result is luck. To test "
             "anyway, run the same command with --retest."
         ),
@@ -205,9 +202,8 @@ def print_published(console: Console, published: Published, winner: Winner, tria
     console.print(
         f"model.onnx takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) per picture on one thread."
     )
-    tested = winner.results
-    untested = "other networks had used the test part" if winner.networks else "python study.py retrain tests it"
-    result = f"test top-1 {percent(tested['top1'])}" if tested else f"untested: {untested}"
+    untested = "other networks had used the test set" if winner.networks else "python study.py retrain tests it"
+    result = f"untested: {untested}" if winner.test_top1 is None else f"test top-1 {percent(winner.test_top1)}"
     console.print(Text(f"Exported {winner.name} to {published.folder} ({result})."), soft_wrap=True)
     place = shlex.quote(str(published.folder))
     if trials > winner.trials:

@@ -43,7 +43,7 @@ def retrain(
     cache: CacheOption = None,
     make_workers: Injected = None,
 ) -> None:
-    """Train the best trials again with several seeds, then the winner on all but the test part, and test it once.
+    """Train the best trials again with several seeds, then the winner on all but the test set, and test it once.
 
     After an interruption, run the same command again to resume.
 
@@ -61,7 +61,7 @@ def retrain(
         For comparison, train the baselines that every study starts with in the same way, and the hand-tuned recipe also
         without its warm-up.
     retest
-        Use the test part even if other networks have been tested on it, which makes the result optimistic.
+        Use the test set even if other networks have been tested on it, which makes the result optimistic.
     """
     from commands import console as screen
     from commands import results as shown
@@ -71,6 +71,7 @@ def retrain(
     from selection import finalists as best
     from selection.fixed_runs import train
     from selection.retraining import retrain_winner
+    from selection.test_set_uses import uses_by_others
     from tuning import devices
     from tuning.trials import METRIC, read_trials
     from tuning.workers import LocalWorkers
@@ -103,9 +104,10 @@ def retrain(
             standings = best.train_finalists(session, chosen, seeds, follow)
         show_finalists(session.study, session.folder)
         shown.print_standings(console, standings)
-        winner, earlier = retrain_winner(session, standings, retest=retest, follow=follow)
-        if earlier:
+        winner = retrain_winner(session, standings, retest=retest, follow=follow)
+        if winner.results is None:
+            earlier = uses_by_others(session.folder.parent, session.data.fingerprint, winner.networks)
             shown.print_not_tested(console, earlier)
         else:
-            shown.print_tested(console, winner, session.data.classes)
+            shown.print_tested(console, winner, winner.results, session.data.classes)
         shown.print_next(console, session.folder, study_options(session.name, results))

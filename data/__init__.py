@@ -13,11 +13,11 @@ Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Function that wraps an iterable of known length to show progress: `track(iterable, description, total)`."""
 
 CACHE_FIX = "free some space, change its permissions, or choose another folder with --cache DIR"
-"""What to do when a file of the cache cannot be written."""
+"""Fix to suggest if a file of the cache cannot be written."""
 
 
 class DataError(Exception):
-    """Problem with the user's pictures or folders that only the user can fix. The text is one line and says how."""
+    """Problem with the user's pictures or folders that only the user can fix; its message is one line and says how."""
 
 
 @contextmanager

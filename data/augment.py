@@ -1,7 +1,7 @@
 """The original recipe's six augmentations for a whole batch at once: one warp per picture, then some blurs.
 
 config -> `draw`: one or two of the six for each picture, as one homography and one sigma -> `augment`: one grid, one
-`grid_sample`. A homography maps a point of the new picture to the point of the old one that it shows. Coordinates run
+`grid_sample`. A homography maps each point of the new picture to the point of the old one shown there. Coordinates run
 from -1 to 1 between the picture's outer edges, so that pixel i of S has its centre at (2i + 1) / S - 1
 (`align_corners=False`). Steps are composed by matrix product, so that two of them interpolate the picture only once.
 
@@ -37,13 +37,13 @@ MAX_TRANSLATION = 0.1
 """Largest shift as a share of the side, along each axis and in either direction, at strength 1."""
 
 MAX_DISTORTION = 0.2
-"""Largest move of a corner inwards by perspective, as a share of half a side, along each axis, at strength 1."""
+"""Largest inward shift of a corner by perspective, as a share of half a side, along each axis, at strength 1."""
 
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0
 """Range of the 3x3 Gaussian's sigma in pixels, at strength 1."""
 
 CACHED_PIXELS = 2**17
-"""Pixels that a CPU augments at a time, so that they fit its cache: two pictures of 256 px."""
+"""Number of pixels augmented at a time on a CPU, so that they fit into its cache: two pictures of 256 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class AugmentConfig:
     strength: float
     """Scale of every magnitude, 0 to 2: 0 is no augmentation, 1 the original recipe. Flips are unaffected above 0."""
     reuse_originals: bool
-    """Show the picture itself in one view of three, as the original recipe does; otherwise augment every view."""
+    """Leave one view of three unaugmented, as the original recipe does; otherwise augment every view."""
     fresh: bool
-    """Draw new augmentations in every epoch; otherwise a picture's augmented copies are the same in every epoch."""
+    """Draw new augmentations in every epoch; otherwise each picture's augmented copies are the same in every epoch."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 2:
@@ -67,18 +67,18 @@ class Draws:
     """Augmentations drawn for n pictures."""
 
     homographies: npt.NDArray[np.float32]
-    """(n, 3, 3), from new to old coordinates."""
+    """Homographies from new to old coordinates, (n, 3, 3)."""
     warped: npt.NDArray[np.bool_]
-    """(n,), whether to apply the homography."""
+    """Whether to apply each picture's homography, (n,)."""
     sigmas: npt.NDArray[np.float32]
-    """(n,), in pixels; 0 means no blur."""
+    """Standard deviation of each picture's blur in pixels, (n,); 0 means no blur."""
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Self:
         return type(self)(homographies=self.homographies[rows], warped=self.warped[rows], sigmas=self.sigmas[rows])
 
 
 def draw(strength: float, plain: npt.NDArray[np.bool_], rng: np.random.Generator) -> Draws:
-    """Draw one or two steps, at even odds, for each of n pictures; none where `plain` (n,) is true or strength is 0.
+    """Draw one or two steps, equally likely, for each of n pictures; none for `plain` (n,) ones or at strength 0.
 
     A picture's draw depends only on `rng` and its position, not on which other pictures are plain.
     """
@@ -118,7 +118,7 @@ def augment(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Return augmented copies of normalised float32 pictures (n, 3, S, S), channels_last, on the same device.
 
     Plain pictures are copied bit for bit. Beyond its edges a picture is continued by its mirror image, because a grey
-    wedge would tell the network how the picture was rotated.
+    corner would tell the network how the picture was rotated.
     """
     out = pictures.clone(memory_format=torch.channels_last)
     _apply(out, np.flatnonzero(draws.warped), draws.homographies, warp)
@@ -205,7 +205,7 @@ def _apply(
     values: npt.NDArray[np.float32],
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Replace these rows with `step(pictures, values)`, a few at a time on a CPU, to stay in its cache."""
+    """Replace these rows with `step(pictures, values)`, a few at a time on a CPU, so that they fit into its cache."""
     at_once = max(1, CACHED_PIXELS // pictures[0, 0].numel()) if pictures.device.type == "cpu" else len(rows)
     for start in range(0, len(rows), max(1, at_once)):
         some = rows[start : start + at_once]

@@ -20,14 +20,14 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 Indices = npt.NDArray[np.int64]
 
 PLAIN_EVERY = 3
-"""Views per plain one: the original recipe shows each picture itself and two augmented copies."""
+"""Number of views of which one is plain: the original recipe shows each picture itself and two augmented copies."""
 
 EVALUATION_PICTURES, EVALUATION_PIXELS = 256, 2**21
 """Most pictures, and most pixels in all, evaluated at a time: 32 pictures of 256 px. 256 of those would take about 7 GB
 in a network of half the original recipe's width."""
 
 COPIED = 256
-"""Pictures copied at a time to a GPU that keeps them all. Together they may not fit into the host's memory."""
+"""Number of pictures copied at a time to a GPU that keeps them all; together they might not fit into host memory."""
 
 DEVICE_SHARE = 0.25
 """Largest share of a GPU's free memory for a part's pictures. The rest is for the network and other workers."""
@@ -92,7 +92,7 @@ class TrainingBatches:
             yield augment(normalise(images), draws[rows[batch]]), labels
 
     def order(self, n: int) -> tuple[Indices, Indices]:
-        """Return epoch n's pictures, as positions in the part, and the number of each one's view, from 0."""
+        """Return the pictures of epoch n, as positions in the part, and the view number of each, from 0."""
         rng = np.random.default_rng([self._seed, n, ORDER])
         if not self._oversample:
             positions = np.concatenate([rng.permutation(len(self._views_each)) for _ in range(self._views)])
@@ -110,7 +110,7 @@ class TrainingBatches:
         return positions, views
 
     def plain(self, pictures: Indices, views: Indices, n: int) -> npt.NDArray[np.bool_]:
-        """Return which of these views show the picture itself in epoch n: a third of them, taking turns."""
+        """Return which of these views are plain in epoch n: a third of them, taking turns."""
         if not self._augment.reuse_originals:
             return np.zeros(len(pictures), dtype=np.bool_)
         return (views + pictures + n * self._views) % PLAIN_EVERY == 0
@@ -147,8 +147,8 @@ class EvaluationBatches:
 class DevicePictures:
     """A part's uint8 pictures and labels on `device`: copied there once if they fit, otherwise batch by batch.
 
-    `room` is the number of bytes they may take there. By default it is DEVICE_SHARE of a GPU's free memory, and 0
-    elsewhere, where the memory map already lies in the system's page cache, shared by all workers.
+    `room` is the number of bytes they may take there. By default it is DEVICE_SHARE of a GPU's free memory, and 0 on
+    other devices, because the system's page cache already holds the memory map, shared by all workers.
     """
 
     def __init__(self, part: Part, device: torch.device, *, room: int | None = None) -> None:

@@ -31,13 +31,14 @@ from model.files import UNFINISHED, printable, replacing, replacing_on_disk
 from model.preprocessing import PictureError, load_square
 
 AHEAD = 64
-"""Most pictures decoded but not yet written: enough for every thread, and little memory however slow the disk is."""
+"""Largest number of pictures decoded but not yet written: enough for every thread, and little memory even if the disk
+is slow."""
 
 DIGEST_SIZE = 16
-"""Bytes in a digest of pixels."""
+"""Length in bytes of a digest of pixels."""
 
 ABANDONED = 3600
-"""Seconds without a write after which an unfinished file must have been left behind by a killed process."""
+"""Seconds without a write after which an unfinished file is considered left behind by a killed process."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,13 +49,13 @@ class CacheHandle:
     """Location of a study's pictures in the cache: what a worker is sent."""
 
     directory: Path
-    """cache_dir/pictures/<fingerprint>."""
+    """Folder of the pictures, cache_dir/pictures/<fingerprint>."""
     fingerprint: str
     """The catalog's fingerprint."""
     split: str
     """Digest of the labels and parts, and part of the split file's name."""
     classes: tuple[str, ...]
-    """Names; a label is a position in this tuple."""
+    """Class names; a label is a position in this tuple."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,9 @@ class Part:
 def build(
     catalog: Catalog, split: Split, image_sizes: Iterable[int], *, cache_dir: Path, track: Track = no_track
 ) -> CacheHandle:
-    """Decode the kept pictures at each size (pixels), except at sizes whose files are there and intact.
+    """Decode the kept pictures at each size (pixels), except at sizes whose files exist and are intact.
 
-    Raises DataError: the folder cannot be written or has too little room, or a picture has changed since the scan.
+    Raises DataError if the folder cannot be written, has too little room, or a picture has changed since the scan.
     """
     directory = cache_dir / "pictures" / catalog.fingerprint
     handle = CacheHandle(
@@ -100,7 +101,7 @@ def build(
 
 
 def open_part(handle: CacheHandle, image_size: int, *parts: PartName) -> Part:
-    """Open one part, or several as one, at a size that was built. Raises DataError if the cache is gone or damaged."""
+    """Open one part, or several as one, at a size that was built. Raises DataError if the files are gone or damaged."""
     path = _split_path(handle)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -137,7 +138,7 @@ def _digest_path(directory: Path, size: int) -> Path:
 
 
 def _intact(handle: CacheHandle, size: int, pictures: int) -> bool:
-    """Whether the pixels are those that were written. Takes a second per GB once the file has been read before."""
+    """Return whether the pixels are those that were written; takes a second per GB of a file in the page cache."""
     images = _images(handle, size, pictures)
     try:
         written = _digest_path(handle.directory, size).read_bytes()
@@ -195,7 +196,7 @@ def _write_squares(catalog: Catalog, sizes: Sequence[int], directory: Path, trac
 
 
 def _squares(path: Path, picture: Picture, sizes: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
-    """Decode one picture at each size. Raises DataError when it is not the picture that was scanned."""
+    """Decode one picture at each size. Raises DataError if it is no longer the picture that was scanned."""
     try:
         content = path.read_bytes()
         if hashlib.blake2b(content, digest_size=16).hexdigest() != picture.content_hash:
@@ -214,7 +215,7 @@ def _squares(path: Path, picture: Picture, sizes: Sequence[int]) -> list[npt.NDA
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Do what `pool.map` does, but never run more than AHEAD results ahead of the consumer."""
+    """Map like `pool.map`, but never run more than AHEAD results ahead of the consumer."""
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from data.split import Split
 
 MIN_KEPT = 10
-"""Fewest kept pictures of a class. With fewer, its validation accuracy would rest on a single picture."""
+"""Smallest number of kept pictures per class. With fewer, its validation accuracy would rest on a single picture."""
 
 REPORT_COLUMNS: tuple[str, ...] = (
     "path",
@@ -66,9 +66,9 @@ class Picture:
     mode: str
     """Pillow's name for the file's pixel format."""
     content_hash: str
-    """BLAKE2b of the bytes, 32 hex digits; "" where the file was not read."""
+    """BLAKE2b of the bytes, 32 hex digits; "" if the file was not read."""
     group: str
-    """Smallest content hash among its near-duplicates and itself; "" where the file was not read."""
+    """Smallest content hash among its near-duplicates and itself; "" if the file was not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +77,13 @@ class Catalog:
 
     source: Source
     classes: tuple[str, ...]
-    """Names, sorted; a label's number is its position here."""
+    """Class names, sorted; a label is a position in this tuple."""
     pictures: tuple[Picture, ...]
     """All files, sorted by part and path."""
     empty: tuple[str, ...] = ()
-    """Names of the class folders without any picture; they are no classes."""
+    """Names of folders without any picture, which are not classes."""
     unused: frozenset[tuple[str, str]] = frozenset()
-    """(part, path) of the good pictures left out by `limited`."""
+    """(part, path) of the usable pictures left out by `limited`."""
 
     @cached_property
     def kept(self) -> tuple[Picture, ...]:
@@ -115,7 +115,7 @@ class Catalog:
         return self.source.parts[picture.part] / picture.path
 
     def counts(self) -> dict[str, dict[Verdict, int]]:
-        """Count the files by class and verdict, unused ones and zeros included.
+        """Count the files by class and verdict, including unused pictures and zero counts.
 
         The classes come first, then empty class folders, then, under "", the files beside the class folders.
         """
@@ -127,9 +127,9 @@ class Catalog:
         """Return the catalog with `pictures` of the kept ones; unchanged if None or if there are no more than that.
 
         Classes keep their proportions, except that each keeps at least MIN_KEPT pictures in each part, or all it has.
-        A smaller number gives a subset of a larger one's. Within a class, one picture of each near-duplicate group is
-        taken before the rest, so that a subset is as varied as possible.
-        Raises DataError when `pictures` is too small for MIN_KEPT of every class.
+        The pictures for a smaller number are a subset of those for a larger one. Within a class, one picture of each
+        near-duplicate group is taken before the rest, so that a subset is as varied as possible.
+        Raises DataError if `pictures` is too small for MIN_KEPT of every class.
         """
         if pictures is None or pictures >= len(self.kept):
             return self
@@ -200,11 +200,10 @@ class Catalog:
 def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog:
     """Check every file of `source` and return the catalog; a second scan opens only files that changed.
 
-    Of files with equal bytes in one class, the first by part and path is kept; equal bytes in two classes are all left
-    out. Of copies in two official parts, the one in the lower-priority part is left out (train before validation before
-    test), and so are near-duplicates of a test picture elsewhere: the official test part stays complete, and nothing of
-    it is trained on.
-    Raises DataError: fewer than two classes, a class with fewer than MIN_KEPT kept pictures, an official part that
+    Of files with equal bytes in one class, the first by path is kept; if they are in two classes, all are left out. Of
+    copies and near-duplicates in two official parts, those in validation are kept over those in train, and those in
+    test over both: the official test set stays complete, and none of it is trained on.
+    Raises DataError for fewer than two classes, a class with fewer than MIN_KEPT kept pictures, an official part that
     lacks a class, a folder that cannot be read, or a cache folder that cannot be written.
     """
     pictures: list[Picture] = []
@@ -244,11 +243,11 @@ def _picture(part: str, entry: Entry, check: FileCheck) -> Picture:
 
 
 _PRIORITY = {"all": 0, "test": 0, "validation": 1, "train": 2}
-"""Rank of the parts: of copies in two parts, the one in the part with the lower number is kept."""
+"""Priority of the parts: of copies in two parts, the one in the part with the lower number is kept."""
 
 
 def _without_copies(pictures: Sequence[Picture]) -> list[Picture]:
-    """Leave out files with equal bytes except the first, all where classes disagree, any in a lower-priority part."""
+    """Leave out all but the first of equal files, copies in lower-priority parts, and copies in different classes."""
     same_bytes: defaultdict[str, list[int]] = defaultdict(list)
     for position, picture in enumerate(pictures):
         if picture.verdict is Verdict.KEPT:
@@ -274,7 +273,7 @@ def _without_copies(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def _grouped(pictures: Sequence[Picture], thumbnails: Sequence[bytes]) -> list[Picture]:
-    """Fill in each picture's near-duplicate group."""
+    """Set each picture's near-duplicate group."""
     kept = [position for position, picture in enumerate(pictures) if picture.verdict is Verdict.KEPT]
     stacked = np.frombuffer(b"".join(thumbnails[position] for position in kept), dtype=np.uint8)
     members = near_duplicates.groups(stacked.reshape(-1, *THUMBNAIL)).tolist()
@@ -307,7 +306,7 @@ def _shown(picture: Picture) -> str:
 
 
 def _with_classes(source: Source, pictures: Sequence[Picture]) -> Catalog:
-    """Make the catalog. A class is a folder in which at least one file is, or was meant to be, a picture."""
+    """Build the catalog. A class is a folder in which at least one file is, or was meant to be, a picture."""
     named = {name for folder in source.parts.values() for name in class_folders(folder)}
     ordered = tuple(sorted(pictures, key=lambda picture: (picture.part, picture.path)))
     filled = {picture.label for picture in ordered if picture.verdict is not Verdict.NOT_A_PICTURE and picture.label}
@@ -315,7 +314,7 @@ def _with_classes(source: Source, pictures: Sequence[Picture]) -> Catalog:
 
 
 def _check(catalog: Catalog) -> None:
-    """Raise DataError where the catalog cannot be studied."""
+    """Raise DataError if no study can use the catalog."""
     root = printable(catalog.source.root)
     if len(catalog.classes) < 2:
         found = f"only in '{printable(catalog.classes[0])}'" if catalog.classes else "in none of its folders"
@@ -331,9 +330,10 @@ def _check(catalog: Catalog) -> None:
     counts = catalog.counts()
     poor = [label for label in catalog.classes if counts[label][Verdict.KEPT] < MIN_KEPT]
     if poor:
-        files = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in counts[poor[0]].items() if n)
-        others = ", ".join(f"{printable(label)} {counts[label][Verdict.KEPT]}" for label in catalog.classes)
+        found = counts[poor[0]]
+        files = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in found.items() if n)
+        usable = ", ".join(f"{printable(label)} {counts[label][Verdict.KEPT]}" for label in catalog.classes)
         raise DataError(
-            f"class '{printable(poor[0])}' of {root} has {counts[poor[0]][Verdict.KEPT]} usable pictures, but needs "
-            f"{MIN_KEPT} (its files: {files}; usable in each class: {others}): add pictures or remove the folder"
+            f"class '{printable(poor[0])}' of {root} has too few usable pictures, {found[Verdict.KEPT]} of at least "
+            f"{MIN_KEPT} (its files: {files}; usable in each class: {usable}): add pictures or remove the folder"
         )

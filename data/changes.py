@@ -7,11 +7,11 @@ from data.catalog import Catalog
 from data.split import Split
 
 NAMED = 3
-"""Most examples of each kind of change."""
+"""Largest number of examples for each kind of change."""
 
 
 def describe(report: Path, catalog: Catalog, split: Split) -> str:
-    """Return the used pictures that are gone, new, of another size in bytes or in another part, with example paths.
+    """Describe which used pictures are gone, new, of another size in bytes or in another part, with example paths.
 
     Returns "" if the report cannot be read, or shows no difference because files changed without changing their size.
     """

@@ -34,7 +34,7 @@ SUFFIXES = preprocessing.SUFFIXES | {".tga", ".psd", ".svg", ".raw", ".dng", ".c
 """Suffixes of files meant to be pictures: those that cannot be decoded are "unreadable", others "not a picture"."""
 
 SCAN_VERSION = 1
-"""Version of the stored results. Raise it when the same file would get another result; older ones are then ignored."""
+"""Version of the stored results. Raise it when a file would now get a different result; older ones are then ignored."""
 
 
 class Verdict(StrEnum):
@@ -42,17 +42,17 @@ class Verdict(StrEnum):
 
     KEPT = "kept"
     UNREADABLE = "unreadable"
-    """Named like a picture, but truncated, broken, empty or of an unknown format."""
+    """File named like a picture, but truncated, broken, empty or of an unknown format."""
     TOO_SMALL = "too_small"
     """Shorter side below MIN_SIDE pixels."""
     DUPLICATE = "duplicate"
-    """Same bytes as a kept picture of its class, or a (near-)copy of a picture of an official test part."""
+    """Same bytes as a kept picture of its class, or a (near-)copy of a picture of an official test set."""
     CONFLICT = "conflict"
     """Same bytes in two classes: at least one label is wrong, and nothing says which."""
     REFUSED = "refused"
-    """Not safe or not sensible to open: a link out of the data set, a decompression bomb, a pipe, a stray file."""
+    """Not opened because unsafe or useless: a link out of the data set, a decompression bomb, a pipe, a stray file."""
     NOT_A_PICTURE = "not_a_picture"
-    """Text, spreadsheet, video and the like."""
+    """Not a picture: text, spreadsheet, video and the like."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ class Entry:
     size_bytes: int = 0
     mtime_ns: int = 0
     verdict: Verdict | None = None
-    """Verdict where name, type or size decide it; None when the file has to be opened."""
+    """Verdict if name, type or size decide it; None if the file has to be opened."""
     reason: str = ""
 
 
@@ -86,7 +86,7 @@ class FileCheck:
     thumbnail: bytes = b""
     """THUMBNAIL grey values, row by row; empty unless kept."""
     reusable: bool = True
-    """Whether the next scan may reuse it. Permissions and free memory can change without the file changing."""
+    """Whether the next scan may reuse this result; not if it depended on permissions or free memory, not the file."""
 
 
 def walk(folder: Path, classes: dict[str, Path], *, within: Sequence[Path]) -> Iterator[Entry]:
@@ -119,7 +119,7 @@ def walk(folder: Path, classes: dict[str, Path], *, within: Sequence[Path]) -> I
 def check_files(folder: Path, entries: Sequence[Entry], *, cache_dir: Path, track: Track = no_track) -> list[FileCheck]:
     """Return the check of each entry, in order; a file that was checked before and has not changed is not opened.
 
-    Results are stored even when the scan is interrupted. Raises DataError when they cannot be.
+    Results are stored even if the scan is interrupted. Raises DataError if they cannot be stored.
     """
     cache = ScanCache.load(cache_dir, folder)
     checks: list[FileCheck | None] = [
@@ -147,7 +147,7 @@ def _scandir(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _entry(entry: os.DirEntry[str], path: str, label: str, within: Sequence[Path]) -> Entry:
-    """Return the entry of anything but a folder, with a verdict unless it is a regular file under one of `within`."""
+    """Return the entry for anything but a folder, with a verdict unless it is a regular file under one of `within`."""
     try:
         status = entry.stat()  # follows links
         target = Path(entry.path).resolve(strict=True) if entry.is_symlink() else None
@@ -206,7 +206,7 @@ def _check_open_file(file: io.BufferedReader, named_like_a_picture: bool) -> Fil
 
 
 def _check_header(file: io.BufferedReader) -> FileCheck:
-    """Return the size and mode stored in the file, which a decoded picture no longer shows."""
+    """Return the size and mode as stored in the file, which a decoded picture no longer has."""
     try:
         with Image.open(file, formats=FORMATS) as header:
             return FileCheck(verdict=Verdict.KEPT, width=header.width, height=header.height, mode=header.mode)
@@ -220,8 +220,8 @@ def _check_header(file: io.BufferedReader) -> FileCheck:
 class ScanCache:
     """Stored checks of one folder's files: cache_dir/scans/<hash of the folder's path>.npz.
 
-    The file holds a JSON document, as bytes so that nothing is pickled, and the thumbnails. It is ignored when another
-    version of Pillow or of the preprocessing wrote it, because that may have judged differently.
+    The file holds a JSON document, as bytes so that nothing is pickled, and the thumbnails. It is ignored if another
+    version of Pillow or of the preprocessing wrote it, because its verdicts might differ.
     """
 
     path: Path
@@ -230,7 +230,7 @@ class ScanCache:
 
     @classmethod
     def load(cls, cache_dir: Path, folder: Path) -> "ScanCache":
-        """Return the stored checks; none where the file is missing, corrupt or of another version."""
+        """Return the stored checks; none if the file is missing, corrupt or of another version."""
         name = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
         path = cache_dir / "scans" / f"{name}.npz"
         checks: dict[tuple[str, int, int], FileCheck] = {}

@@ -1,8 +1,8 @@
-"""Near-duplicates: finds copies that were resized, recompressed or slightly changed. Thumbnails in, groups out.
+"""Near-duplicates: groups thumbnails of copies that were resized, recompressed or slightly changed.
 
 A difference hash of 64 bits [1] finds candidates, the correlation of their thumbnails confirms them, and confirmed
 pairs are joined into groups. If two hashes differ in at most 7 bits, one of their four bands of 16 bits differs in at
-most 1 bit, so only pictures with such a pair of bands are compared [2]: 60,000 pictures take seconds, where all 1.8
+most 1 bit, so only pictures with such a pair of bands are compared [2]: 60,000 pictures take seconds, while all 1.8
 billion pairs would take hours.
 
 [1] N. Krawetz, "Kind of like that", 2013, https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html
@@ -20,16 +20,17 @@ MAX_BITS = 7
 MIN_CORRELATION = 0.95
 """Largest difference of the hashes, and smallest correlation, of two near-duplicates. 241 of the 1.25 billion pairs of
 CIFAR-10's training pictures pass both, and by eye each shows one object twice; within 3 bits, for which equal bands
-would be enough, only 86 do. Of copies saved as JPEG at quality 60, 99 % stay within 7 bits. A copy that lost 3 % at two
-edges is found one time in five, one that lost 6 % never."""
+would be enough, only 86 do. Of copies saved as JPEG at quality 60, 99 % stay within 7 bits. A copy cropped by 3 % at
+two edges is found one time in five, one cropped by 6 % never."""
 
 MIN_CONTRAST = 4.0
-"""Smallest standard deviation in grey levels. The hash of a flatter thumbnail is noise, so it is left ungrouped."""
+"""Smallest standard deviation of a thumbnail in grey levels. A flatter one's hash is noise, so it joins no group."""
 
 WINDOW = 64
-"""Most neighbours compared in a bucket of equal bands. Buckets are sorted by the bits that follow, so that neighbours
-are similar. CIFAR-10 gives the same groups with 32 to 256; 60,000 small figures on black, the worst case known, take
-27 s with 64 and 200 s with 256, and of 10,000 noisy copies among 20,000 such figures 90 % are found with 64."""
+"""Largest number of neighbours compared in a bucket of equal bands. Buckets are sorted by the bits that follow, so that
+neighbours are similar. CIFAR-10 gives the same groups with 32 to 256; 60,000 small figures on black, the worst case
+known, take 27 s with 64 and 200 s with 256, and of 10,000 noisy copies among 20,000 such figures 90 % are found with
+64."""
 
 
 def groups(thumbnails: npt.NDArray[np.uint8]) -> Positions:
@@ -50,14 +51,14 @@ def groups(thumbnails: npt.NDArray[np.uint8]) -> Positions:
 
 
 def difference_hash(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """Hash thumbnails, uint8 (n, 16, 18), to uint64 (n,): whether 8 x 9 means exceed their left neighbours."""
+    """Hash thumbnails, uint8 (n, 16, 18), to uint64 (n,): each of 8 x 9 means is compared with its left neighbour."""
     small = thumbnails.reshape(-1, 8, 2, 9, 2).sum(axis=(2, 4), dtype=np.int32)
     bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(-1, 64)
     return np.packbits(bits, axis=1).view(np.uint64).reshape(-1)
 
 
 def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Positions]]:
-    """Yield pairs of positions up to MAX_BITS apart, up to 65,536 at a time; a pair may come more than once."""
+    """Yield pairs of positions whose hashes differ by up to MAX_BITS, up to 65,536 at a time; pairs may repeat."""
     for band in range(4):
         shift = np.uint64(16 * band)
         rotated = (hashes << shift) | (hashes >> (np.uint64(64) - shift)) if band else hashes
@@ -85,7 +86,7 @@ def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Pos
 
 
 def _join(labels: Positions, a: Positions, b: Positions) -> Positions:
-    """Union-find on whole arrays: attach the larger root to the smaller one until both of every pair share a root."""
+    """Join pairs into groups by union-find on whole arrays, attaching larger roots to smaller ones until none differ."""
     while len(a):
         high, low = np.maximum(labels[a], labels[b]), np.minimum(labels[a], labels[b])
         if (high == low).all():

@@ -18,12 +18,12 @@ from data.split import Split, split
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Data set that has been read and split, but not decoded yet."""
+    """A data set that has been read and split, but not decoded yet."""
 
     name: str
     """Name of the source, which is also a study's default name."""
     citation: str
-    """Where the pictures come from, one line."""
+    """Origin of the pictures, in one line."""
     source: str
     """The `data` argument as given: a path or a name."""
     test_data: Path | None
@@ -31,7 +31,7 @@ class Pictures:
     limit: int | None
     """The `limit` argument as given."""
     available: int
-    """Number of pictures that the source offers, at least as many as are in use."""
+    """Number of pictures that the source offers; not less than the number in use."""
     catalog: Catalog
     """Every file with its verdict; `catalog.kept` are the pictures in use."""
     split: Split
@@ -39,7 +39,7 @@ class Pictures:
     def decode(self, sizes: Iterable[int], *, cache_dir: Path, track: Track = no_track) -> CacheHandle:
         """Decode the pictures in use at each size (pixels) into the cache, except at sizes that are there already.
 
-        Raises DataError: the cache cannot be written, or a picture has changed since it was checked.
+        Raises DataError if the cache cannot be written, or a picture has changed since it was checked.
         """
         return cache.build(self.catalog, self.split, sizes, cache_dir=cache_dir, track=track)
 
@@ -81,5 +81,5 @@ def default_cache() -> Path:
 
 
 def identity(pictures: Pictures, handle: CacheHandle) -> str:
-    """Return the text that identifies the pictures in use and their split. Stored studies are compared by it."""
+    """Return a text that identifies the pictures in use and their split; stored studies are compared by it."""
     return f"{len(pictures.catalog.kept)} pictures, fingerprint {handle.fingerprint}, split {handle.split}"

@@ -1,4 +1,4 @@
-"""Sources of pictures: a name or a path in, a `Source` out.
+"""Sources of pictures: turns a name or a path into a `Source`.
 
 `field-guide` is drawn into the cache folder, `kaggle` is downloaded by kagglehub, anything else is a path. A path may
 have one of these layouts, also inside one or two enclosing folders (`Mushrooms/<class>/...`, as archives unpack):
@@ -36,20 +36,20 @@ PART_FOLDERS = {
 """Official part by folder name, in any case."""
 
 LONGEST = 60
-"""Most characters in a study's default name. A folder's 255 bytes would leave no room for longer names made from it."""
+"""Largest number of characters in a study's default name: names derived from it must fit into a folder's 255 bytes."""
 
 ENCLOSING = 2
-"""Most enclosing folders to step through. Kaggle's archive has two: `Mushrooms/Mushrooms/`."""
+"""Largest number of enclosing folders to step through. Kaggle's archive has two: `Mushrooms/Mushrooms/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Data set on disk whose layout is understood."""
+    """A data set on disk with a known folder layout."""
 
     name: str
-    """Default name of a study of it: lower-case letters and digits of any script, and dashes."""
+    """Default name of a study of these pictures: lower-case letters and digits of any script, and dashes."""
     root: Path
-    """Absolute path; links that lead out of it are refused."""
+    """Absolute path of the data set; links that lead out of it are refused."""
     parts: dict[str, Path]
     """Folder of each part: {"all": root}, or "train" with "test" or "validation" or both, all with the same classes."""
     available: int | None
@@ -68,8 +68,8 @@ def resolve(
     """Return the source named by `data`: "field-guide", "kaggle", or a path (`./kaggle` is a folder of that name).
 
     `pictures` is the number that the field guide draws, None for its full set; other sources ignore it, as
-    `Catalog.limited` selects from them later. `test_data` is a folder that becomes the official test part.
-    Raises DataError: no such folder, a layout that is not understood, classes that do not match, or a failed download.
+    `Catalog.limited` selects from them later. `test_data` is a folder that becomes the official test set.
+    Raises DataError for a missing folder, an unknown layout, classes that do not match, or a failed download.
     """
     if data == FIELD_GUIDE:
         source = _field_guide(cache_dir, pictures, track)
@@ -78,9 +78,10 @@ def resolve(
     else:
         path = Path(data).expanduser()
         if not data or not path.exists():
+            reason = f"there is no {printable(path.absolute())}" if data else "empty"
             raise DataError(
-                f"cannot find --data '{printable(data)}' (there is no {printable(path.absolute())}): pass a folder of "
-                "class folders, 'field-guide' or 'kaggle'"
+                f"cannot find --data '{printable(data)}' ({reason}): pass a folder of class folders, 'field-guide' or "
+                "'kaggle'"
             )
         path = path.resolve()
         source = _folder(path, name=_slug(path.name), citation=f"pictures in {printable(path)}")
@@ -93,9 +94,9 @@ def resolve(
 def class_folders(folder: Path) -> dict[str, Path]:
     """Return each class's folder by name, sorted; hidden folders and `__MACOSX` are not classes.
 
-    Raises DataError: a name is blank, two names differ only in case, Unicode form, or surrounding spaces and dots (on
-    macOS or Windows they would be one folder, and in a table they look the same), or a class folder is a link that
-    leads out of `folder` (its pictures would silently be left out).
+    Raises DataError if a name is blank, if two names differ only in case, Unicode form, or surrounding spaces and dots
+    (on macOS or Windows they would be one folder, and in a table they look the same), or if a class folder is a link
+    that leads out of `folder` (its pictures would silently be left out).
     """
     found = {path.name: path for path in _folders_in(folder)}
     seen: dict[str, str] = {}
@@ -172,7 +173,7 @@ def _official_parts(root: Path) -> dict[str, Path] | None:
         part = PART_FOLDERS.get(folder.name.casefold())
         if part in parts:
             raise DataError(
-                f"{printable(root)} has two {part} parts, '{parts[part].name}' and '{folder.name}': remove one"
+                f"{printable(root)} has two {part} sets, '{parts[part].name}' and '{folder.name}': remove one"
             )
         if part and _folders_in(folder):
             parts[part] = folder.resolve()
@@ -182,7 +183,7 @@ def _official_parts(root: Path) -> dict[str, Path] | None:
 def _with_test(source: Source, test_data: Path) -> Source:
     if "test" in source.parts:
         raise DataError(
-            f"{printable(source.root)} has a test part of its own, but --test-data gives {printable(test_data)}: omit "
+            f"{printable(source.root)} has a test set of its own, but --test-data gives {printable(test_data)}: omit "
             f"--test-data, or pass {printable(source.parts['train'])} with --data"
         )
     if not test_data.expanduser().is_dir():

@@ -22,7 +22,7 @@ PARTS: tuple[PartName, ...] = get_args(PartName)
 """Names of the parts, in the order of their intervals on [0, 1)."""
 
 PART_SHARES: dict[str, float] = {"train": 0.70, "validation": 0.15, "test": 0.15}
-"""Share of the pictures in each part. If a data set has an official part, the others keep their proportions."""
+"""Share of the pictures in each part. If a data set has an official part, the other parts keep their proportions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Split:
 def split(catalog: Catalog) -> Split:
     """Split the kept pictures 70 / 15 / 15, or use the data set's official parts and take the missing ones from train.
 
-    Each part owns an interval of [0, 1), and a group of near-duplicates goes where the hash of its smallest content
-    hash falls. Proportions are therefore approximate, and a new picture moves no old one, with two exceptions: it may
-    take its near-duplicates with it, and a part that has no picture of some class is given the group of that class
-    closest to the part's interval, provided that the move leaves no other part without one.
-    Raises DataError when a class has too few distinct pictures to be in every part.
+    Each part has an interval of [0, 1), and each group of near-duplicates a point: the hash of its smallest content
+    hash. Proportions are therefore approximate, and a new picture does not move old ones, with two exceptions:
+    it may take its near-duplicates with it, and a part that has no picture of some class is given that class's group
+    closest to the part's interval, unless that would leave another part without one.
+    Raises DataError if a class has too few distinct pictures to be in every part.
     """
     carved = [name for name in PARTS if name == "train" or name not in catalog.source.parts]
     total = sum(PART_SHARES[name] for name in carved)
@@ -73,8 +73,8 @@ def split(catalog: Catalog) -> Split:
 def _point(group: str) -> float:
     """Map a group to [0, 1), uniformly.
 
-    The group's name is hashed again because it is not uniform: large groups have small names (the smallest of several
-    hashes), and `Catalog.limited` prefers pictures with small hashes.
+    The group's name is hashed again because it is not uniform: a group's name is its smallest hash, which is smaller in
+    larger groups, and `Catalog.limited` prefers pictures with small hashes.
     """
     digest = hashlib.blake2b(group.encode(), digest_size=8, person=b"split").digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
@@ -87,7 +87,7 @@ def _fill_empty_parts(
     classes_of: dict[str, set[str]],
     intervals: dict[str, tuple[float, float]],
 ) -> None:
-    """Change `part_of` until each class has a group in each carved part; no move empties another part of a class."""
+    """Change `part_of` so that each carved part has a group of each class; no move empties another part of a class."""
     groups_of: defaultdict[str, list[str]] = defaultdict(list)
     filled: Counter[tuple[str, str]] = Counter()
     for group in sorted(classes_of):

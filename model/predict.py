@@ -8,7 +8,7 @@ From Python:
     classifier = Classifier.load("results/field-guide/best")
     print(next(classifier.predict(["mushroom.jpg"])))
 
-Pictures go through `model.preprocessing.load_square`, as the pictures of the validation part did.
+Pictures go through `model.preprocessing.load_square`, as the pictures of the validation set did.
 """
 
 import math

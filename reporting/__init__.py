@@ -1,1 +1,1 @@
-"""What a person sees of a study; reads it, and never writes a trial's outcome."""
+"""The report page and the dashboard's notes and plots: they read a study, and write no trial's outcome."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,6 @@ PAUSE = 60.0
 
 Floats = npt.NDArray[np.float64]
 Points = list[tuple[float, float]]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Trials
 
 
 def trained(trials: Sequence[Trial]) -> list[Trial]:
@@ -109,13 +105,12 @@ def commonest_class(confusion: Sequence[Sequence[int]]) -> float:
     return max(map(sum, confusion)) / pictures_of(confusion)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mistake:
+class Mistake(NamedTuple):
     """How often one class is taken for another."""
 
     truth: int
     prediction: int
-    count: int
+    pictures: int
     of: int
     """Pictures of the true class."""
 
@@ -123,12 +118,12 @@ class Mistake:
 def mistakes(confusion: Sequence[Sequence[int]], count: int) -> list[Mistake]:
     """Return the `count` most common mistakes, most pictures first."""
     found = [
-        Mistake(truth=truth, prediction=prediction, count=cell, of=sum(row))
+        Mistake(truth, prediction, cell, sum(row))
         for truth, row in enumerate(confusion)
         for prediction, cell in enumerate(row)
         if cell and truth != prediction
     ]
-    return sorted(found, key=lambda mistake: (-mistake.count, -mistake.count / mistake.of, mistake.truth))[:count]
+    return sorted(found, key=lambda one: (-one.pictures, -one.pictures / one.of, one.truth))[:count]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,9 +253,8 @@ class Savings:
     """Epochs that pruned trials did not train."""
     spared_seconds: float
     """What these would have taken, at each trial's own seconds per epoch."""
-    duplicates: int
     duplicate_epochs: int
-    """Epochs that the trials they repeat had trained."""
+    """Epochs that duplicates did not train again."""
     duplicate_seconds: float
 
     @property
@@ -274,13 +268,12 @@ def savings(trials: Sequence[Trial]) -> Savings:
     pruned = [trial for trial in trials if trial.outcome is Outcome.PRUNED and trial.epochs]
     left = [max(0, trial.config.training.epochs - trial.epochs) if trial.config else 0 for trial in pruned]
     originals = {trial.key: trial for trial in trained(trials) if trial.key}
-    duplicates = [trial for trial in trials if trial.outcome is Outcome.DUPLICATE]
-    repeated = [originals[trial.key] for trial in duplicates if trial.key in originals]
+    duplicates = [trial.key for trial in trials if trial.outcome is Outcome.DUPLICATE]
+    repeated = [originals[key] for key in duplicates if key in originals]
     return Savings(
         epochs=sum(trial.epochs for trial in trials if trial.is_finished),
         spared=sum(left),
         spared_seconds=sum(epochs * trial.seconds / trial.epochs for epochs, trial in zip(left, pruned, strict=True)),
-        duplicates=len(duplicates),
         duplicate_epochs=sum(trial.epochs for trial in repeated),
         duplicate_seconds=sum(trial.seconds for trial in repeated),
     )
@@ -290,7 +283,7 @@ def agreement(trials: Sequence[Trial], epoch: int) -> tuple[float, int] | None:
     """Return Spearman's rank correlation between the best value up to `epoch` and the final one, and the trial count.
 
     It covers complete trials alone: pruned ones had the lowest early values and would raise it. None for fewer than
-    five trials or where all are equal.
+    five trials or if all are equal.
     """
     pairs: list[tuple[float, float]] = []
     for trial in trials:
@@ -369,7 +362,7 @@ class RunTime:
 
 
 def run_time(trials: Sequence[Trial]) -> RunTime | None:
-    """Return how long the study ran; None where no trial was in a slot.
+    """Return how long the study ran; None if no trial was in a slot.
 
     A trial that was interrupted and resumed counts with its training's own seconds up to its end, not with the night
     in between.

@@ -1,6 +1,7 @@
-"""optuna-dashboard on one study with its artifacts, on this machine's loopback address alone.
+"""optuna-dashboard for one study with its artifacts, on this machine's loopback address alone.
 
-It shows a running study live, for it reads the same database; it can also delete and edit, so nobody else may reach it.
+It shows a running study live, as it reads the same database. It can also edit and delete, so no other machine may reach
+it.
 """
 
 from __future__ import annotations
@@ -21,33 +22,33 @@ from tuning.folder import make_folder
 
 LOOPBACK = "127.0.0.1"
 PORT = 8080
-"""optuna-dashboard's own; another one where it is taken."""
+"""The port of optuna-dashboard; another one is used where it is taken."""
 NAMES = frozenset({LOOPBACK, "localhost"})
-"""By which a browser on this machine calls it."""
+"""Names by which a browser on this machine may call the server."""
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    allow_reuse_address = sys.platform != "win32"  # there it would share the port with whoever has it
+    allow_reuse_address = sys.platform != "win32"  # Windows would share the port with another server
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A tab that is closed while it loads is no error."""
+        """Ignore a tab that is closed while it loads; report any other error."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it overrides
-        """The terminal shows no line per request."""
+        """Print nothing per request."""
 
 
 def make(study: optuna.Study, artifacts: Path, port: int | None = None) -> tuple[WSGIServer, str]:
-    """A server that is bound and not yet serving, and the address of the study's page.
+    """Return a server that is bound but not yet serving, and the address of the study's page.
 
-    `port`: None takes PORT, or any that is free. Raises OSError where a port that was asked for is taken, StudyError
-    where `artifacts` is not there and cannot be made.
+    `port` None takes PORT, or any free one. Raises OSError if a port that was asked for is taken, StudyError where
+    the folder `artifacts` cannot be created.
     """
     make_folder(artifacts)
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
@@ -63,23 +64,23 @@ def make(study: optuna.Study, artifacts: Path, port: int | None = None) -> tuple
 
 
 def on_a_desktop() -> bool:
-    """Whether somebody sits before this machine who can see a browser."""
+    """Return whether the user sits at this machine and can see a browser."""
     if "SSH_CONNECTION" in os.environ or not sys.stdout.isatty():
         return False
     return sys.platform in ("win32", "darwin") or bool(os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"})
 
 
 def _only_here(application: Application) -> Application:
-    """Answers those alone who call it by a name of this machine.
+    """Return an application that answers only requests that call it by a name of this machine.
 
-    A web page from elsewhere can have its own name point at the loopback address ("DNS rebinding"), and would then read
-    and delete studies through the visitor's browser.
+    A web page can point its own name at the loopback address ("DNS rebinding"), and could then read and delete studies
+    through the visitor's browser.
     """
 
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        # With any port: a tunnel has its own, and port 80 is not named.
+        # Any port is accepted: a tunnel has its own, and port 80 is left out of the name.
         if environ.get("HTTP_HOST", "").partition(":")[0] in NAMES:
-            # Who names no encoding, as curl, is met by a KeyError in optuna-dashboard.
+            # optuna-dashboard raises a KeyError for a client that names no encoding, such as curl.
             environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")
             return application(environ, start_response)
         start_response("403 Forbidden", [("Content-Type", "text/plain")])

@@ -88,7 +88,7 @@ def importances(trials: Sequence[Trial], *, resamples: int = RESAMPLES, seed: in
     """Return how much each parameter decides who is among the best tenth, or the best five of fewer than 50 trials.
 
     Pruned trials count with what they reached: without them the bad half of the space would be missing. Returns None
-    for too few trained trials, or where no parameter varies in enough of them.
+    for too few trained trials, or if no parameter varies in enough of them.
     """
     chosen = trained(trials)
     space = parameters(chosen)
@@ -107,7 +107,7 @@ def importances(trials: Sequence[Trial], *, resamples: int = RESAMPLES, seed: in
     def divergences(places: npt.NDArray[np.int64], reached: Floats) -> Floats:
         """Return each parameter's importance in the trials at `places`, where trial n has reached `reached[n]`."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # regimes of one trial, all values equal, and that low targets are better
+            warnings.simplefilter("ignore")  # regimes of one trial, equal values, and that targets are minimised
             study = StudyOf([complete[place] for place in places])
             found = evaluator.evaluate(study, target=lambda trial: -float(reached[trial.number]))
         return np.array([found.get(name, 0.0) for name in names])

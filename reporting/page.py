@@ -46,9 +46,9 @@ def write(
 
     Args:
         study_options: Options by which other commands find the study; by default its name.
-        argv: Arguments with which `study.py` was run last, where they are known.
+        argv: Arguments with which `study.py` was run last, if they are known.
 
-    Raises StudyError where the folder cannot be written, or holds a retrained.json that cannot be read.
+    Raises StudyError if the folder cannot be written, or holds a retrained.json that cannot be read.
     """
     facts = read(study, folder, study_options=study_options, argv=argv)
     plots.write(facts.plots, folder / "plots", name=facts.name, trials=len(analysis.trained(facts.trials)))
@@ -90,7 +90,7 @@ def read(
 
 
 def _history(folder: Path, best: Trial | None) -> list[EpochMetrics]:
-    """Return the best trial's epochs; none where their file is damaged."""
+    """Return the best trial's epochs; none if their file is damaged."""
     try:
         return read_history(folder, best.number) if best is not None else []
     except StudyError:
@@ -169,9 +169,9 @@ def _subtitle(facts: Facts) -> str:
 
 
 def _headline(facts: Facts) -> dict[str, str] | None:
-    """Return the one number: on the test part where there is one, otherwise the best trial's on the validation part."""
+    """Return the one number: on the test set where there is one, otherwise the best trial's on the validation set."""
     if facts.test:
-        value, what, bounds = facts.test["top1"], "top-1 on the test part", facts.test["top1_interval"]
+        value, what, bounds = facts.test["top1"], "top-1 on the test set", facts.test["top1_interval"]
     elif facts.best is not None:
         value, what = facts.best.value or 0.0, f"validation top-1 of trial {facts.best.number}, the best"
         bounds = analysis.wilson(value, facts.pictures) if facts.pictures else None

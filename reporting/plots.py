@@ -48,13 +48,10 @@ TITLES = {
     "timeline": "Timeline",
 }
 """Titles of the pages, by their names."""
-NAMES = {"Best Value": "best so far", TOP1: "complete"} | {
-    name: said
-    for said, names in {
-        "complete": ("Feasible Trial", "Feasible", "COMPLETE"),
-        "pruned or diverged": ("Infeasible Trial", "Infeasible", "INFEASIBLE"),
-    }.items()
-    for name in names
+NAMES = {
+    "Best Value": "best so far",
+    **dict.fromkeys((TOP1, "Feasible", "COMPLETE"), "complete"),
+    **dict.fromkeys(("Infeasible Trial", "Infeasible", "INFEASIBLE"), "pruned or diverged"),
 }
 """What Optuna calls a trace, and what it shows here."""
 
@@ -62,7 +59,7 @@ NAMES = {"Best Value": "best so far", TOP1: "complete"} | {
 def write(found: Mapping[str, go.Figure], folder: Path, *, name: str, trials: int) -> list[Path]:
     """Write a page for each of the `figures`, and the script; remove earlier pages that have no figure now.
 
-    `trials` is the number of trained trials. Returns the pages. Raises StudyError where they cannot be written.
+    `trials` is the number of trained trials. Returns the pages. Raises StudyError if they cannot be written.
     """
     make_folder(folder)
     for key in TITLES.keys() - found.keys():
@@ -100,7 +97,8 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
     points, lines = (StudyOf(as_shown(some)) for some in (many, analysis.sampled(trials, MOST_LINES)))
     # Optuna 5.0 loses grey points of categorical parameters in its slice plot.
     plain = StudyOf(as_shown(many, grey=False))
-    varied = [_text(name) for name in important_first(trials, important)]
+    ranked = [row.name for row in important.rows] if important else []
+    varied = [_text(name) for name in dict.fromkeys([*ranked, *analysis.parameters(many)])]
     found: dict[str, go.Figure | None] = {
         "history": by_optuna.plot_optimization_history(numbered(points), target_name=TOP1),
         "curves": by_optuna.plot_intermediate_values(lines) if any(trial.epochs for trial in many) else None,
@@ -119,7 +117,8 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
             if key == "history":
                 trace.update(showlegend=True, line_shape="hv")
             if key == "rank" and trace.hovertext:  # each point would name every parameter, in each of nine panels
-                trace.hovertext = ["<br>".join(said.split("<br>")[:: said.count("<br>")]) for said in trace.hovertext]
+                ends = [(said.partition("<br>")[0], said.rpartition("<br>")[2]) for said in trace.hovertext]
+                trace.hovertext = ["<br>".join(both) for both in ends]
         if key in ("history", "curves", "slices"):
             figure.update_yaxes(tickformat=".0%")
     if "curves" in there:
@@ -177,14 +176,8 @@ def _failed(number: int) -> FrozenTrial:
     return trial
 
 
-def important_first(trials: Sequence[Trial], important: Importances | None) -> list[str]:
-    """Return all parameters that vary, the most important ones first."""
-    ranked = [row.name for row in important.rows] if important else []
-    return [*ranked, *(name for name in analysis.parameters(analysis.trained(trials)) if name not in ranked)]
-
-
 def importances(found: Importances | None) -> go.Figure | None:
-    """Return shares with their intervals, and what chance reaches; None where there are none."""
+    """Return shares with their intervals, and what chance reaches; None if there are none."""
     if found is None:
         return None
     rows = found.rows[::-1]

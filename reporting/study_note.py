@@ -74,19 +74,13 @@ class StudyNote:
         counts = analysis.tally([trial for trial in trials if trial.is_finished])
         outcomes = ", ".join(f"{count} {name}" for name, count in counts.items())
         lines = [f"# {as_text(self._study.study_name)}", "", *self._about, "", "## Progress", ""]
-        lines += [
-            f"**{count_trials(trials)} of {self._wanted} trials** ({outcomes})."
-            if counts
-            else "No trial has finished yet."
-        ]
+        done = f"**{count_trials(trials)} of {self._wanted} trials** ({outcomes})."
+        lines.append(done if counts else "No trial has finished yet.")
         for best in top(trials, 1):
             lines += ["", f"Best so far: **{percent(best.value)}** validation top-1 in trial {best.number}."]
-            baselines = [
-                f"{as_text(trial.baseline)} {percent(trial.value)}"
-                for trial in trials
-                if trial.baseline and trial.value is not None
-            ]
-            if baselines:
+            known = [trial for trial in trials if trial.baseline and trial.value is not None]
+            if known:
+                baselines = [f"{as_text(trial.baseline or '')} {percent(trial.value)}" for trial in known]
                 lines += ["", f"Baselines: {', '.join(baselines)}."]
         name = shlex.quote(self._study.study_name)
         lines += [
@@ -114,10 +108,10 @@ def _about(catalog: Catalog, split: Split, profile: Profile, space: list[str]) -
     lines = [
         f"A search for the best small CNN for {len(catalog.kept):,} pictures of {len(catalog.classes)} classes "
         f"({pictures}). Each trial trains one configuration from scratch, for {profile.epochs} epochs unless it is "
-        "pruned. Its value is the top-1 accuracy of its best epoch on the validation part; the test part is not used.",
+        "pruned. Its value is the top-1 accuracy of its best epoch on the validation set; the test set is not used.",
         "",
-        f"Image sizes are {sizes} px, widths {profile.widths[0]:g} to {profile.widths[1]:g} times that of the "
-        f"baselines. The space has {len(space)} parameters: {', '.join(map(as_text, space))}.",
+        f"Image sizes are {sizes} px, network widths {profile.widths[0]:g} to {profile.widths[1]:g}, where 1 is 32 to "
+        f"256 channels. The space has {len(space)} parameters: {', '.join(map(as_text, space))}.",
     ]
     if len(catalog.classes) <= SHOWN_CLASSES:
         counts = [np.bincount(catalog.labels[places], minlength=len(catalog.classes)) for _, places in parts]

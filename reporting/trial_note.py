@@ -27,6 +27,8 @@ from reporting.words import configuration, duration, percent, plural, short
 from tuning.events import TrialRecord
 
 GALLERY = "mistakes.jpg"
+IN_A_ROW = 6
+"""Settings in a row of the note's table: the dashboard does not wrap long ones."""
 COLUMNS, SIDE, CAPTION, GAP = 4, 180, 36, 10
 """Columns of the gallery; side of a picture, height of its caption and the gap around them in pixels."""
 
@@ -119,19 +121,18 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
         top1, top3 = percent(chosen.top1), percent(chosen.top3)
         lines += [
             "",
-            f"**{top1} top-1**, {top3} top-3 on the validation part, in epoch {chosen.epoch + 1} of {epochs}.",
+            f"**{top1} top-1**, {top3} top-3 on the validation set, in epoch {chosen.epoch + 1} of {epochs}.",
         ]
-    groups = configuration(record.assignment.config)
-    rows = {
-        group: ", ".join(f"{name} {as_text(value)}" for name, value in settings.items())
-        for group, settings in groups.items()
-    }
-    rows["cost"] = f"{record.cost.flops / 1e6:,.1f} MFLOPs per image, {record.cost.parameters:,} parameters"
+    rows: list[tuple[str, str]] = []
+    for group, settings in configuration(record.assignment.config).items():
+        said = [f"{name} {as_text(value)}" for name, value in settings.items()]
+        rows += [("" if at else group, ", ".join(said[at : at + IN_A_ROW])) for at in range(0, len(said), IN_A_ROW)]
+    rows.append(("cost", f"{record.cost.flops / 1e6:,.1f} MFLOPs per image, {record.cost.parameters:,} parameters"))
     if record.history:
         seconds = sum(metrics.seconds for metrics in record.history)
         peak = max(metrics.peak_memory for metrics in record.history)
-        rows["run"] = f"{duration(seconds)} of training, {peak / 2**20:,.0f} MB peak memory"
-    lines += ["", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+        rows.append(("run", f"{duration(seconds)} of training, {peak / 2**20:,.0f} MB peak memory"))
+    lines += ["", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
     titles = {
         "curves.svg": "Learning curves",
         "confusion.svg": f"Confusion matrix of epoch {chosen.epoch + 1}" if chosen else "",

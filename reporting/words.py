@@ -37,6 +37,11 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
+def times(count: int) -> str:
+    """Return how often something happened: once, 3 times."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
 def listed(words: Sequence[str]) -> str:
     """Return an enumeration: a, b and c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

@@ -18,7 +18,7 @@ CHECKED = 64
 def winner_of(study: OpenStudy) -> Winner:
     """Return the retrained winner, or the best trial, untested, of a study that has not been retrained.
 
-    Raises StudyError where there is neither, and where retrained.json cannot be used.
+    Raises StudyError if there is neither, and if retrained.json cannot be used.
     """
     winner = Winner.load(study.folder) or best_so_far(study)
     if winner.pictures != study.data_identity:
@@ -32,7 +32,7 @@ def winner_of(study: OpenStudy) -> Winner:
 def export(session: Session, winner: Winner | None = None) -> Published:
     """Write the bundle of `winner`, by default `winner_of(session)`, into best/ in the study's folder.
 
-    Each format is loaded in a fresh process and must agree with the trained network. Raises StudyError where one does
+    Each format is loaded in a fresh process and must agree with the trained network. Raises StudyError if one does
     not, or the weights are gone.
     """
     winner = winner or winner_of(session)

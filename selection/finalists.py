@@ -51,7 +51,7 @@ class Candidate:
     """Whether it is trained for comparison only and cannot win."""
 
     def runs(self, seeds: list[int]) -> list[FixedRun]:
-        """Return one run per seed, on the training part."""
+        """Return one run per seed, on the training set."""
         epochs = self.config.training.epochs
         return [
             FixedRun(
@@ -90,7 +90,7 @@ def final_seeds(study: OpenStudy, count: int) -> list[int]:
 
 
 def candidates(study: optuna.Study, count: int) -> list[Candidate]:
-    """Return the study's best `count` trials. Raises StudyError where none was trained to its last epoch."""
+    """Return the study's best `count` trials. Raises StudyError if none was trained to its last epoch."""
     # Trials that another program reported have no configuration to train.
     best = top([trial for trial in read_trials(study) if trial.result], count)
     if not best:
@@ -102,7 +102,7 @@ def candidates(study: optuna.Study, count: int) -> list[Candidate]:
 
 
 def candidate(study: optuna.Study, number: int) -> Candidate:
-    """Return trial `number` as a candidate. Raises StudyError where it does not exist or was not trained."""
+    """Return trial `number` as a candidate. Raises StudyError if it does not exist or was not trained."""
     trials = read_trials(study)
     if number >= len(trials):
         raise StudyError(
@@ -118,7 +118,7 @@ def candidate(study: optuna.Study, number: int) -> Candidate:
 def baseline_candidates(study: optuna.Study) -> list[Candidate]:
     """Return the study's baselines, and the hand-tuned recipe once more without its warm-up.
 
-    Raises StudyError where the study has not trained the hand-tuned recipe.
+    Raises StudyError if the study has not trained the hand-tuned recipe.
     """
     known = {
         trial.baseline: replace(_candidate(trial, trial.baseline), baseline=True)
@@ -176,7 +176,7 @@ class Standing:
 
     @property
     def mean(self) -> float:
-        """Mean validation top-1, 0 to 1; 0 where all runs diverged."""
+        """Mean validation top-1, 0 to 1; 0 if all runs diverged."""
         return statistics.fmean(self.top1) if self.top1 else 0.0
 
     @property
@@ -186,7 +186,7 @@ class Standing:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a final run: the median of the best epochs. Raises StudyError where all runs diverged."""
+        """Epochs of a final run: the median of the best epochs. Raises StudyError if all runs diverged."""
         best = [run.result.epoch + 1 for run in self.complete if run.result]
         if not best:
             raise StudyError(f"{self.candidate.name} diverged with every seed: choose another one with --trial N")

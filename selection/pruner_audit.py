@@ -40,7 +40,7 @@ class PrunerAudit:
 def audit_pruner(session: Session, count: int, follow: Follow = run_silently) -> PrunerAudit:
     """Train `count` of the pruned trials, or all if there are fewer, to their last epoch and compare them.
 
-    Raises StudyError where none was pruned.
+    Raises StudyError if none was pruned.
     """
     return _compare(session.study, train(session, KIND, METRIC, audit_runs(session, count), follow))
 
@@ -48,7 +48,7 @@ def audit_pruner(session: Session, count: int, follow: Follow = run_silently) ->
 def audit_runs(study: OpenStudy, count: int) -> list[FixedRun]:
     """Return the runs of an audit; a larger `count` adds runs and changes none.
 
-    Raises StudyError where no trial was pruned.
+    Raises StudyError if no trial was pruned.
     """
     pruned = [trial for trial in read_trials(study.study) if trial.outcome is Outcome.PRUNED and trial.result]
     if not pruned:
@@ -59,7 +59,7 @@ def audit_runs(study: OpenStudy, count: int) -> list[FixedRun]:
 
 
 def _run(trial: Trial) -> FixedRun | None:
-    """Return a run that trains a pruned trial to its last epoch; None where its configuration cannot be read."""
+    """Return a run that trains a pruned trial to its last epoch; None if its configuration cannot be read."""
     if trial.config is None or trial.seed is None or trial.result is None:
         return None
     epochs = trial.config.training.epochs
@@ -73,7 +73,7 @@ def _run(trial: Trial) -> FixedRun | None:
 
 
 def read_audit(study: optuna.Study, storage: optuna.storages.BaseStorage) -> PrunerAudit | None:
-    """Return the audit that is stored for a study; None where there is none."""
+    """Return the audit that is stored for a study; None if there is none."""
     try:
         runs = optuna.load_study(study_name=f"{study.study_name}-{KIND}", storage=storage)
     except KeyError:

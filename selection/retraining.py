@@ -1,8 +1,8 @@
-"""Retraining: the winner is trained on train + validation and evaluated once on the test part.
+"""Retraining: the winner is trained on train + validation and evaluated once on the test set.
 
 winner's finalist runs -> its number of epochs, and the temperature of its probabilities (from validation logits)
     -> `final_runs` on train + validation, one per seed -> `evaluate_on_test`: all of them, once -> `Winner`
-The network of the first seed is exported: a choice made before the test part is used.
+The network of the first seed is exported: a choice made before the test set is used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from selection import test_set_uses
 from selection.finalists import KIND as FINALISTS
 from selection.finalists import Candidate, Standing, candidates, final_seeds
 from selection.fixed_runs import FixedRun, Follow, run_silently, train, weights
-from selection.test_set_uses import TestSetUse
 from tuning import StudyError
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
@@ -91,12 +90,11 @@ def final_runs(standing: Standing, seeds: list[int]) -> list[FixedRun]:
 
 def retrain_winner(
     session: Session, standings: Sequence[Standing], *, retest: bool = False, follow: Follow = run_silently
-) -> tuple[Winner, list[TestSetUse]]:
-    """Train the first of the standings and any baselines on train + validation, then evaluate them on the test part.
+) -> Winner:
+    """Train the first of the standings and any baselines on train + validation, then evaluate them on the test set.
 
-    Returns the winner and an empty list. If other networks have been evaluated on the test part before, the winner has
-    no test results and the list is those evaluations, unless `retest`. Writes retrained.json. Raises StudyError where
-    all of the winner's runs diverged.
+    The winner has no test results if other networks have been evaluated on that test set before, unless `retest`.
+    Writes retrained.json. Raises StudyError if all of the winner's runs diverged.
     """
     won, seeds = standings[0], len(standings[0].runs)
     tested = [won, *(one for one in standings if one.candidate.baseline and one.complete)]
@@ -107,13 +105,13 @@ def retrain_winner(
     finals = [FinalRuns(candidate=one.candidate, runs=tuple(islice(trained, seeds)), folder=folder) for one in tested]
     evaluator = Evaluator(data=session.data, device=session.slots[0].device)
     winner = conclude(session, won, finals[0], evaluator)
-    winner, earlier = evaluate_logged(session, winner, finals, evaluator, retest=retest)
+    winner = evaluate_logged(session, winner, finals, evaluator, retest=retest)
     winner.save(session.folder)
-    return winner, earlier
+    return winner
 
 
 def load_network(config: Config, path: Path) -> MushroomCNN:
-    """Return a network on the CPU with the weights of a run's checkpoint. Raises StudyError where they are gone."""
+    """Return a network on the CPU with the weights of a run's checkpoint. Raises StudyError if they are gone."""
     network = MushroomCNN(config.model)
     try:
         network.load_state_dict(checkpoint.load(path).model)
@@ -136,7 +134,7 @@ class Evaluator:
     def logits(self, config: Config, path: Path, part: PartName) -> metrics.Logits:
         """Return logits and labels of the network with the weights at `path`, on a part of the pictures.
 
-        Raises StudyError where the weights are gone or a GPU has too little memory.
+        Raises StudyError if the weights are gone or a GPU has too little memory.
         """
         try:
             network = load_network(config, path).to(self.device)
@@ -157,7 +155,7 @@ def fit_temperature(config: Config, paths: list[Path], evaluator: Evaluator) -> 
 
 
 def evaluate_on_test(finals: list[FinalRuns], temperature: float, evaluator: Evaluator) -> dict[str, Any]:
-    """Evaluate all final runs on the test part: the winner's, which come first, and the baselines'.
+    """Evaluate all final runs on the test set: the winner's, which come first, and the baselines'.
 
     Returns the metrics of the exported network, mean and standard deviation over the seeds, and the baselines' top-1.
     """
@@ -190,20 +188,20 @@ def evaluate_on_test(finals: list[FinalRuns], temperature: float, evaluator: Eva
 
 def evaluate_logged(
     study: OpenStudy, winner: Winner, finals: list[FinalRuns], evaluator: Evaluator, *, retest: bool
-) -> tuple[Winner, list[TestSetUse]]:
-    """Log the evaluation on the test part, then make it; return the winner with its results and an empty list.
+) -> Winner:
+    """Log the evaluation on the test set, then make it; return the winner with its results.
 
-    If other networks have been evaluated there before, and not `retest`, it returns the winner unchanged and those
-    evaluations. Baselines are not logged, as nothing is chosen by them. Raises StudyError where the log cannot be used.
+    If other networks have been evaluated there before, the winner is returned unchanged, unless `retest`. Baselines are
+    not logged, as nothing is chosen by them. Raises StudyError if the log cannot be used.
     """
     results, key = study.folder.parent, (evaluator.data.fingerprint, winner.networks)
     with test_set_uses.log_locked(results):
         earlier = test_set_uses.uses_by_others(results, *key)
         if earlier and not retest and not test_set_uses.already_tested(results, *key):
-            return winner, earlier
+            return winner
         test_set_uses.log_use(results, *key, study.name)
     tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator)
-    return replace(winner, results=tested | {"evaluations": len(earlier) + 1}), []
+    return replace(winner, results=tested | {"evaluations": len(earlier) + 1})
 
 
 def _on_test(finals: FinalRuns, temperature: float, evaluator: Evaluator) -> list[metrics.Measured]:
@@ -217,9 +215,9 @@ def _spread(values: list[float]) -> float | None:
 
 
 def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Evaluator) -> Winner:
-    """Return the winner with everything that is known before the test part is used.
+    """Return the winner with everything that is known before the test set is used.
 
-    Raises StudyError where all of its final runs diverged.
+    Raises StudyError if all of its final runs diverged.
     """
     if not finals.complete:
         raise StudyError(
@@ -265,7 +263,7 @@ class Winner:
     """Counted trials that the study had when it was retrained."""
     seed: int
     seed_index: int
-    """Index of the final run, from 0; above 0 where the first ones diverged."""
+    """Index of the final run, from 0; above 0 if the first ones diverged."""
     environment: dict[str, str]
     """Facts about the machine that trained it, as `tuning.environment` gives them."""
     epochs: int
@@ -274,13 +272,18 @@ class Winner:
     weights: str
     """Path of its checkpoint, relative to the study's folder."""
     temperature: float | None
-    """Divisor of its logits; None where it was not fitted."""
+    """Divisor of its logits; None if it was not fitted."""
     networks: str
     """Identifies the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]
     """Validation top-1: `recorded` in the study, `finalists_mean` and `finalists_sd` over its finalist runs."""
     results: dict[str, Any] | None
-    """What `evaluate_on_test` returns, and `evaluations`, how often the test part has been used; None if untested."""
+    """What `evaluate_on_test` returns, and `evaluations`, how often the test set has been used; None if untested."""
+
+    @property
+    def test_top1(self) -> float | None:
+        """Top-1 on the test set, 0 to 1, of the exported network; None if untested."""
+        return self.results["top1"] if self.results else None
 
     def save(self, folder: Path) -> None:
         """Write retrained.json. Raises StudyError."""
@@ -289,7 +292,7 @@ class Winner:
 
     @classmethod
     def load(cls, folder: Path) -> Winner | None:
-        """Return the winner in retrained.json; None without that file. Raises StudyError where it cannot be read."""
+        """Return the winner in retrained.json; None without that file. Raises StudyError if it cannot be read."""
         path = folder / "retrained.json"
         try:
             values = plain_json.read(path)

@@ -1,4 +1,4 @@
-"""Each process of the tests computes in one thread: there are as many of them as cores, and threads that wait spin."""
+"""Each process of the tests computes in one thread: there are as many as cores, and waiting threads spin."""
 
 import os
 

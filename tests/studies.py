@@ -1,7 +1,7 @@
 """Tiny real studies: pictures on disk, the command in its own process or in this one, and workers that are threads.
 
     prepare -> Tiny: a folder of pictures and its cache        Tiny.coordinator(...) -> the search, in this process
-    Tiny.begin(...) -> the command as a process to kill        Tiny.command(...) -> the command, run here to its end
+    Tiny.start(...) -> the command as a process to kill        Tiny.command(...) -> the command, run here to its end
     Tiny.after(...) -> the arguments of another command        run_here(...) -> any command, run here to its end
 
 Everything trains for real: three classes of 32 px pictures, so that an epoch takes a fraction of a second.
@@ -57,7 +57,7 @@ from tuning.trials import Outcome
 HERE = Path(__file__).resolve().parent.parent
 EPOCHS = 3
 TINY = replace(PROFILES["quick"].within(32), epochs=EPOCHS, batch_size=16)
-"""The space of the in-process studies: the `quick` profile's at the one size that the pictures have."""
+"""The profile of the studies in this process: `quick` at the one size that the pictures have."""
 PATIENCE = 120.0
 """Seconds to wait for a condition that must come true."""
 
@@ -67,38 +67,38 @@ class ThreadWorkers:
 
     def __init__(self, slots: Sequence[Slot] = (Slot(),)) -> None:
         self.slots = slots
-        self._received: queue.Queue[tuple[_Line, WorkerMessage]] = queue.Queue()
-        self._lines: dict[int, _Line] = {}
+        self._received: queue.Queue[tuple[_ThreadLink, WorkerMessage]] = queue.Queue()
+        self._links: dict[int, _ThreadLink] = {}
 
     def start(self, slot: int, job: TrialJob) -> None:
         self.stop(slot)
-        self._lines[slot] = _Line(slot, job, self._received)
+        self._links[slot] = _ThreadLink(slot, job, self._received)
 
     def proceed(self, slot: int) -> None:
-        self._lines[slot].answers.put("proceed")
+        self._links[slot].answers.put("proceed")
 
     def stop(self, slot: int) -> None:
-        line = self._lines.pop(slot, None)
-        if line is not None:
-            line.answers.put("stop")
-            line.thread.join()
+        link = self._links.pop(slot, None)
+        if link is not None:
+            link.answers.put("stop")
+            link.thread.join()
 
     def wait(self, timeout: float) -> list[tuple[int, WorkerMessage]]:
         try:
-            line, message = self._received.get(timeout=timeout)
+            link, message = self._received.get(timeout=timeout)
         except queue.Empty:
             return []
-        return [(line.slot, message)] if self._lines.get(line.slot) is line else []
+        return [(link.slot, message)] if self._links.get(link.slot) is link else []
 
     def close(self) -> None:
-        for slot in list(self._lines):
+        for slot in list(self._links):
             self.stop(slot)
 
 
-class _Line:
+class _ThreadLink:
     """One job's thread, and its connection to the coordinator."""
 
-    def __init__(self, slot: int, job: TrialJob, received: queue.Queue[tuple[_Line, WorkerMessage]]) -> None:
+    def __init__(self, slot: int, job: TrialJob, received: queue.Queue[tuple[_ThreadLink, WorkerMessage]]) -> None:
         self.slot = slot
         self.answers: queue.Queue[Answer] = queue.Queue()
         self._received = received
@@ -167,10 +167,11 @@ class Tiny:
 
     def arguments(self, *more: str) -> list[str]:
         """Return the arguments of the command; a later option replaces an earlier one of its name."""
-        places = ["--data", str(self.folder), "--cache", str(self.folder.parent / "cache"), "--results"]
-        words = [*places, str(self.results), "--study", "tiny", "--profile", "quick", "--epochs", "3"]
-        words += [*self.options, *more]
-        return [word for pair in dict(zip(words[::2], words[1::2], strict=True)).items() for word in pair]
+        argv = ["--data", str(self.folder), "--cache", str(self.folder.parent / "cache"), "--results"]
+        argv += [str(self.results), "--study", "tiny", "--profile", "quick", "--epochs", "3"]
+        argv += [*self.options, *more]
+        options = dict(zip(argv[::2], argv[1::2], strict=True))
+        return [argument for option in options.items() for argument in option]
 
     def after(self, command: str, *more: str) -> list[str]:
         """Return the arguments of a command that comes after the study."""
@@ -182,10 +183,10 @@ class Tiny:
         return run_here(*self.arguments(*more))
 
     @contextlib.contextmanager
-    def begin(self, *more: str, words: list[str] | None = None) -> Iterator[Begun]:
+    def start(self, *more: str, argv: list[str] | None = None) -> Iterator[RunningCommand]:
         """Start the command as a process in a group of its own, as a shell does; kill what is left of it at the end.
 
-        `words`: the arguments of another command.
+        `argv`: the arguments of another command.
         """
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited, where these tests run in the background
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -193,19 +194,19 @@ class Tiny:
         output = self.results / f"output-{time.monotonic_ns()}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, str(HERE / "study.py"), *(words or self.arguments(*more))],
+                [sys.executable, str(HERE / "study.py"), *(argv or self.arguments(*more))],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
-        begun = Begun(process=process, output=output)
+        running = RunningCommand(process=process, output=output)
         try:
-            yield begun
+            yield running
         finally:
             process.kill()
             process.wait()
-            for worker in begun.seen:
+            for worker in running.seen:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     worker.kill()
 
@@ -264,7 +265,7 @@ class Tiny:
 
 @dataclass(kw_only=True)
 class Finished:
-    """How a command ended."""
+    """A command that has ended, with its exit code and what it printed."""
 
     code: int
     out: str
@@ -272,16 +273,16 @@ class Finished:
 
 
 @dataclass(kw_only=True)
-class Begun:
-    """A running command."""
+class RunningCommand:
+    """A command that runs as a process."""
 
     process: subprocess.Popen[bytes]
     output: Path
     seen: set[psutil.Process] = field(default_factory=set[psutil.Process])
-    """Every worker that was ever looked up."""
+    """Every worker process that was ever listed."""
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait for a condition; fail if the process ends before."""
+        """Wait for a condition; fail if the process ends first."""
         until(lambda: condition() or self.process.poll() is not None, what)
         assert condition(), f"the command ended with {self.process.returncode} before {what}:\n{self.text}"
 
@@ -300,7 +301,7 @@ class Begun:
         found: list[psutil.Process] = []
         for child in psutil.Process(self.process.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):  # a short-lived child such as git has ended meanwhile
-                found += [child] * any("spawn_main" in word for word in child.cmdline())
+                found += [child] * any("spawn_main" in argument for argument in child.cmdline())
         self.seen.update(found)
         return found
 
@@ -318,10 +319,10 @@ _injected: dict[str, Any] = {}
 """What `run_here` passes on to the commands."""
 
 
-def run_here(*words: str) -> Finished:
+def run_here(*argv: str) -> Finished:
     """Run `python study.py` with these arguments in this process to its end."""
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["study.py", *words]
+    sys.argv = ["study.py", *argv]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             command_line.main(**_injected)
@@ -354,7 +355,7 @@ def steady_threads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Use one core on any machine: of two threads that share a busy core, one spins while it waits."""
+    """Run on one core on any machine: of two threads that share a busy core, one would spin while it waits."""
     process = psutil.Process()
     if not hasattr(process, "cpu_affinity"):
         yield
@@ -368,7 +369,7 @@ def one_core() -> Iterator[None]:
 
 
 def config(**changes: Any) -> Config:
-    """Return a small point of the space, with changes of its training."""
+    """Return a small point of the space, with changes to its training."""
     training = TrainingConfig(optimizer="adam", lr=1e-3, schedule="cosine", epochs=EPOCHS, batch_size=16)
     return Config(
         image_size=32,
@@ -398,19 +399,19 @@ def until(condition: Callable[[], object], what: str) -> None:
     """Poll a condition until it holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come in {PATIENCE:.0f} s"
+        assert time.monotonic() < deadline, f"{PATIENCE:.0f} s have passed without {what}"
         time.sleep(0.01)
 
 
 def gone(process: psutil.Process) -> bool:
-    """Return whether a process has ended; a zombie has."""
+    """Return whether a process has ended, if only as a zombie."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.status() == psutil.STATUS_ZOMBIE
     return True
 
 
 def outcomes(events: list[StudyEvent]) -> list[tuple[int, Any]]:
-    """Return number and outcome of the trials that ended."""
+    """Return number and outcome of each trial that ended."""
     return [(event.number, event.outcome) for event in events if isinstance(event, TrialEnded)]
 
 

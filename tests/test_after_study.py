@@ -1,6 +1,6 @@
-"""The commands after a study, end to end on a tiny one: retrain, export, predict, disturbed and given wrong input.
+"""The commands after a study, end to end on a tiny one: retrain, export and predict, also disturbed and misused.
 
-searched -> copies of it -> retrained -> a copy -> chosen (another trial, a second look) -> exported -> predict
+searched -> a copy, retrained -> a copy, chosen (another trial) -> retested (a second test-set evaluation) -> exported
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
-from studies import EPOCHS, HERE, Begun, Finished, Tiny, prepare, run_here, steady_threads
-from tuning.storage import sole_coordinator
+from studies import EPOCHS, HERE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
 
 from data.cache import open_part
 from model.export import formats
 from model.export.bundle import load
-from selection import test_set_uses as looks
+from selection import test_set_uses
 from tests.stress.sameness import essence
 from tuning import settings
 from tuning.folder import sqlite_url
+from tuning.lock import sole_coordinator
+from tuning.trials import Trial
 
 SEEDS = 3
 RUNS = ("--workers", "1", "--finalists", "2", "--seeds", str(SEEDS))
@@ -54,7 +55,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="module")
 def undisturbed(searched: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Finished]:
-    """It, retrained by one worker that nobody disturbs; what the command said."""
+    """A copy of it, retrained by one worker without disturbance, and how the command ended."""
     study = copied(searched, tmp_path_factory.mktemp("undisturbed"))
     finished = run_here(*study.after("retrain", *RUNS))
     assert (finished.code, finished.err) == (0, "")
@@ -67,21 +68,22 @@ def retrained(undisturbed: tuple[Tiny, Finished]) -> Tiny:
 
 
 def copied(study: Tiny, place: Path) -> Tiny:
-    """The same study elsewhere."""
+    """Copy the study to `place`."""
     shutil.copytree(study.results, place / "results")
     return study.at(place / "results")
 
 
 def written(study: Tiny) -> dict[str, Any]:
-    """retrained.json, but for the time of the look."""
+    """Return the contents of retrained.json without the commit of the program and the time of the evaluation."""
     values = json.loads((study.study_folder / "retrained.json").read_text(encoding="utf-8"))
+    assert values["environment"].pop("program")
     if values["results"] is not None:
         assert values["results"].pop("tested")
     return values
 
 
 def everything(study: Tiny) -> dict[Path, bytes]:
-    """All files of all studies, but for the lock."""
+    """Return the contents of all files of all studies, except the lock."""
     return {
         path: path.read_bytes()
         for path in sorted(study.results.rglob("*"))
@@ -90,7 +92,7 @@ def everything(study: Tiny) -> dict[Path, bytes]:
 
 
 def refused(study: Tiny, *words: str) -> str:
-    """Runs what must be refused: exit code 2, one line, and nothing lost. Returns the line."""
+    """Run what must be refused, with exit code 2, one line and no file changed; return the line."""
     before = everything(study)
     ended = run_here(*words)
     assert ended.code == 2, ended
@@ -103,8 +105,8 @@ def refused(study: Tiny, *words: str) -> str:
 # -- retrain
 
 
-def test_retrain_leaves_its_runs_a_table_and_a_result(undisturbed: tuple[Tiny, Finished]) -> None:
-    study, said = undisturbed
+def test_retrain_leaves_a_table_of_its_runs_and_a_test_result(undisturbed: tuple[Tiny, Finished]) -> None:
+    study, finished = undisturbed
     winner = written(study)
     with (study.study_folder / "finalists.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -117,13 +119,13 @@ def test_retrain_leaves_its_runs_a_table_and_a_result(undisturbed: tuple[Tiny, F
     assert means[winner["name"]] == max(means.values())
     test = open_part(study.data, 32, "test")
     results = winner["results"]
-    assert (results["pictures"], results["looks"]) == (len(test.labels), 1)
+    assert (results["pictures"], results["evaluations"]) == (len(test.labels), 1)
     assert [sum(row) for row in results["confusion"]] == [list(test.labels).count(label) for label in range(3)]
     assert results["top1"] == results["seeds"][0]["top1"]
     assert len(results["seeds"]) == SEEDS
-    assert f"{winner['name']}, seed 1: exported" in said.out
-    assert "looked at once" in said.out
-    assert "Export:    python study.py export --study tiny --results " in said.out.splitlines()[-1]
+    assert f"{winner['name']}, seed 1: exported" in finished.out
+    assert "evaluated once" in finished.out
+    assert "Export:    python study.py export --study tiny --results " in finished.out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("kind", "runs"), [("finalists", 2 * SEEDS), ("retrained", SEEDS)])
@@ -140,31 +142,33 @@ def test_the_runs_are_plain_trials_of_a_sibling_study_and_keep_their_weights(
         assert sorted(path.name for path in place.iterdir()) == ["best.pt", "history.json"]
 
 
-def test_the_seeds_of_all_candidates_and_of_the_final_runs_are_the_same(retrained: Tiny) -> None:
-    finalists = [trial.user_attrs["seed"] for trial in retrained.trials("tiny-finalists")]
-    final = [trial.user_attrs["seed"] for trial in retrained.trials("tiny-retrained")]
+def test_all_candidates_and_the_final_runs_have_the_same_seeds(retrained: Tiny) -> None:
+    searched, finalists, final = (
+        [Trial(frozen).seed for frozen in retrained.trials(name)]
+        for name in ("tiny", "tiny-finalists", "tiny-retrained")
+    )
     assert finalists == final * 2
-    assert not set(final) & {trial.user_attrs["seed"] for trial in retrained.trials()}
+    assert not set(final) & set(searched)
     assert written(retrained)["seed"] == final[0]
 
 
-def test_a_second_retrain_trains_nothing_and_says_the_same(undisturbed: tuple[Tiny, Finished]) -> None:
+def test_a_second_retrain_trains_nothing_and_prints_the_same(undisturbed: tuple[Tiny, Finished]) -> None:
     study, first = undisturbed
     before, trials = written(study), [essence(study.trials(f"tiny-{kind}")) for kind in ("finalists", "retrained")]
     again = run_here(*study.after("retrain", *RUNS))
     assert (again.code, again.err) == (0, "")
-    assert "to go" not in again.out
-    assert again.out[again.out.index("Test part") :] == first.out[first.out.index("Test part") :]
+    assert "left; " not in again.out
+    assert again.out[again.out.index("Test set") :] == first.out[first.out.index("Test set") :]
     assert written(study) == before
     assert [essence(study.trials(f"tiny-{kind}")) for kind in ("finalists", "retrained")] == trials
-    assert len((study.results / looks.FILE).read_text(encoding="utf-8").splitlines()) == 1
+    assert len((study.results / test_set_uses.FILE).read_text(encoding="utf-8").splitlines()) == 1
 
 
 # -- disturbed
 
 
-def asleep(begun: Begun, certain: Callable[[], bool], what: str) -> psutil.Process:
-    """Stops the worker where this is certain, looked at once it sleeps."""
+def asleep(begun: RunningCommand, certain: Callable[[], bool], what: str) -> psutil.Process:
+    """Suspend the worker at a moment when `certain` holds, which is checked again once it sleeps."""
 
     def caught() -> bool:
         if not certain() or not begun.workers:
@@ -180,9 +184,8 @@ def asleep(begun: Begun, certain: Callable[[], bool], what: str) -> psutil.Proce
 
 
 @pytest.mark.long
-@pytest.mark.long
-@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
-def test_killed_and_stopped_in_each_stage_it_equals_an_undisturbed_one(
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_retrain_killed_and_stopped_in_each_stage_equals_an_undisturbed_one(
     searched: Tiny, retrained: Tiny, tmp_path: Path
 ) -> None:
     """Killed among the finalists, killed among the final runs, and stopped there by Ctrl-C."""
@@ -190,50 +193,50 @@ def test_killed_and_stopped_in_each_stage_it_equals_an_undisturbed_one(
     words = study.after("retrain", *RUNS)
 
     def in_the_second_epoch() -> bool:
-        # One epoch of three is reported: the worker is at most done with the second
+        # One epoch of three is reported, so the worker has finished the second one at most
         return study.epochs("tiny-finalists").get(1) == ("RUNNING", 1)
 
     def one_of_three_has_an_epoch() -> bool:
         runs = study.epochs("tiny-retrained")
         return runs.get(0, ("", 0))[1] > 0 and runs[SEEDS - 1][0] == "WAITING"
 
-    with study.begin(words=words) as begun:
+    with study.start(argv=words) as begun:
         asleep(begun, in_the_second_epoch, "the second epoch of a finalist")
         begun.process.send_signal(signal.SIGKILL)
         assert begun.end() == -signal.SIGKILL
     assert study.epochs("tiny-finalists")[1][0] == "RUNNING"
     assert not (study.study_folder / "finalists.csv").exists()
 
-    with study.begin(words=words) as begun:
+    with study.start(argv=words) as begun:
         asleep(begun, one_of_three_has_an_epoch, "the middle of the final runs")
         begun.process.send_signal(signal.SIGKILL)
         assert begun.end() == -signal.SIGKILL
     assert study.epochs("tiny-retrained")[SEEDS - 1][0] == "WAITING"
     assert (study.study_folder / "finalists.csv").exists()
 
-    with study.begin(words=words) as begun:
-        begun.until(lambda: begun.workers, "a worker, which takes seconds to start")
+    with study.start(argv=words) as begun:
+        begun.until(lambda: begun.workers, "the start of a worker, which takes seconds")
         os.killpg(begun.process.pid, signal.SIGINT)
         assert begun.end() == 130
     assert "Stopping when the running epochs end" in begun.text
-    assert f"Go on: python study.py {' '.join(words[:3])}" in begun.text
+    assert f"Resume: python study.py {' '.join(words[:3])}" in begun.text
     assert "Traceback" not in begun.text
     assert study.epochs("tiny-retrained")[SEEDS - 1][0] == "WAITING"
     assert not (study.study_folder / "retrained.json").exists()
-    assert not (study.results / looks.FILE).exists()
+    assert not (study.results / test_set_uses.FILE).exists()
 
     finished = run_here(*words)
     assert (finished.code, finished.err) == (0, "")
     assert written(study) == written(retrained)
     for kind in ("finalists", "retrained"):
         assert essence(study.trials(f"tiny-{kind}")) == essence(retrained.trials(f"tiny-{kind}"))
-    assert [trial.user_attrs["attempts"] for trial in study.trials("tiny-finalists")] == [1, 2, 1, 1, 1, 1]
+    assert [Trial(frozen).attempts for frozen in study.trials("tiny-finalists")] == [1, 2, 1, 1, 1, 1]
 
 
-def test_a_study_that_is_being_run_is_left_alone(retrained: Tiny) -> None:
+def test_a_running_study_is_left_alone(retrained: Tiny) -> None:
     with sole_coordinator(retrained.study_folder):
         for command in ("retrain", "export"):
-            assert "is being run by process" in refused(retrained, *retrained.after(command))
+            assert f"in use by process {os.getpid()}" in refused(retrained, *retrained.after(command))
 
 
 # -- other networks, and the replay
@@ -241,7 +244,7 @@ def test_a_study_that_is_being_run_is_left_alone(retrained: Tiny) -> None:
 
 @pytest.fixture(scope="module")
 def chosen(retrained: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Finished]:
-    """A copy in which one's own choice is retrained, and the recipe beside it; they do not look yet."""
+    """A copy in which another trial is retrained, with the baselines; the test set has been used by others."""
     study = copied(retrained, tmp_path_factory.mktemp("chosen"))
     trial = next(number for number in range(3) if number != written(retrained)["trial"])
     study.options = ("--workers", "1", "--trial", str(trial), "--seeds", "1", "--baseline")
@@ -251,64 +254,66 @@ def chosen(retrained: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
 
 
 @pytest.fixture(scope="module")
-def looked_again(chosen: tuple[Tiny, Finished]) -> tuple[Tiny, Finished]:
-    """They look all the same."""
+def retested(chosen: tuple[Tiny, Finished]) -> tuple[Tiny, Finished]:
+    """The same study, evaluated on the test set nevertheless."""
     study, first = chosen
     assert written(study)["results"] is None
-    assert "Not tested: other networks have looked at the test part of these pictures once before" in first.out
-    finished = run_here(*study.after("retrain", *study.options, "--look-again"))
+    assert "Not tested: " in first.out
+    assert "--retest" in first.out
+    finished = run_here(*study.after("retrain", *study.options, "--retest"))
     assert (finished.code, finished.err) == (0, "")
     return study, finished
 
 
 def test_one_worker_on_the_cpu_replays_a_trial_bit_for_bit(chosen: tuple[Tiny, Finished]) -> None:
-    study, said = chosen
+    study, finished = chosen
     number = int(study.options[3])
-    again = next(trial for trial in study.trials("tiny-finalists") if trial.user_attrs["run"].startswith("replay"))
-    assert again.intermediate_values == study.trials()[number].intermediate_values
-    assert f"Replay of trial {number}: recorded " in said.out
-    assert f"the same in each of its {EPOCHS} epochs." in said.out
+    runs = [Trial(frozen) for frozen in study.trials("tiny-finalists")]
+    (again,) = (run for run in runs if (run.run or "").startswith("replay"))
+    assert again.curve == Trial(study.trials()[number]).curve
+    assert f"Replay of trial {number}: recorded " in finished.out
+    assert f"the same in each of its {EPOCHS} epochs." in finished.out
 
 
-def test_other_networks_look_only_knowingly(looked_again: tuple[Tiny, Finished]) -> None:
-    study, said = looked_again
-    assert "to go" not in said.out
-    assert "looked at 2 times" in said.out
-    assert written(study)["results"]["looks"] == 2
-    assert len(looks.looks(study.results, study.data.fingerprint)) == 2
+def test_other_networks_are_tested_only_with_retest(retested: tuple[Tiny, Finished]) -> None:
+    study, finished = retested
+    assert "left; " not in finished.out
+    assert "evaluated 2 times" in finished.out
+    assert written(study)["results"]["evaluations"] == 2
+    assert len(test_set_uses.all_uses(study.results, study.data.fingerprint)) == 2
 
 
-def test_the_recipe_is_tested_beside_the_winner(looked_again: tuple[Tiny, Finished]) -> None:
-    study, said = looked_again
+def test_the_baselines_are_tested_beside_the_winner(retested: tuple[Tiny, Finished]) -> None:
+    study, finished = retested
     names = [one["name"] for one in written(study)["results"]["baselines"]]
-    assert names == ["original recipe", "improved by hand", "improved by hand, no warm-up"]
-    assert all(name in said.out for name in names)
+    assert names == ["original recipe", "hand-tuned recipe", "hand-tuned recipe, no warm-up"]
+    assert all(name in finished.out for name in names)
 
 
-def test_networks_that_looked_again_keep_their_result(looked_again: tuple[Tiny, Finished], tmp_path: Path) -> None:
-    """The same command without --look-again wrote `results: null` over what it had found."""
-    study = copied(looked_again[0], tmp_path)
-    again = run_here(*study.after("retrain", *looked_again[0].options))
+def test_retested_networks_keep_their_result(retested: tuple[Tiny, Finished], tmp_path: Path) -> None:
+    """The same command without --retest wrote `results: null` over its earlier results."""
+    study = copied(retested[0], tmp_path)
+    again = run_here(*study.after("retrain", *retested[0].options))
     assert (again.code, again.err) == (0, "")
-    assert written(study) == written(looked_again[0])
+    assert written(study) == written(retested[0])
 
 
-def test_the_first_networks_keep_their_result_when_others_have_looked(retrained: Tiny, tmp_path: Path) -> None:
+def test_networks_keep_their_result_when_others_are_tested_later(retrained: Tiny, tmp_path: Path) -> None:
     study = copied(retrained, tmp_path)
-    looks.count(study.results, study.data.fingerprint, "other networks", "elsewhere")
+    test_set_uses.log_use(study.results, study.data.fingerprint, "other networks", "elsewhere")
     assert run_here(*study.after("retrain", *RUNS)).code == 0
     assert written(study) == written(retrained)
 
 
-def test_a_second_study_of_the_same_pictures_does_not_look(retrained: Tiny, tmp_path: Path) -> None:
+def test_a_second_study_of_the_same_pictures_is_not_tested(retrained: Tiny, tmp_path: Path) -> None:
     study = copied(retrained, tmp_path)
-    (study.results / looks.FILE).unlink()
-    looks.count(study.results, study.data.fingerprint, "other networks", "elsewhere")
-    said = run_here(*study.after("retrain", *RUNS))
-    assert said.code == 0
-    assert "Not tested: " in said.out and "the last time in study 'elsewhere' at" in said.out
+    (study.results / test_set_uses.FILE).unlink()
+    test_set_uses.log_use(study.results, study.data.fingerprint, "other networks", "elsewhere")
+    finished = run_here(*study.after("retrain", *RUNS))
+    assert finished.code == 0
+    assert "Not tested: " in finished.out and "in study 'elsewhere' at" in finished.out
     assert written(study)["results"] is None
-    assert [one.study for one in looks.looks(study.results, study.data.fingerprint)] == ["elsewhere"]
+    assert [use.study for use in test_set_uses.all_uses(study.results, study.data.fingerprint)] == ["elsewhere"]
 
 
 # -- the pictures
@@ -316,15 +321,15 @@ def test_a_second_study_of_the_same_pictures_does_not_look(retrained: Tiny, tmp_
 
 @pytest.fixture
 def elsewhere(retrained: Tiny, tmp_path: Path) -> Path:
-    """The same pictures in another place."""
+    """A copy of the pictures in another folder."""
     return Path(shutil.copytree(retrained.folder, tmp_path / "elsewhere"))
 
 
-def test_the_same_pictures_elsewhere_will_do(retrained: Tiny, elsewhere: Path) -> None:
+def test_pictures_that_have_moved_are_found_with_data(retrained: Tiny, elsewhere: Path) -> None:
     before = written(retrained)
     again = run_here(*retrained.after("retrain", *RUNS, "--data", str(elsewhere)))
     assert (again.code, again.err) == (0, "")
-    assert "to go" not in again.out
+    assert "left; " not in again.out
     assert written(retrained) == before
 
 
@@ -344,25 +349,27 @@ def another(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("change", [one_more, one_less, another])
-def test_other_pictures_are_refused_by_what_differs(
+def test_changed_pictures_are_refused_with_what_has_changed(
     change: Callable[[Path], str], retrained: Tiny, elsewhere: Path
 ) -> None:
     named = change(elsewhere)
     for command in ("retrain", "export"):
         line = refused(retrained, *retrained.after(command, "--data", str(elsewhere)))
-        assert line.startswith(f"what comes after a study uses its own pictures, but {elsewhere} has others: 42 pict")
+        assert line.startswith(f"the pictures in {elsewhere} have changed ")
+        assert ": 42 pictures, " in line
         assert named in line
-        assert line.endswith("say where they are now with --data PATH, or begin another study with --study NAME")
+        assert "--data PATH" in line and "--study NAME" in line
 
 
-def test_pictures_that_are_gone_are_told_with_the_option_that_names_them(retrained: Tiny, tmp_path: Path) -> None:
-    assert "--data must be" in refused(retrained, *retrained.after("retrain", "--data", str(tmp_path / "gone")))
+def test_missing_pictures_are_an_error_naming_path_and_option(retrained: Tiny, tmp_path: Path) -> None:
+    line = refused(retrained, *retrained.after("retrain", "--data", str(tmp_path / "gone")))
+    assert f"--data '{tmp_path / 'gone'}'" in line
 
 
 def test_a_folder_given_by_its_bare_name_is_found_from_anywhere(
     searched: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--data tiny` was kept as it was typed where it is also the study's name: retrain found it from there alone."""
+    """`--data tiny` was stored as it was typed, so that retrain found the folder from one working directory only."""
     study = copied(searched, tmp_path)
     monkeypatch.chdir(study.folder.parent)
     assert study.command("--workers", "1", "--trials", "3", "--data", study.folder.name).code == 0
@@ -371,7 +378,7 @@ def test_a_folder_given_by_its_bare_name_is_found_from_anywhere(
 
 @pytest.mark.long
 def test_an_official_test_part_is_the_test_part(tmp_path: Path) -> None:
-    """As folders `train` and `test`; the same pictures by --test-data are the same study."""
+    """Folders `train` and `test` of one data set; the same pictures with --test-data are the same study."""
     both = tmp_path / "pictures" / "both"
     class_folders(both / "train", classes=3, each=12)
     for label, name in enumerate(NAMES[:3]):
@@ -380,7 +387,8 @@ def test_an_official_test_part_is_the_test_part(tmp_path: Path) -> None:
             picture(700 + number, label=label).save(both / "test" / name / f"{number}.jpg")
     study = Tiny(
         folder=both,
-        data=None,  # pyright: ignore[reportArgumentType] - built by the command
+        pictures=None,  # pyright: ignore[reportArgumentType] - read by the command
+        data=None,  # pyright: ignore[reportArgumentType] - decoded by the command
         results=tmp_path / "results",
         options=("--workers", "1", "--trials", "1", "--epochs", "1"),
     )
@@ -396,7 +404,7 @@ def test_an_official_test_part_is_the_test_part(tmp_path: Path) -> None:
     assert settings.recall(study.results, None)[1].test_data == str(both / "test")
     after = run_here(*words)
     assert (after.code, after.err) == (0, "")
-    assert "to go" not in after.out
+    assert "left; " not in after.out
     assert written(study) == tested
 
 
@@ -404,33 +412,36 @@ def test_an_official_test_part_is_the_test_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["retrain", "export"])
-def test_without_a_study_there_is_nothing_after_it(command: str, tmp_path: Path) -> None:
-    study = Tiny(folder=tmp_path, data=None, results=tmp_path / "none")  # pyright: ignore[reportArgumentType]
-    words = [word for word in study.after(command) if word not in ("--study", "tiny")]
-    assert refused(study, *words).startswith("this command goes on from a study, but there is no ")
-    assert not study.results.exists()
+def test_a_missing_study_is_an_error_naming_its_folder(command: str, tmp_path: Path) -> None:
+    results = tmp_path / "none"
+    ended = run_here(command, "--results", str(results))
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith(f"error: no study found at {results}")
+    assert not results.exists()
 
 
-def test_a_mistyped_study_is_told_with_those_that_are_there(retrained: Tiny) -> None:
+def test_a_mistyped_study_is_an_error_that_lists_the_studies(retrained: Tiny) -> None:
     for command in ("retrain", "export"):
         words = ["tinny" if word == "tiny" else word for word in retrained.after(command)]
-        assert "there are: tiny; run one with python study.py" in refused(retrained, *words)
+        line = refused(retrained, *words)
+        assert f"{retrained.results / 'tinny'}" in line
+        assert "(there are: tiny)" in line
 
 
 @pytest.mark.parametrize(
-    ("options", "rule"),
+    ("options", "start"),
     [
-        (["--trial", "99"], "--trial names a trial of the study, but 'tiny' has 0 to 2 and no 99"),
+        (["--trial", "99"], "--trial 99 does not exist in 'tiny': choose one of 0 to 2"),
         (["--finalists", "0"], "--finalists must be >= 1, but got 0"),
         (["--seeds", "1.5"], "--seeds must be a whole number, but got '1.5'"),
         (["--trial", "-1"], "--trial must be >= 0, but got -1"),
     ],
 )
-def test_what_cannot_be_retrained_is_told_in_one_line(options: list[str], rule: str, retrained: Tiny) -> None:
-    assert refused(retrained, *retrained.after("retrain", *options)).startswith(rule)
+def test_what_cannot_be_retrained_is_an_error_of_one_line(options: list[str], start: str, retrained: Tiny) -> None:
+    assert refused(retrained, *retrained.after("retrain", *options)).startswith(start)
 
 
-def test_a_broken_result_is_told_by_its_path_and_retrain_writes_it_anew(retrained: Tiny, tmp_path: Path) -> None:
+def test_a_damaged_result_is_an_error_naming_it_and_retrain_rewrites_it(retrained: Tiny, tmp_path: Path) -> None:
     study = copied(retrained, tmp_path)
     path = study.study_folder / "retrained.json"
     path.write_text(path.read_text(encoding="utf-8")[:100], encoding="utf-8")
@@ -439,44 +450,44 @@ def test_a_broken_result_is_told_by_its_path_and_retrain_writes_it_anew(retraine
     assert written(study) == written(retrained)
 
 
-def test_weights_that_are_gone_are_told_by_their_path(retrained: Tiny, tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_naming_them(retrained: Tiny, tmp_path: Path) -> None:
     study = copied(retrained, tmp_path)
     path = study.study_folder / written(study)["weights"]
     path.unlink()
     line = refused(study, *study.after("export"))
     assert str(path) in line
-    assert line.endswith("python study.py retrain trains anew what it needs")
+    assert "python study.py retrain" in line
 
 
 @pytest.mark.parametrize("name", ["study.owner", "finalists.csv", "retrained.json"])
-def test_a_file_that_cannot_be_written_is_one_line(name: str, retrained: Tiny, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_an_error_naming_it(name: str, retrained: Tiny, tmp_path: Path) -> None:
     """On a full disk it was a traceback."""
     study = copied(retrained, tmp_path)
     (study.study_folder / name).unlink(missing_ok=True)
     (study.study_folder / name).mkdir()
-    assert f"{study.study_folder / name} cannot be written" in refused(study, *study.after("retrain", *RUNS))
+    assert refused(study, *study.after("retrain", *RUNS)).startswith(f"cannot write {study.study_folder / name} (")
 
 
 # -- export and predict
 
 
 @pytest.fixture(scope="module")
-def exported(looked_again: tuple[Tiny, Finished]) -> Finished:
-    study, _ = looked_again
+def exported(retested: tuple[Tiny, Finished]) -> Finished:
+    study, _ = retested
     finished = run_here(*study.after("export"))
     assert (finished.code, finished.err) == (0, "")
     return finished
 
 
 @pytest.fixture(scope="module")
-def best(looked_again: tuple[Tiny, Finished], exported: Finished) -> Path:
-    return looked_again[0].study_folder / "best"
+def best(retested: tuple[Tiny, Finished], exported: Finished) -> Path:
+    return retested[0].study_folder / "best"
 
 
 def test_the_bundle_is_the_winner_with_its_result(
-    best: Path, looked_again: tuple[Tiny, Finished], exported: Finished
+    best: Path, retested: tuple[Tiny, Finished], exported: Finished
 ) -> None:
-    study, _ = looked_again
+    study, _ = retested
     winner = written(study)
     assert {path.name for path in best.iterdir()} == formats.NAMES
     bundle, _ = load(best)
@@ -484,9 +495,9 @@ def test_the_bundle_is_the_winner_with_its_result(
     assert bundle.temperature == winner["temperature"]
     assert bundle.results is not None
     assert bundle.results["top1"] == winner["results"]["top1"]
-    assert bundle.results["looks"] == 2
+    assert bundle.results["evaluations"] == 2
     assert bundle.provenance["trial"] == winner["trial"]
-    assert "look number 2 at them" in (best / "README.md").read_text(encoding="utf-8")
+    assert "evaluation number 2 on these pictures" in (best / "README.md").read_text(encoding="utf-8")
     assert f"--model {best}" in exported.out
 
 
@@ -494,7 +505,7 @@ def predicted(best: Path, *words: str | Path) -> Finished:
     return run_here("predict", *map(str, words), "--model", str(best))
 
 
-def test_predictions_are_a_table_json_and_csv_that_agree(best: Path, searched: Tiny) -> None:
+def test_predictions_as_table_json_and_csv_agree(best: Path, searched: Tiny) -> None:
     folder = searched.folder / NAMES[0]
     table, listed, rows = (predicted(best, folder, *form) for form in ([], ["--json"], ["--csv"]))
     assert [(ended.code, ended.err) for ended in (table, listed, rows)] == [(0, "")] * 3
@@ -511,17 +522,17 @@ def test_predictions_are_a_table_json_and_csv_that_agree(best: Path, searched: T
     assert len(table.out.splitlines()) == 1 + len(found)
 
 
-def test_of_the_study_run_last_the_bundle_is_found(looked_again: tuple[Tiny, Finished], best: Path) -> None:
-    study, _ = looked_again
+def test_predict_finds_the_bundle_of_the_study_that_was_run_last(retested: tuple[Tiny, Finished], best: Path) -> None:
+    study, _ = retested
     one = str(study.folder / NAMES[0] / "0000.jpg")
     by_study = run_here(*study.after("predict", one, "--json"))
     by_default = run_here("predict", one, "--json", "--results", str(study.results))
     assert by_study == by_default
     assert by_default.out == predicted(best, one, "--json").out
-    assert by_default.err == f"with {study.study_folder / 'best'}\n"
+    assert by_default.err == f"Using {study.study_folder / 'best'}\n"
 
 
-def test_the_command_needs_nothing_of_the_search(best: Path, searched: Tiny) -> None:
+def test_predict_needs_none_of_the_packages_of_the_search(best: Path, searched: Tiny) -> None:
     code = f"""
 import sys
 for name in ("optuna", "optuna_dashboard", "pandas", "plotly", "matplotlib", "torchvision", "onnx", "onnxruntime"):
@@ -535,7 +546,7 @@ study.main()
     assert len(json.loads(done.stdout)) == 1
 
 
-def test_broken_pictures_stop_no_other(best: Path, tmp_path: Path) -> None:
+def test_a_broken_picture_does_not_stop_the_others(best: Path, tmp_path: Path) -> None:
     folder = flawed_folder(tmp_path / "flawed")
     ended = predicted(best, folder, "--json")
     assert ended.code == 0
@@ -544,7 +555,7 @@ def test_broken_pictures_stop_no_other(best: Path, tmp_path: Path) -> None:
     assert {path for path, verdict in FLAWED.items() if verdict == "unreadable" and path in found} <= broken
     assert all(len(one["classes"]) == (0 if path in broken else 3) for path, one in found.items())
     assert len(found) - len(broken) >= 36
-    assert ended.err == f"{len(broken)} of {len(found)} pictures could not be used\n"
+    assert ended.err == f"{len(broken)} of {len(found)} pictures could not be classified\n"
 
 
 def test_a_bundle_works_wherever_it_is(best: Path, tmp_path: Path, searched: Tiny) -> None:
@@ -555,26 +566,26 @@ def test_a_bundle_works_wherever_it_is(best: Path, tmp_path: Path, searched: Tin
     assert len(json.loads(predicted(moved, one, "--json", "--top", "99").out)[0]["classes"]) == 3
 
 
-def test_what_cannot_be_predicted_is_told_in_one_line(best: Path, searched: Tiny, tmp_path: Path) -> None:
+def test_what_cannot_be_predicted_is_an_error_of_one_line(best: Path, searched: Tiny, tmp_path: Path) -> None:
     good = str(searched.folder / NAMES[0] / "0000.jpg")
     (tmp_path / "empty").mkdir()
-    for words, rule in (
-        (["--model", best], "predict needs at least one picture or folder"),
-        ([good, "--model", best, "--json", "--csv"], "predictions have one form, but got --json and --csv"),
-        ([tmp_path / "gone.jpg", "--model", best], f"a picture or folder must exist, but {tmp_path / 'gone.jpg'} does"),
-        ([tmp_path / "empty", "--model", best], "no picture could be classified"),
+    for words, fact in (
+        (["--model", best], "no pictures "),
+        ([good, "--model", best, "--json", "--csv"], "--json and --csv"),
+        ([tmp_path / "gone.jpg", "--model", best], str(tmp_path / "gone.jpg")),
+        ([tmp_path / "empty", "--model", best], "no picture was classified"),
         ([good, "--model", tmp_path / "gone"], str(tmp_path / "gone")),
-        ([good, "--results", tmp_path / "none"], "this command goes on from a study, but there is no "),
+        ([good, "--results", tmp_path / "none"], f"no study found at {tmp_path / 'none'}"),
         ([good, "--model", best, "--top", "0"], "--top must be >= 1, but got 0"),
     ):
         ended = run_here("predict", *map(str, words))
         assert ended.code == 2, (words, ended)
         assert ended.err.startswith("error: ")
         assert ended.err.count("\n") == 1
-        assert rule in ended.err
+        assert fact in ended.err
 
 
-def test_a_reader_that_has_seen_enough_ends_predict_in_silence(best: Path, searched: Tiny) -> None:
+def test_predict_ends_silently_when_its_reader_closes_the_pipe(best: Path, searched: Tiny) -> None:
     """`predict ... | head` ended in the traceback of a BrokenPipeError."""
     # More than a pipe holds
     words = [sys.executable, str(HERE / "study.py"), "predict", *[str(searched.folder)] * 60, "--model", str(best)]
@@ -586,6 +597,6 @@ def test_a_reader_that_has_seen_enough_ends_predict_in_silence(best: Path, searc
     assert process.returncode == 1
 
 
-def test_a_study_without_a_bundle_says_how_to_make_one(retrained: Tiny) -> None:
+def test_a_study_without_a_bundle_is_an_error_naming_its_folder(retrained: Tiny) -> None:
     line = refused(retrained, *retrained.after("predict", str(retrained.folder / NAMES[0] / "0000.jpg")))
     assert str(retrained.study_folder / "best") in line

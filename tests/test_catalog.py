@@ -89,7 +89,7 @@ def test_a_class_with_too_few_kept_pictures_is_an_error_with_all_counts(tmp_path
     with pytest.raises(DataError) as caught:
         scanned(root, tmp_path / "cache")
     text = str(caught.value)
-    assert "'Amanita'" in text and str(root) in text and "4 usable" in text and "needs 10" in text
+    assert "'Amanita'" in text and str(root) in text and "4 of at least 10" in text
     assert "4 kept, 8 unreadable" in text and "Agaricus 12, Amanita 4, Boletus 12" in text
 
 

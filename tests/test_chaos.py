@@ -3,8 +3,6 @@
 The signals and their times are drawn from a seed. What they hit depends on the machine; the result must not.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import sys

@@ -1,11 +1,12 @@
-"""`clean`: it lists what studies and caches weigh, and removes what is named and is ours - nothing else, ever."""
+"""`clean`: lists studies and caches with their sizes, and removes those that are named and nothing else, ever."""
 
+import os
 from pathlib import Path
 
 import pytest
-from tuning.storage import sole_coordinator
 
 from tuning import StudyError, cleaning
+from tuning.lock import sole_coordinator
 
 FINGERPRINT = "0123456789abcdef" * 2
 
@@ -39,7 +40,7 @@ def everything(*folders: Path) -> set[Path]:
     return {path for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
-def test_studies_and_caches_are_listed_with_their_bytes(results: Path, cache: Path) -> None:
+def test_studies_and_caches_are_listed_with_their_sizes(results: Path, cache: Path) -> None:
     assert {item.name: item.size for item in cleaning.find(results, cache)} == {
         "birds": 50,
         "mushrooms": 300,
@@ -49,7 +50,7 @@ def test_studies_and_caches_are_listed_with_their_bytes(results: Path, cache: Pa
     }
 
 
-def test_only_what_is_named_goes(results: Path, cache: Path) -> None:
+def test_only_what_is_named_is_removed(results: Path, cache: Path) -> None:
     before = everything(results, cache)
     for item in cleaning.choose(cleaning.find(results, cache), ["mushrooms", "cache/scans"]):
         cleaning.remove(item)
@@ -58,7 +59,7 @@ def test_only_what_is_named_goes(results: Path, cache: Path) -> None:
     assert not (results / "mushrooms").exists()
 
 
-def test_a_users_own_files_stay_though_they_lie_in_the_folders_that_were_named(results: Path, cache: Path) -> None:
+def test_a_users_own_files_stay_even_in_the_folders_that_are_named(results: Path, cache: Path) -> None:
     """`--cache ~` once listed every folder of a home as a cache, ready to be removed."""
     items = cleaning.find(results, cache)
     for item in items:
@@ -77,10 +78,8 @@ def test_a_users_own_files_stay_though_they_lie_in_the_folders_that_were_named(r
 def test_a_name_that_is_not_listed_is_refused_before_anything_is_removed(name: str, results: Path, cache: Path) -> None:
     with pytest.raises(StudyError) as caught:
         cleaning.choose(cleaning.find(results, cache), ["mushrooms", name])
-    assert str(caught.value) == (
-        f"clean removes what it lists, but there is no '{name}'; "
-        "there are: birds, mushrooms, cache/field-guide, cache/pictures, cache/scans"
-    )
+    assert f"'{name}'" in str(caught.value)
+    assert "birds, mushrooms, cache/field-guide, cache/pictures, cache/scans" in str(caught.value)
 
 
 def test_without_names_nothing_is_chosen(results: Path, cache: Path) -> None:
@@ -88,16 +87,16 @@ def test_without_names_nothing_is_chosen(results: Path, cache: Path) -> None:
 
 
 def test_a_name_given_twice_is_removed_once(results: Path, cache: Path) -> None:
-    """The second removal found no folder and ended the command with an error."""
+    """The second removal once found no folder and ended the command with an error."""
     items = cleaning.choose(cleaning.find(results, cache), ["birds", "birds"])
     assert [item.name for item in items] == ["birds"]
 
 
-def test_a_study_that_is_being_run_stays(results: Path, cache: Path) -> None:
+def test_a_running_study_stays(results: Path, cache: Path) -> None:
     before = everything(results)
     (item,) = cleaning.choose(cleaning.find(results, cache), ["birds"])
     with sole_coordinator(results / "birds"):
-        with pytest.raises(StudyError, match=r"a study has one coordinator, but .* is being run by process"):
+        with pytest.raises(StudyError, match=rf"{results / 'birds'} is in use by process {os.getpid()} "):
             cleaning.remove(item)
         assert before <= everything(results)
     cleaning.remove(item)
@@ -113,5 +112,5 @@ def test_a_link_to_elsewhere_is_removed_as_a_link(results: Path, cache: Path, tm
     assert (tmp_path / "elsewhere" / "photo.jpg").exists()
 
 
-def test_where_nothing_is_nothing_is_listed(tmp_path: Path) -> None:
+def test_folders_that_do_not_exist_are_empty(tmp_path: Path) -> None:
     assert cleaning.find(tmp_path / "no results", tmp_path / "no cache") == []

@@ -69,7 +69,7 @@ def started(
     point = config()
     work = Assignment(config=point, seed=0, epochs=point.training.epochs, key=point.digest, name=name)
     return TrialStarted(
-        slot=slot, number=number, attempt=attempt, assignment=work, cost=point.cost, micro_batch=micro_batch
+        slot=slot, number=number, attempt=attempt, assignment=work, micro_batch=micro_batch
     )
 
 

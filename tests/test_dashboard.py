@@ -1,6 +1,6 @@
-"""The dashboard as a command and as a person sees it: on this machine alone, whole, live, and made of text.
+"""The dashboard as a command and as a person sees it: on this machine alone, complete, live, and text alone.
 
-A tiny searched study, with others beside it in its database -> one `study.py dashboard` -> requests, and Chromium
+A tiny study that was run, with others in its database -> one `study.py dashboard` -> requests, and Chromium
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
-from studies import Begun, Tiny, prepare, recorded, run_here, steady_threads, until
+from studies import RunningCommand, Tiny, prepare, recorded, run_here, steady_threads, until
 from test_trial_note import HOSTILE, record
 
 from data import catalog, sources
@@ -53,12 +53,12 @@ INSULT = "<img src=x onerror=alert(1)><script>alert(2)</script> ![](x) & \"'"
 
 @dataclass(kw_only=True)
 class Served:
-    """A dashboard that runs."""
+    """A running dashboard."""
 
     tiny: Tiny
-    begun: Begun
+    begun: RunningCommand
     address: str
-    """Of the searched study's page."""
+    """Address of the page of the study that was run."""
 
     @property
     def port(self) -> int:
@@ -68,7 +68,7 @@ class Served:
         return optuna.load_study(study_name=name, storage=f"sqlite:///{self.tiny.study_folder / 'study.db'}")
 
     def page(self, name: str) -> str:
-        """The address of another study's page."""
+        """Return the address of another study's page."""
         return f"{self.address.rpartition('/')[0]}/{self.study(name)._study_id}"
 
 
@@ -78,8 +78,8 @@ def words(tiny: Tiny, *more: str) -> list[str]:
 
 @contextlib.contextmanager
 def serving(tiny: Tiny, *more: str) -> Iterator[Served]:
-    """Starts the command and waits until it answers."""
-    with tiny.begin(words=words(tiny, *more)) as begun:
+    """Start the command and wait until it answers."""
+    with tiny.start(argv=words(tiny, *more)) as begun:
         begun.until(lambda: re.search(r"http\S+(?=  \()", begun.text), "the address")
         served = Served(tiny=tiny, begun=begun, address=re.findall(r"http\S+(?=  \()", begun.text)[0])
         assert ask(served.port, "/")[0] in (200, 302)
@@ -87,7 +87,7 @@ def serving(tiny: Tiny, *more: str) -> Iterator[Served]:
 
 
 def ask(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:
-    """Status and body, as a browser that calls the server `host` gets them."""
+    """Return status and body for a browser that calls the server by the name `host`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path, headers={} if host is None else {"Host": host})
@@ -105,7 +105,7 @@ def steady() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A study that the command has run, and beside it: none finished, all pruned, and one of insults."""
+    """Return a study that the command has run; beside it, one without a finished trial, one pruned and one hostile."""
     study = prepare(tmp_path_factory.mktemp("dashboard"))
     finished = study.command("--workers", "1", "--trials", "2")
     assert (finished.code, finished.err) == (0, "")
@@ -119,8 +119,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     insulted = optuna.create_study(study_name=INSULT, storage=storage, direction="maximize")
     insulted.add_trials(made_up_trials(4))
     trial = insulted.ask({INSULT: optuna.distributions.CategoricalDistribution([INSULT, "plain"])})
-    cards = TrialNotes(study.study_folder, replace(study.data, classes=HOSTILE))
-    cards(trial, record(classes=len(HOSTILE), reason=INSULT))
+    TrialNotes(study.study_folder, replace(study.data, classes=HOSTILE))(
+        trial, record(classes=len(HOSTILE), reason=INSULT)
+    )
     insulted.tell(trial, 0.99)
     (study.study_folder / "insulted").mkdir()
     (study.study_folder / "insulted" / "finalists.csv").write_text(
@@ -131,7 +132,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def described(tiny: Tiny, study: optuna.Study, folder: Path, classes: Sequence[str] = ()) -> None:
-    """Gives a study its note and plots, as if its classes had these names."""
+    """Give a study its note and plots, as if its classes had these names."""
     cache = tiny.folder.parent / "cache"
     found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=cache, pictures=None), cache_dir=cache)
     names = dict(zip(found.classes, classes or found.classes, strict=False))
@@ -140,20 +141,19 @@ def described(tiny: Tiny, study: optuna.Study, folder: Path, classes: Sequence[s
         classes=tuple(names.values()),
         pictures=tuple(replace(one, label=names[one.label]) for one in found.pictures),
     )
-    card = StudyNote(
+    StudyNote(
         study,
         folder,
         catalog=named,
         split=split(found),
         profile=PROFILES["quick"],
         trials=len(study.get_trials(deepcopy=False)),
-    )
-    card.update()
+    ).update()
 
 
 @pytest.fixture(scope="module")
 def served(tiny: Tiny) -> Iterator[Served]:
-    """A dashboard that was started while another program had the usual port."""
+    """Return a dashboard that was started while another program had the usual port."""
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # somebody else has it
             other.bind(("127.0.0.1", PORT))
@@ -201,14 +201,14 @@ def test_the_machines_other_addresses_are_not_answered(served: Served) -> None:
     "host", ["evil.example", "evil.example:{}", "127.0.0.1.evil.example:{}", "localhost.:{}", "[::1]:{}", "", ":{}"]
 )
 def test_a_name_from_elsewhere_is_refused(served: Served, host: str) -> None:
-    """A web page can point its own name at 127.0.0.1 and would then read, and delete, through the visitor's browser."""
+    """A web page can point its own name at 127.0.0.1, and could then read and delete through the visitor's browser."""
     status, body = ask(served.port, "/api/studies", host.format(served.port))
     assert (status, body) == (403, b"This dashboard answers on this machine alone.\n")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{}", "localhost:{}", "localhost:9000", "localhost"])
 def test_a_name_of_this_machine_is_answered(served: Served, host: str) -> None:
-    """Through a tunnel too, whose port is another; port 80 is not named."""
+    """Also through a tunnel, which has another port; port 80 is left out of the name."""
     status, body = ask(served.port, "/api/studies", host.format(served.port))
     assert status == 200
     assert "tiny" in {study["study_name"] for study in json.loads(body)["study_summaries"]}
@@ -227,13 +227,13 @@ def test_it_serves_the_artifacts_of_every_trial(served: Served) -> None:
 
 
 def test_a_client_that_names_no_encoding_is_served(served: Served) -> None:
-    """As curl."""
+    """curl does so."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as client:
         client.sendall(b"GET /static/bundle.js HTTP/1.0\r\nHost: localhost\r\n\r\n")
         assert client.makefile("rb").readline().split()[1] == b"200"
 
 
-def test_a_visitor_who_leaves_in_the_middle_is_not_mentioned(served: Served) -> None:
+def test_a_visitor_who_disconnects_leaves_no_message(served: Served) -> None:
     before = served.begun.text
     for request in (b"", b"GET /", b"GET /static/bundle.js HTTP/1.0\r\nHost: localhost\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", served.port), timeout=60) as visitor:
@@ -246,15 +246,15 @@ def test_a_visitor_who_leaves_in_the_middle_is_not_mentioned(served: Served) -> 
 
 
 @pytest.mark.parametrize("number", ["taken", "70000"])
-def test_a_port_that_cannot_be_had_is_one_line(tiny: Tiny, number: str) -> None:
+def test_a_port_that_is_not_free_is_one_error_line(tiny: Tiny, number: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1]) if number == "taken" else number
         ended = run_here(*words(tiny, "--port", port))
     assert ended.code == 2
-    assert ended.err.startswith(f"error: --port names a free port, but {port} is not (")
-    assert ended.err.endswith("); leave it away to get one\n")
+    assert ended.err.startswith("error: ")
+    assert f"--port {port} (" in ended.err
     assert ended.err.count("\n") == 1
 
 
@@ -288,7 +288,7 @@ return [...document.images].filter(i => i.src.includes('/artifacts/')).map(i => 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium that reaches nothing but this machine."""
+    """Return a Chromium that reaches nothing but this machine."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -306,13 +306,13 @@ def browser() -> Iterator[Any]:
 
 
 def shows(browser: Any, script: str, right: Callable[[Any], object]) -> Any:
-    """Waits until a script's answer is right, and returns it."""
+    """Wait until a script's result is right, and return it."""
     until(lambda: right(browser.execute_script(script)), script)
     return browser.execute_script(script)
 
 
 def text(browser: Any, part: str) -> str:
-    """All that can be read, once this can be."""
+    """Return all visible text, once `part` is visible."""
     return shows(browser, "return document.body.innerText", lambda words: part in words)
 
 
@@ -322,7 +322,7 @@ def complaints(browser: Any) -> list[str]:
 
 @pytest.fixture
 def quiet(browser: Any) -> Iterator[Any]:
-    """A browser whose console has nothing severe to say, in the end either."""
+    """Return a browser whose console shows no severe message, up to the end of the test."""
     complaints(browser)
     yield browser
     assert complaints(browser) == []
@@ -341,7 +341,7 @@ def test_the_first_page_has_a_point_per_finished_trial_and_the_custom_plots(serv
 def test_the_best_trial_is_marked_with_its_value_its_note_and_its_pictures(served: Served, quiet: Any) -> None:
     best = served.study("tiny").best_trial
     quiet.get(f"{served.address}/trials?numbers={best.number}")
-    shown = text(quiet, "The most confident mistakes")
+    shown = text(quiet, "Most confident mistakes")
     assert f"Trial {best.number} (trial_id={best._trial_id})\nComplete\nBest Trial" in shown
     assert f"{best.value}" in shown
     assert f"{100 * best.value:.2f} % top-1" in shown.replace("\u00a0", " ")
@@ -366,7 +366,7 @@ def test_a_trial_that_ends_while_the_page_is_open_appears(served: Served, quiet:
     quiet.execute_script("window.stays = true")
     study.add_trial(recorded([0.1, 0.2]))
     assert shows(quiet, MARKS, lambda count: count > before) == before + 1
-    assert quiet.execute_script("return window.stays"), "nobody has reloaded the page"
+    assert quiet.execute_script("return window.stays"), "the page was not reloaded"
 
 
 @seen

@@ -1,4 +1,4 @@
-"""The study's database: created and opened, refused where it is damaged or not ours, and never showing a password."""
+"""The study's database: created, opened, refused if it is damaged or another program's; no password is ever shown."""
 
 import contextlib
 import sqlite3

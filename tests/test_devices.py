@@ -1,4 +1,4 @@
-"""Where trials are trained: what the options ask for, and what "auto" finds."""
+"""Slots: what the options ask for, and what "auto" finds."""
 
 import os
 from dataclasses import replace
@@ -19,15 +19,15 @@ def test_a_cpu_has_a_single_threaded_slot_per_core() -> None:
     assert slots("cpu", 1) == [replace(one, threads=cores)]
 
 
-def test_the_precision_is_the_one_asked_for_or_the_fastest() -> None:
+def test_the_precision_is_the_given_one_or_the_fastest() -> None:
     assert slots("cpu", 1, "float32")[0].precision == "float32"
     assert slots("cpu", 1, "bfloat16")[0].precision == "bfloat16"
-    can = torch.cpu.get_capabilities()
-    hardware = any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    assert slots("cpu", 1)[0].precision == ("bfloat16" if hardware else "float32")
+    features = torch.cpu.get_capabilities()
+    multiplies = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    assert slots("cpu", 1)[0].precision == ("bfloat16" if multiplies else "float32")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(StudyError, match=r"--device names what this machine has, but torch .* finds no cuda here"):
+def test_a_missing_device_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(StudyError, match=r"--device cuda .*--device cpu"):
         slots("cuda", None)

@@ -1,6 +1,6 @@
-"""What may befall a study's files, through whole studies: each must equal the undisturbed one, or say what is wrong.
+"""Damage to a study's files, in whole studies: each equals the undisturbed one or says in one line what is wrong.
 
-In this process, over workers that are threads, where that is the real thing; else the command itself.
+In this process, with workers that are threads, if that makes no difference; otherwise the command itself.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pictures import picture
 from PIL import Image
 from studies import HERE, TINY, Finished, Tiny, advanced, prepare, run_here, steady_threads, until
 
-from data import catalog, sources
-from data.cache import CacheHandle, build
-from data.split import split
+from data.cache import CacheHandle
+from data.prepare import find_pictures
 from model.training import EpochMetrics
 from tests.stress.sameness import essence
 from tuning import StudyError
-from tuning.coordinator import Ending
+from tuning.events import Ending
 from tuning.folder import sqlite_url
+from tuning.trials import read_trials
 
 TRIALS = 2
 
@@ -54,22 +54,22 @@ def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def begun(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A study that was left in trial 1, after its second epoch."""
-    study = tiny.at(tmp_path_factory.mktemp("begun"))
+def interrupted(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A study that was interrupted in trial 1, after its second epoch."""
+    study = tiny.at(tmp_path_factory.mktemp("interrupted"))
     with contextlib.closing(study.coordinator(TRIALS).run()) as run:
-        for happening in run:
-            if advanced(happening, 1, EpochMetrics) and study.epochs()[1][1] == 2:
+        for event in run:
+            if advanced(event, 1, EpochMetrics) and study.epochs()[1][1] == 2:
                 break
     assert study.epochs() == {0: ("COMPLETE", 3), 1: ("RUNNING", 2)}
     return study
 
 
 @pytest.fixture
-def copy(begun: Tiny, tmp_path: Path) -> Tiny:
-    """Of the study that was begun, to be damaged."""
-    shutil.copytree(begun.results, tmp_path / "results")
-    return begun.at(tmp_path / "results")
+def copy(interrupted: Tiny, tmp_path: Path) -> Tiny:
+    """A copy of the interrupted study, to be damaged."""
+    shutil.copytree(interrupted.results, tmp_path / "results")
+    return interrupted.at(tmp_path / "results")
 
 
 def finish(study: Tiny) -> None:
@@ -81,7 +81,7 @@ def finish(study: Tiny) -> None:
 # -- checkpoints
 
 
-def torn(path: Path) -> None:
+def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -90,14 +90,14 @@ def emptied(path: Path) -> None:
 
 
 def flipped(path: Path) -> None:
-    """One bit of a weight, in the middle of the file."""
+    """Flip one bit of a weight, in the middle of the file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
     path.write_bytes(content)
 
 
 def swapped(path: Path) -> None:
-    """The whole checkpoint of another trial."""
+    """Replace the checkpoint with that of another trial."""
     shutil.copy(path.parent.parent / "0000" / "best.pt", path)
 
 
@@ -105,11 +105,11 @@ def removed(path: Path) -> None:
     path.unlink()
 
 
-def with_its_folder(path: Path) -> None:
+def removed_with_its_folder(path: Path) -> None:
     shutil.rmtree(path.parent.parent)
 
 
-@pytest.mark.parametrize("damage", [torn, emptied, flipped, swapped, removed, with_its_folder])
+@pytest.mark.parametrize("damage", [truncated, emptied, flipped, swapped, removed, removed_with_its_folder])
 def test_a_study_whose_last_checkpoint_was_damaged_equals_the_undisturbed_one(
     damage: Callable[[Path], None], copy: Tiny, undisturbed: Tiny
 ) -> None:
@@ -121,28 +121,27 @@ def test_a_study_whose_last_checkpoint_was_damaged_equals_the_undisturbed_one(
 # -- the cache, and the pictures behind it
 
 
-def rebuilt(tiny: Tiny, cache: Path) -> CacheHandle:
-    """The cache as the command makes it ready, in a folder of its own."""
-    found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=cache, pictures=None), cache_dir=cache)
-    return build(found, split(found), TINY.sizes, cache_dir=cache)
+def decoded(tiny: Tiny, cache: Path) -> CacheHandle:
+    """Build the cache, or repair it, in a folder of its own, as the command does."""
+    return find_pictures(str(tiny.folder), cache_dir=cache).decode(TINY.sizes, cache_dir=cache)
 
 
-@pytest.mark.parametrize("damage", [torn, emptied, removed])
+@pytest.mark.parametrize("damage", [truncated, emptied, removed])
 def test_a_study_whose_cache_was_damaged_equals_the_undisturbed_one(
     damage: Callable[[Path], None], copy: Tiny, undisturbed: Tiny, tmp_path: Path
 ) -> None:
-    handle = rebuilt(copy, tmp_path / "cache")
+    handle = decoded(copy, tmp_path / "cache")
     for path in handle.directory.iterdir():
         damage(path)
     lost = replace(copy, data=handle)
-    with pytest.raises(StudyError, match=r"trial 1 .* is not whole; run again.*the same command goes on"):
+    with pytest.raises(StudyError, match=rf"^trial 1 .*{handle.directory}.*same command"):
         list(lost.coordinator(TRIALS).run())
-    finish(replace(copy, data=rebuilt(copy, tmp_path / "cache")))
+    finish(replace(copy, data=decoded(copy, tmp_path / "cache")))
     assert essence(copy.trials()) == essence(undisturbed.trials())
 
 
 def while_it_runs(study: Tiny, disturb: Callable[[], object], *more: str) -> Finished:
-    """Runs the command, and disturbs it once its first trial has reported an epoch."""
+    """Run the command, and call `disturb` once its first trial has reported an epoch."""
 
     def wait() -> None:
         until(lambda: study.running(0), "a running trial")
@@ -156,7 +155,7 @@ def while_it_runs(study: Tiny, disturb: Callable[[], object], *more: str) -> Fin
 
 
 def test_pictures_that_change_while_a_study_runs_are_refused_by_the_next_run(tiny: Tiny, tmp_path: Path) -> None:
-    """The trials train from the cache, which holds the pictures as they were."""
+    """The running study trains from its cache, which holds the pictures as they were."""
     shutil.copytree(tiny.folder, tmp_path / "tiny")
     study = replace(tiny.at(tmp_path / "results", "--workers", "1", "--trials", "1"), folder=tmp_path / "tiny")
     victim = study.folder / "Boletus" / "0003.jpg"
@@ -165,7 +164,7 @@ def test_pictures_that_change_while_a_study_runs_are_refused_by_the_next_run(tin
     before = essence(study.trials())
     refused = study.command("--trials", "2")
     assert refused.code == 2
-    assert refused.err.startswith("error: a study keeps its data, space and settings, but study 'tiny' was begun")
+    assert refused.err.startswith("error: study 'tiny'")
     assert "data: 42 pictures" in refused.err and "--study NAME" in refused.err
     assert refused.err.count("\n") == 1
     assert essence(study.trials()) == before
@@ -174,8 +173,8 @@ def test_pictures_that_change_while_a_study_runs_are_refused_by_the_next_run(tin
 # -- the folder and the database
 
 
-def test_results_that_are_removed_while_a_study_runs_are_told_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
-    """A worker that finds no folder must not take itself for replaced, and leave without a word."""
+def test_results_removed_while_a_study_runs_are_an_error_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
+    """A worker that finds no folder must not take itself for replaced and stop silently."""
     study = tiny.at(tmp_path / "results", "--workers", "1", "--trials", "3")
     finished = while_it_runs(study, lambda: shutil.rmtree(study.results, ignore_errors=True))
     assert finished.code == 2
@@ -195,7 +194,7 @@ time.sleep(float(sys.argv[2]))
 
 @contextlib.contextmanager
 def locked(database: Path, seconds: float) -> Iterator[None]:
-    """Another program holds the database alone for so long."""
+    """Have another program lock the database for this long."""
     command = [sys.executable, "-c", HOLDER, str(database), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
@@ -203,27 +202,27 @@ def locked(database: Path, seconds: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(75.0, marks=pytest.mark.long)])
-def test_a_database_that_another_program_holds_is_waited_for_at_the_start_and_in_the_middle(
+def test_a_locked_database_is_waited_for_at_the_start_and_in_the_middle(
     seconds: float, copy: Tiny, undisturbed: Tiny
 ) -> None:
     database = copy.study_folder / "study.db"
     with locked(database, seconds):
-        began = time.monotonic()
+        started = time.monotonic()
         run = copy.coordinator(TRIALS).run()
-        waited = time.monotonic() - began
+        waited = time.monotonic() - started
         with contextlib.closing(run):
-            for happening in run:
-                if advanced(happening, 1, EpochMetrics):
+            for event in run:
+                if advanced(event, 1, EpochMetrics):
                     break
             with locked(database, seconds):
-                began = time.monotonic()
+                started = time.monotonic()
                 list(run)
-                assert min(waited, time.monotonic() - began) > 0.7 * seconds
+                assert min(waited, time.monotonic() - started) > 0.7 * seconds
     assert essence(copy.trials()) == essence(undisturbed.trials())
 
 
-def test_trials_of_the_future_are_gone_on_with(copy: Tiny, undisturbed: Tiny) -> None:
-    """The clock was set back by years in between; a trial even ended before it began."""
+def test_a_study_with_trials_in_the_future_is_resumed(copy: Tiny, undisturbed: Tiny) -> None:
+    """The clock was set back by years in between; one trial even ended before it started."""
     with contextlib.closing(sqlite3.connect(copy.study_folder / "study.db")) as connection:
         connection.execute("UPDATE trials SET datetime_start = '2090-05-05 05:05:05.000000'")
         connection.execute(
@@ -235,7 +234,7 @@ def test_trials_of_the_future_are_gone_on_with(copy: Tiny, undisturbed: Tiny) ->
     assert essence(copy.trials()) == essence(undisturbed.trials())
 
 
-# -- a disk of its own, in a namespace that ends with it
+# -- a disk of its own, in a mount namespace that ends with the process
 
 FULL = """
 set -e
@@ -256,11 +255,11 @@ cp -r "$disk/tiny" "$out/tiny"
 
 
 @pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="mounts are made in a namespace of Linux")
-def test_a_disk_that_fills_up_in_mid_study_is_told_in_one_line_and_with_room_it_goes_on(
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the mount namespaces of Linux")
+def test_a_disk_that_fills_up_is_an_error_in_one_line_and_the_study_is_resumed_when_there_is_room(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    """A real file system of 200 MB that another program fills as soon as the first checkpoint is there."""
+    """A real file system of 200 MB, which another program fills as soon as the first checkpoint is there."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this system allows no mount namespace")
     whole = tiny.at(tmp_path / "whole", "--workers", "1", "--trials", "3")
@@ -270,11 +269,11 @@ def test_a_disk_that_fills_up_in_mid_study_is_told_in_one_line_and_with_room_it_
     study = tiny.at(out, "--workers", "1", "--trials", "3")
     command = [sys.executable, str(HERE / "study.py"), *study.arguments("--results", str(disk))]
     subprocess.run(["unshare", "-rm", "sh", "-c", FULL, "sh", str(disk), str(out), *command], check=True, timeout=300)
-    said = (out / "first.err").read_text()
-    assert (out / "first.code").read_text() == "2\n", said
-    assert said.startswith("error: ") and said.count("\n") == 1, said
-    assert str(disk) in said
-    assert any(reason in said for reason in ("No space left on device", "disk is full", "MB of free disk")), said
+    error = (out / "first.err").read_text()
+    assert (out / "first.code").read_text() == "2\n", error
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert str(disk) in error
+    assert any(reason in error for reason in ("No space left on device", "disk is full", "MB of free disk")), error
     assert ((out / "second.code").read_text(), (out / "second.err").read_text()) == ("0\n", "")
     assert essence(study.trials()) == essence(whole.trials())
 
@@ -282,17 +281,18 @@ def test_a_disk_that_fills_up_in_mid_study_is_told_in_one_line_and_with_room_it_
 # -- numbers
 
 
-def test_a_net_that_always_says_the_same_class_is_a_trial_as_any(tmp_path: Path) -> None:
-    """Pictures of one colour: whatever is learnt, each gets the same answer."""
+def test_a_network_that_always_predicts_the_same_class_is_an_ordinary_trial(tmp_path: Path) -> None:
+    """All pictures have one colour, so each gets the same prediction."""
     for label in range(3):
         (tmp_path / "grey" / f"class {label}").mkdir(parents=True)
         for number in range(14):
-            # Of another size each: equal files would be left out as duplicates.
+            # Each of another size: equal files would be left out as duplicates.
             grey = Image.new("RGB", (32 + number, 32 + label), (120, 120, 120))
             grey.save(tmp_path / "grey" / f"class {label}" / f"{number}.png")
-    places = ["--data", str(tmp_path / "grey"), "--results", str(tmp_path), "--cache", str(tmp_path / "cache")]
-    ended = run_here(*places, "--study", "tiny", "--profile", "quick", "--epochs", "1", "--trials", "1")
+    paths = ["--data", str(tmp_path / "grey"), "--results", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    ended = run_here(*paths, "--study", "tiny", "--profile", "quick", "--epochs", "1", "--trials", "1")
     assert (ended.code, ended.err) == (0, "")
-    trial = optuna.load_study(study_name="tiny", storage=sqlite_url(tmp_path / "tiny")).get_trials()[0]
+    (trial, *_) = read_trials(optuna.load_study(study_name="tiny", storage=sqlite_url(tmp_path / "tiny")))
     assert trial.state is TrialState.COMPLETE
-    assert sum(any(row[column] for row in trial.user_attrs["confusion"]) for column in range(3)) == 1
+    assert trial.result and trial.result.confusion
+    assert sum(any(row[column] for row in trial.result.confusion) for column in range(3)) == 1

@@ -1,4 +1,4 @@
-"""What may befall a study: the command itself, killed, stopped, disturbed and given wrong input."""
+"""What can go wrong with a study: the command itself is killed, stopped, disturbed and given bad input."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import optuna
 import psutil
 import pytest
 from pictures import class_folders
-from studies import HERE, PATIENCE, Begun, Tiny, advanced, gone, one_core, prepare, until
-from tuning.storage import counts
+from studies import HERE, PATIENCE, RunningCommand, Tiny, advanced, gone, one_core, prepare, until
 
 from model import checkpoint
 from model.training import EpochMetrics
 from tests.stress.sameness import essence
-from tuning import StudyError, storage
-from tuning.coordinator import TrialStarted
 from tuning.devices import Slot
-from tuning.folder import sqlite_url
+from tuning.events import TrialStarted
+from tuning.trials import Trial, count_trials
 from tuning.workers import HANG_SECONDS, LocalWorkers
 
 TRIALS = 4
@@ -52,33 +49,37 @@ def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return study
 
 
-def in_mid_epoch(study: Tiny, begun: Begun, number: int) -> psutil.Process:
-    """Waits until a worker is within an epoch of this trial, and stops it there."""
+def read(study: Tiny) -> list[Trial]:
+    return [Trial(frozen) for frozen in study.trials()]
+
+
+def suspend_within_epoch(study: Tiny, running: RunningCommand, number: int) -> psutil.Process:
+    """Wait until a worker is within an epoch of this trial, and suspend it there."""
 
     def caught() -> bool:
-        # After an epoch's report the worker waits for a word, and then trains; it must not be done with the next one.
-        if not study.running(number) or not begun.workers:
+        # Once an epoch is reported, the worker waits for its next order and trains; it must not finish that epoch.
+        if not study.running(number) or not running.workers:
             return False
-        begun.workers[0].suspend()
-        if study.running(number) and beyond(study, number) == 0:
+        running.workers[0].suspend()
+        if study.running(number) and unreported(study, number) == 0:
             return True
-        begun.workers[0].resume()
+        running.workers[0].resume()
         return False
 
-    begun.until(caught, f"an epoch of trial {number}")
-    return begun.workers[0]
+    running.until(caught, f"an epoch of trial {number}")
+    return running.workers[0]
 
 
-def beyond(study: Tiny, number: int) -> int:
-    """Epochs in the checkpoint that the study does not know yet."""
+def unreported(study: Tiny, number: int) -> int:
+    """Return how many epochs of the checkpoint have not been reported yet."""
     return len(checkpoint.load(study.directory(number) / "last.pt").history) - study.epochs()[number][1]
 
 
 def assert_finished(study: Tiny, trials: int = TRIALS) -> None:
-    """Exactly so many counted trials, none running, none twice, and nothing left on the disk but what is kept."""
-    found = study.trials()
-    assert sum(map(counts, found)) == trials
-    assert all(trial.state.is_finished() for trial in found)
+    """Check that exactly `trials` count, all are finished, and only the files to keep are left on the disk."""
+    found = read(study)
+    assert count_trials(found) == trials
+    assert all(trial.is_finished for trial in found)
     assert [trial.number for trial in found] == list(range(len(found)))
     kept = {path.name for path in study.study_folder.glob("trials/*/*")}
     assert kept <= {"best.pt", "history.json"}
@@ -86,19 +87,19 @@ def assert_finished(study: Tiny, trials: int = TRIALS) -> None:
 
 
 @pytest.mark.long
-def test_killed_in_mid_epoch_worker_and_coordinator_and_it_equals_an_undisturbed_study(
+def test_killed_within_an_epoch_worker_and_coordinator_it_equals_an_undisturbed_study(
     undisturbed: Tiny, tmp_path: Path
 ) -> None:
-    """The worker is killed in trial 1, the coordinator in trial 2, while its worker sleeps and so outlives it.
+    """The worker is killed in trial 1; the coordinator in trial 2, while its worker is suspended and so outlives it.
 
-    It wakes when the study has been finished by others: it must leave, and write nothing.
+    That worker wakes when the study has been finished by others: it must end and write nothing.
     """
     study = undisturbed.at(tmp_path, *undisturbed.options)
-    with study.begin() as begun:
-        in_mid_epoch(study, begun, 1).kill()
-        sleeper = in_mid_epoch(study, begun, 2)
-        begun.process.send_signal(signal.SIGKILL)
-        assert begun.end() == -signal.SIGKILL
+    with study.start() as running:
+        suspend_within_epoch(study, running, 1).kill()
+        sleeper = suspend_within_epoch(study, running, 2)
+        running.process.send_signal(signal.SIGKILL)
+        assert running.end() == -signal.SIGKILL
         assert study.running(2)
         finished = study.command()
         assert (finished.code, finished.err) == (0, "")
@@ -108,79 +109,79 @@ def test_killed_in_mid_epoch_worker_and_coordinator_and_it_equals_an_undisturbed
     assert {path: path.stat().st_mtime_ns for path in study.study_folder.rglob("*") if path.is_file()} == files
     assert_finished(study)
     assert essence(study.trials()) == essence(undisturbed.trials())
-    assert [trial.user_attrs["attempts"] for trial in study.trials()] == [1, 2, 2, 1]
+    assert [trial.attempts for trial in read(study)] == [1, 2, 2, 1]
 
 
 @pytest.mark.long
 def test_a_killed_coordinator_leaves_no_process(tiny: Tiny, tmp_path: Path) -> None:
     study = tiny.at(tmp_path, "--workers", "2", "--trials", "20")
-    with study.begin() as begun:
-        begun.until(lambda: study.running(0) or study.running(1) or study.running(2), "a running trial")
-        family = psutil.Process(begun.process.pid).children(recursive=True)
-        assert len(begun.workers) == 2
-        begun.process.kill()
-        begun.end()
+    with study.start() as running:
+        running.until(lambda: study.running(0) or study.running(1) or study.running(2), "a running trial")
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(running.workers) == 2
+        running.process.kill()
+        running.end()
         until(lambda: all(map(gone, family)), "the end of every process")
 
 
 @pytest.mark.long
-def test_a_worker_that_hangs_is_given_up_and_a_fresh_one_goes_on_with_its_trial(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_worker_that_hangs_is_terminated_and_a_fresh_one_resumes_its_trial(tiny: Tiny, tmp_path: Path) -> None:
     whole, broken = tiny.at(tmp_path / "whole"), tiny.at(tmp_path / "broken")
     list(whole.coordinator(2).run())
     workers = LocalWorkers([Slot()])
     hanging, since, waited = None, 0.0, 0.0
-    for happening in broken.coordinator(2, workers=workers).run():
-        if hanging is None and advanced(happening, 0, EpochMetrics):
+    for event in broken.coordinator(2, workers=workers).run():
+        if hanging is None and advanced(event, 0, EpochMetrics):
             (hanging,) = (child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline()))
             hanging.suspend()
             workers.hang_seconds, since = 3.0, time.monotonic()
-        elif hanging is not None and isinstance(happening, TrialStarted) and happening.attempt == 2:
+        elif hanging is not None and isinstance(event, TrialStarted) and event.attempt == 2:
             waited = time.monotonic() - since
             assert gone(hanging)
             workers.hang_seconds = PATIENCE  # a process needs longer to start than an epoch takes
     assert waited >= 3.0
     assert essence(broken.trials()) == essence(whole.trials())
-    assert [trial.user_attrs["attempts"] for trial in broken.trials()] == [2, 1]
+    assert [trial.attempts for trial in read(broken)] == [2, 1]
 
 
 @pytest.mark.long
-def test_the_command_gives_a_hanging_worker_up_after_the_stated_time(undisturbed: Tiny, tmp_path: Path) -> None:
+def test_the_command_terminates_a_hanging_worker_after_the_stated_time(undisturbed: Tiny, tmp_path: Path) -> None:
     study = undisturbed.at(tmp_path, *undisturbed.options)
-    with study.begin() as begun:
-        hanging, since = in_mid_epoch(study, begun, 1), time.monotonic()
+    with study.start() as running:
+        hanging, since = suspend_within_epoch(study, running, 1), time.monotonic()
         while not gone(hanging):
-            assert begun.process.poll() is None
+            assert running.process.poll() is None
             assert time.monotonic() - since < HANG_SECONDS + PATIENCE
             time.sleep(0.1)
         assert time.monotonic() - since >= HANG_SECONDS - 1.0
-        assert begun.end() == 0
+        assert running.end() == 0
     assert_finished(study)
     assert essence(study.trials()) == essence(undisturbed.trials())
-    assert [trial.user_attrs["attempts"] for trial in study.trials()] == [1, 2, 1, 1]
+    assert [trial.attempts for trial in read(study)] == [1, 2, 1, 1]
 
 
 ASLEEP = """
 import pickle, sys
 from studies import PATIENCE, Tiny
 from model.training import EpochMetrics
-from tuning.coordinator import TrialAdvanced
+from tuning.events import TrialAdvanced
 from tuning.devices import Slot
 from tuning.workers import LocalWorkers
 
 if __name__ == "__main__":
     study: Tiny = pickle.load(sys.stdin.buffer)
     workers = LocalWorkers([Slot()], hang_seconds=PATIENCE)
-    for happening in study.coordinator(2, workers=workers).run():
-        if isinstance(happening, TrialAdvanced) and isinstance(happening.progress, EpochMetrics):
+    for event in study.coordinator(2, workers=workers).run():
+        if isinstance(event, TrialAdvanced) and isinstance(event.progress, EpochMetrics):
             workers.hang_seconds = 20.0
 """
 
 
 @pytest.mark.long
-def test_a_laptop_that_sleeps_for_longer_than_that_hangs_no_worker(tiny: Tiny, tmp_path: Path) -> None:
-    """All are stopped together, as the lid does it; the coordinator wakes first, and finds that nobody has spoken.
+def test_a_laptop_that_sleeps_for_longer_than_that_loses_no_worker(tiny: Tiny, tmp_path: Path) -> None:
+    """All processes are suspended together, as by closing the lid; the coordinator wakes first and has no message.
 
-    A worker that is given up there would fail its trial after three such nights.
+    If it terminated the worker then, three such nights would fail the trial.
     """
     study = tiny.at(tmp_path)
     script = tmp_path / "asleep.py"
@@ -193,7 +194,7 @@ def test_a_laptop_that_sleeps_for_longer_than_that_hangs_no_worker(tiny: Tiny, t
             assert process.stdin is not None
             process.stdin.write(pickle.dumps(study))
             process.stdin.close()
-            worker = in_mid_epoch(study, Begun(process=process, output=script), 0)
+            worker = suspend_within_epoch(study, RunningCommand(process=process, output=script), 0)
             time.sleep(1.0)  # until the coordinator waits for it
             process.send_signal(signal.SIGSTOP)
             time.sleep(25.0)
@@ -204,46 +205,45 @@ def test_a_laptop_that_sleeps_for_longer_than_that_hangs_no_worker(tiny: Tiny, t
         finally:
             process.kill()
     assert process.returncode == 0
-    assert [trial.user_attrs["attempts"] for trial in study.trials()] == [1, 1]
-    assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "COMPLETE"]
+    assert [(trial.attempts, trial.state.name) for trial in read(study)] == [(1, "COMPLETE")] * 2
 
 
 def test_ctrl_c_keeps_finished_epochs_and_a_second_coordinator_is_refused(undisturbed: Tiny, tmp_path: Path) -> None:
-    """The signal reaches the whole group, workers too, as a terminal sends it; here while an epoch is running."""
+    """The signal reaches the whole process group, workers too, as from a terminal; here while an epoch is running."""
     study = undisturbed.at(tmp_path, *undisturbed.options)
-    with study.begin() as begun:
-        worker = in_mid_epoch(study, begun, 1)
+    with study.start() as running:
+        worker = suspend_within_epoch(study, running, 1)
         refused = study.command()
         assert refused.code == 2
         assert refused.err.count("\n") == 1
-        assert f"is being run by process {begun.process.pid} on" in refused.err
+        assert f"process {running.process.pid} on" in refused.err
         assert "--study NAME" in refused.err
 
         known = study.epochs()[1][1]
-        os.killpg(begun.process.pid, signal.SIGINT)
-        begun.until(lambda: "Stopping when the running epochs end" in begun.text, "word of the stop")
+        os.killpg(running.process.pid, signal.SIGINT)
+        running.until(lambda: "Stopping" in running.text, "the message about the stop")
         worker.resume()
-        assert begun.end() == 130
+        assert running.end() == 130
         until(lambda: gone(worker), "the end of the worker")
     assert study.epochs()[1][1] == known + 1
-    assert "Go on:" in begun.text and "study.py --data" in begun.text
-    assert "Traceback" not in begun.text
+    assert "Resume:" in running.text and "study.py --data" in running.text
+    assert "Traceback" not in running.text
     assert study.command().code == 0
     assert_finished(study)
     assert essence(study.trials()) == essence(undisturbed.trials())
 
 
 @pytest.mark.long
-def test_a_second_signal_leaves_without_the_running_epoch(undisturbed: Tiny, tmp_path: Path) -> None:
-    """The worker sleeps, so that its epoch never ends. The exit code is the first signal's, here SIGTERM's."""
+def test_a_second_signal_stops_without_the_running_epoch(undisturbed: Tiny, tmp_path: Path) -> None:
+    """The worker is suspended, so that its epoch never ends. The exit code is that of the first signal, SIGTERM."""
     study = undisturbed.at(tmp_path, *undisturbed.options)
-    with study.begin() as begun:
-        worker = in_mid_epoch(study, begun, 0)
+    with study.start() as running:
+        worker = suspend_within_epoch(study, running, 0)
         known = study.epochs()[0]
-        begun.process.terminate()
-        begun.until(lambda: "once more leaves without them" in begun.text, "word of the stop")
-        begun.process.send_signal(signal.SIGINT)
-        assert begun.end() == 143
+        running.process.terminate()
+        running.until(lambda: "Stopping" in running.text, "the message about the stop")
+        running.process.send_signal(signal.SIGINT)
+        assert running.end() == 143
         until(lambda: gone(worker), "the end of the worker")
     assert study.epochs()[0] == known
     assert (study.study_folder / "trials.csv").exists()
@@ -251,7 +251,7 @@ def test_a_second_signal_leaves_without_the_running_epoch(undisturbed: Tiny, tmp
 
 @pytest.mark.long
 def test_a_closed_pipe_ends_the_run_and_its_workers(tiny: Tiny, tmp_path: Path) -> None:
-    """As `study.py | head`. The workers ignore the SIGTERM with which Python would end them at its own end."""
+    """Like `study.py | head`. The workers ignore the SIGTERM with which Python ends daemon processes at its exit."""
     study = tiny.at(tmp_path, "--workers", "1", "--trials", "3")
     with subprocess.Popen(
         [sys.executable, str(HERE / "study.py"), *study.arguments()],
@@ -319,37 +319,30 @@ def garbage(folder: Path) -> list[str]:
 
 
 def a_file_for_results(folder: Path) -> list[str]:
-    (folder / "file").write_text("no folder")
+    (folder / "file").write_text("not a folder")
     return ["--results", str(folder / "file")]
 
 
-def test_a_table_that_cannot_be_written_is_one_line(undisturbed: Tiny, tmp_path: Path) -> None:
-    """On a full disk the traceback of the table hid the line that said so."""
-    study = optuna.load_study(study_name="tiny", storage=sqlite_url(undisturbed.study_folder))
-    with pytest.raises(StudyError, match=r"gone/trials\.csv cannot be written"):
-        storage.write_trials_csv(study, tmp_path / "gone" / "trials.csv")
-
-
 @pytest.mark.parametrize(
-    ("options", "rule"),
+    ("options", "fact"),
     [
         (lambda folder: ["--data", str(folder / "nowhere")], "nowhere"),
-        (lambda folder: ["--data", str(class_folders(folder / "one", 1, 12))], "at least 2 class folders"),
-        (lambda folder: ["--data", str(class_folders(folder / "few", 3, 5))], "at least 10"),
-        (a_file_for_results, "cannot be written"),
-        (garbage, "needs a database"),
-        (lambda folder: ["--storage", "nonsense"], "database URL"),
-        (lambda folder: ["--study", "a/b"], "a study's name"),
+        (lambda folder: ["--data", str(class_folders(folder / "one", 1, 12))], "class folder"),
+        (lambda folder: ["--data", str(class_folders(folder / "few", 3, 5))], "10"),
+        (a_file_for_results, "/file/tiny (Not a directory)"),
+        (garbage, "study.db (file is not a database)"),
+        (lambda folder: ["--storage", "nonsense"], "--storage 'nonsense'"),
+        (lambda folder: ["--study", "a/b"], "'a/b'"),
         (lambda folder: ["--trials", "none"], "--trials"),
         (lambda folder: ["--workers", "0"], "--workers"),
         (lambda folder: ["--colour", "red"], "--colour"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    tiny: Tiny, tmp_path: Path, options: Callable[[Path], list[str]], rule: str
+    tiny: Tiny, tmp_path: Path, options: Callable[[Path], list[str]], fact: str
 ) -> None:
-    refused = tiny.at(tmp_path / "results-of-none").command(*options(tmp_path))
+    refused = tiny.at(tmp_path / "results").command(*options(tmp_path))
     assert refused.code == 2
     assert refused.err.count("\n") == 1
     assert refused.err.startswith("error: ")
-    assert rule in refused.err
+    assert fact in refused.err

@@ -1,4 +1,4 @@
-"""Memory that runs out, in every way it does: Python's, torch's, the kernel's; and what a trial then goes on with."""
+"""Memory that runs out in every way it can, in Python, torch and the kernel, and how the trial is then resumed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import psutil
 import pytest
 import torch
 from studies import PATIENCE, Tiny, config, outcomes, prepare
-from tuning.storage import Outcome
 
 from data import batches
 from model.training import EpochMetrics
 from search_space import Config
 from tuning import trainer
-from tuning.coordinator import SMALLEST_MICRO_BATCH, TrialStarted
+from tuning.coordinator import SMALLEST_MICRO_BATCH
 from tuning.devices import Slot
+from tuning.events import TrialStarted
 from tuning.folder import replace_file
-from tuning.jobs import Assignment, Event, FailureKind, Progress, TrialFailure, TrialJob
+from tuning.jobs import Assignment, FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage
 from tuning.memory import Kills
+from tuning.trials import Outcome, Trial
 from tuning.workers import LocalWorkers
 
 MEGABYTE = 2**20
@@ -36,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def job(tiny: Tiny, directory: Path, **changes: Any) -> TrialJob:
-    """One epoch of a trial in a folder of its own."""
+    """Return a job of one epoch in a directory of its own."""
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / "attempt", lambda path: path.write_text("1"))
     made = TrialJob(
@@ -51,17 +52,17 @@ def job(tiny: Tiny, directory: Path, **changes: Any) -> TrialJob:
     return replace(made, **changes)
 
 
-class Listener:
-    """A line that keeps what is said, and does `fault` at the first sign of life."""
+class Recorder:
+    """A worker's connection that keeps what is sent, and calls `fault` at the first sign of life."""
 
     def __init__(self, fault: Callable[[], object] = lambda: None) -> None:
-        self.said: list[Event] = []
+        self.sent: list[WorkerMessage] = []
         self._fault = fault
 
-    def send(self, event: Event) -> None:
-        if isinstance(event, Progress):
+    def send(self, message: WorkerMessage) -> None:
+        if isinstance(message, Progress):
             self._fault()
-        self.said.append(event)
+        self.sent.append(message)
 
     def answer(self) -> trainer.Answer:
         return "stop"
@@ -92,22 +93,22 @@ def raises(error: Exception) -> Callable[[], None]:
     ],
     ids=["numpy", "torch", "cuda", "cuda driver", "cublas", "cudnn", "cudnn's workspace", "c++", "mmap"],
 )
-def test_memory_that_runs_out_in_a_training_is_told_as_such(
+def test_memory_that_runs_out_during_training_is_recognised(
     tiny: Tiny, tmp_path: Path, fault: Callable[[], object]
 ) -> None:
-    line = Listener(fault)
-    assert trainer.run(job(tiny, tmp_path), line), "the process is of no use any more"
-    (failure,) = line.said
+    link = Recorder(fault)
+    assert trainer.run(job(tiny, tmp_path), link), "the process can train another trial"
+    _, failure = link.sent
     assert isinstance(failure, TrialFailure)
     assert failure.kind is FailureKind.OUT_OF_MEMORY
     assert failure.reason and "\n" not in failure.reason
 
 
-def test_a_trial_short_of_memory_evaluates_fewer_pictures_at_a_time_too(
+def test_a_trial_short_of_memory_also_evaluates_fewer_pictures_at_a_time(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six validation pictures went at once whatever the micro-batch: where that was too much, halving did not help."""
-    monkeypatch.setattr(batches, "EVALUATED", 6)
+    """Once all six were evaluated at a time whatever the micro-batch; if that was too much, halving did not help."""
+    monkeypatch.setattr(batches, "EVALUATION_PICTURES", 6)
     sizes: list[tuple[bool, int]] = []
 
     def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -116,16 +117,16 @@ def test_a_trial_short_of_memory_evaluates_fewer_pictures_at_a_time_too(
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        line = Listener()
-        trainer.run(job(tiny, tmp_path, micro_batch=8), line)
+        link = Recorder()
+        trainer.run(job(tiny, tmp_path, micro_batch=8), link)
     finally:
         hook.remove()
-    assert isinstance(line.said[-1], EpochMetrics)
+    assert isinstance(link.sent[-1], EpochMetrics)
     assert max(size for training, size in sizes if training) <= 8
     assert [size for training, size in sizes if not training] == [3, 3]
 
 
-# -- the kernel's own way
+# -- kills by the kernel
 
 
 def group_file(root: Path, name: str, count: int) -> Path:
@@ -138,18 +139,18 @@ def group_file(root: Path, name: str, count: int) -> Path:
 @pytest.mark.parametrize(
     ("groups", "files"),
     [
-        # Version 2: the group's own file; in a container without a namespace of groups, that of the mount.
+        # Version 2: the group's own file; in a container without a cgroup namespace, that of the mount.
         ("0::/user/me\n", ["sys/fs/cgroup/user/me/memory.events", "proc/vmstat"]),
         ("0::/of/the/host\n", ["sys/fs/cgroup/memory.events", "proc/vmstat"]),
         # Version 1, alone and beside version 2.
         ("9:cpu:/\n4:memory:/me\n", ["sys/fs/cgroup/memory/me/memory.oom_control", "proc/vmstat"]),
         ("4:memory:/docker/1\n0::/\n", ["sys/fs/cgroup/memory/memory.oom_control", "proc/vmstat"]),
-        # In no group that counts: the whole machine.
+        # In no group with a counter: the whole machine.
         ("0::/\n", ["proc/vmstat"]),
         ("", ["proc/vmstat"]),
     ],
 )
-def test_the_kernels_kills_are_read_where_they_are_counted(groups: str, files: list[str], tmp_path: Path) -> None:
+def test_the_kernels_kills_are_read_where_it_counts_them(groups: str, files: list[str], tmp_path: Path) -> None:
     (tmp_path / "proc/7").mkdir(parents=True)
     (tmp_path / "proc/7/cgroup").write_text(groups)
     paths = [group_file(tmp_path, name, 3) for name in files]
@@ -160,19 +161,19 @@ def test_the_kernels_kills_are_read_where_they_are_counted(groups: str, files: l
     assert before.risen
 
 
-def test_where_nobody_counts_nothing_has_risen(tmp_path: Path) -> None:
+def test_without_a_counter_there_are_no_kills(tmp_path: Path) -> None:
     assert Kills.around(7, tmp_path) == Kills(None, 0)
     assert not Kills(None, 0).risen
 
 
-@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="Linux counts")
-def test_this_machine_counts() -> None:
+@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="only Linux counts kills")
+def test_this_machine_counts_kills() -> None:
     assert Kills.around(os.getpid()).place is not None
 
 
 @pytest.fixture
 def small_group() -> Iterator[Path]:
-    """A control group of this system with 40 MB for whoever moves in; what they had before is not counted in it."""
+    """A control group with 40 MB for a process that is moved into it; what it held before is not counted."""
     own = Kills.around(os.getpid()).place
     if own is None or own.name == "vmstat":
         pytest.skip("no control groups here")
@@ -186,7 +187,7 @@ def small_group() -> Iterator[Path]:
         limits = ("memory.limit_in_bytes", "memory.max")
         limit = next((group / name for name in limits if (group / name).exists()), None)
         if limit is None:
-            pytest.skip("no limit of memory in a control group here")
+            pytest.skip("memory cannot be limited in a control group here")
         limit.write_text(str(40 * MEGABYTE))
         for name, value in (("memory.memsw.limit_in_bytes", str(40 * MEGABYTE)), ("memory.swap.max", "0")):
             with contextlib.suppress(OSError):
@@ -197,10 +198,10 @@ def small_group() -> Iterator[Path]:
 
 
 @pytest.mark.long
-def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_followed_by_one_with_half_the_pictures(
+def test_a_worker_that_the_kernel_kills_for_its_memory_is_followed_by_one_with_half_the_pictures(
     tiny: Tiny, small_group: Path, tmp_path: Path
 ) -> None:
-    """The first worker is moved into a group with too little memory before its trial; the second one is in none."""
+    """The first worker is moved into a control group with too little memory before its trial; the second one is not."""
     large = prepare(tmp_path / "large")
     pictures = np.random.default_rng(0).integers(0, 256, (42, 128, 128, 3), dtype=np.uint8)
     np.save(large.data.directory / "128.npy", pictures)
@@ -208,7 +209,7 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_followed_by_one_wi
     costly = replace(small, image_size=128, model=replace(small.model, stride_pattern="late"))
     workers = LocalWorkers([Slot()])
     workers.start(0, job(tiny, tmp_path / "first"))
-    while not any(isinstance(event, EpochMetrics) for _, event in workers.wait(PATIENCE)):
+    while not any(isinstance(message, EpochMetrics) for _, message in workers.wait(PATIENCE)):
         pass
     workers.stop(0)
     (worker,) = (child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline()))
@@ -219,10 +220,10 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_followed_by_one_wi
         return costly
 
     study = large.at(tmp_path / "results")
-    happened = list(study.coordinator(1, workers=workers, draw=draw).run())
+    events = list(study.coordinator(1, workers=workers, draw=draw).run())
     assert not worker.is_running()
-    assert outcomes(happened) == [(0, Outcome.COMPLETE)]
-    assert [event.micro_batch for event in happened if isinstance(event, TrialStarted)] == [None, SMALLEST_MICRO_BATCH]
-    (trial,) = study.trials()
-    assert trial.user_attrs["micro_batch"] == SMALLEST_MICRO_BATCH
-    assert trial.user_attrs["reason"] == "trained to its last epoch (8 pictures at a time, as memory was short)"
+    assert outcomes(events) == [(0, Outcome.COMPLETE)]
+    assert [event.micro_batch for event in events if isinstance(event, TrialStarted)] == [None, SMALLEST_MICRO_BATCH]
+    (trial,) = map(Trial, study.trials())
+    assert trial.micro_batch == SMALLEST_MICRO_BATCH
+    assert trial.reason and trial.reason.startswith("trained to its last epoch (8 pictures")

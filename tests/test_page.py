@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +14,10 @@ import studies
 from optuna.trial import FrozenTrial, TrialState
 
 from data import catalog, sources
+from data.augment import AugmentConfig
 from data.split import split
+from model.network import ModelConfig
+from model.training import TrainingConfig
 from reporting import page
 from reporting.sections import background, outcome
 from reporting.sections.parts import Facts
@@ -152,6 +155,12 @@ class TestAWholeStudy:
         assert len(text.encode()) < 150_000
         assert sorted(path.name for path in folder.iterdir()) == ["data_report.csv", "plots", "report.html", "trials"]
 
+    def test_every_setting_of_the_best_trial_has_a_row(self, forty: tuple[Path, str]) -> None:
+        rows = re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td><td>([^<]*)</td></tr>", forty[1])
+        for group, kind in {"model": ModelConfig, "training": TrainingConfig, "augment": AugmentConfig}.items():
+            names = [name for part, name, _ in rows if part == group]
+            assert names == [field.name.replace("_", " ") for field in fields(kind)]
+
     def test_a_warning_says_that_trials_are_few(self, forty: tuple[Path, str]) -> None:
         assert "trials are few for" in sentences(forty[1])
         assert "python study.py retrain --study made-up" in sentences(forty[1])
@@ -191,7 +200,7 @@ def test_of_a_study_that_was_really_trained(tmp_path: Path) -> None:
 
 class TestAfterRetraining:
     def test_the_test_part_is_the_headline(self, tested: str) -> None:
-        assert "top-1 on the test part" in sentences(tested)
+        assert "top-1 on the test set" in sentences(tested)
         assert "expect less on new pictures. python study.py retrain" not in sentences(tested)
 
     def test_a_winner_that_was_not_the_studys_best_is_named(self, tested: str) -> None:
@@ -204,11 +213,11 @@ class TestAfterRetraining:
         anchors = [attributes.get("id") for tag, attributes in Page(tested).elements if tag == "section"]
         assert anchors.index("finalists") + 1 == anchors.index("mistakes")
         assert "3 of 3" in sentences(tested)
-        assert "Confusion matrix of the test part" in sentences(tested)
+        assert "Confusion matrix of the test set" in sentences(tested)
         assert "hand-tuned recipe 40.5 % 0.7 % 2, 1 diverged" in sentences(tested)
 
     def test_a_warning_says_that_several_networks_were_tested(self, tested: str) -> None:
-        assert "evaluated on the test part 2 times" in sentences(tested)
+        assert "The test set was used 2 times" in sentences(tested)
         assert "a lucky network" in sentences(tested)
 
     def test_a_winner_that_was_not_tested_leaves_the_study_as_it_was(

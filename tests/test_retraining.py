@@ -1,4 +1,4 @@
-"""Final runs and the evaluation on the test part, checked against plain loops; the winner as it is stored."""
+"""Final runs and the evaluation on the test set, checked against plain loops; the winner as it is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampler: what it draws depends on (seed, trial number) and the finished trials, and on no process's life."""
+"""Samplers: a draw depends on the seed, the trial's number and the other trials, never on when a process was killed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from optuna.samplers import BaseSampler
 from studies import TINY
 
 from search_space import suggest
-from tuning import storage
+from tuning.database import open_study
 from tuning.folder import sqlite_url
 from tuning.sampling import SAMPLERS, STARTUP_TRIALS, draw_seed
 
 draw = partial(suggest, profile=TINY, classes=3)
 LATER = 3
-"""Trials after the start-up ones, where TPE has learned."""
+"""Trials after the start-up ones, when TPE has learned."""
 
 
 class Killed(Exception):  # noqa: N818 - stands for a SIGKILL
@@ -28,7 +28,7 @@ class Killed(Exception):  # noqa: N818 - stands for a SIGKILL
 
 
 class Dying:
-    """A trial whose process ends after so many suggestions."""
+    """A trial whose process is killed after `suggestions` parameters."""
 
     def __init__(self, trial: optuna.Trial, suggestions: int) -> None:
         self._trial, self._left = trial, suggestions
@@ -48,10 +48,8 @@ class Dying:
 
 
 def opened(folder: Path, sampler: BaseSampler) -> optuna.Study:
-    """As a new process opens it."""
-    study = storage.open_study(
-        sqlite_url(folder), "s", sampler=sampler, pruner=NopPruner(), identity={}, first_trials={}
-    )
+    """Open the study with new objects, as a new process does."""
+    study = open_study(sqlite_url(folder), "s", sampler=sampler, pruner=NopPruner(), identity={}, first_trials={})
     study.get_trials()
     return study
 
@@ -61,7 +59,7 @@ def value(number: int) -> float:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial) -> None:
-    """Made-up values; each third trial is pruned, each seventh infeasible."""
+    """Finish a trial with a made-up value; every third one is pruned, every seventh infeasible."""
     number = trial.number
     if number % 7 == 6:
         trial.set_constraint("flops", 0.5)
@@ -74,7 +72,7 @@ def tell(study: optuna.Study, trial: optuna.Trial) -> None:
 
 
 def undisturbed(sampler: BaseSampler, trials: int) -> list[dict[str, Any]]:
-    """The parameters of a study that one process runs, in its memory."""
+    """Return the parameters of a study that one process runs in memory."""
     study = optuna.create_study(sampler=sampler, direction="maximize")
     for _ in range(trials):
         trial = study.ask()
@@ -84,8 +82,8 @@ def undisturbed(sampler: BaseSampler, trials: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_killed_between_any_two_suggestions_it_draws_the_same(tmp_path: Path, name: str) -> None:
-    """Every trial is begun, killed after some suggestions and gone on with by new objects for everything."""
+def test_killed_between_any_two_suggestions_a_study_samples_the_same(tmp_path: Path, name: str) -> None:
+    """Every trial is killed after some suggestions and resumed with new objects for everything."""
     make: Callable[[], BaseSampler] = partial(SAMPLERS[name], 3)
     trials = STARTUP_TRIALS + LATER
     whole = undisturbed(make(), trials)
@@ -93,7 +91,7 @@ def test_killed_between_any_two_suggestions_it_draws_the_same(tmp_path: Path, na
     for number in range(trials):
         trial = opened(tmp_path, make()).ask()
         with pytest.raises(Killed):
-            draw(Dying(trial, 5 * number % 14))  # 5 and 14 have no common divisor: every place from 0 to 12
+            draw(Dying(trial, 5 * number % 14))  # 5 and 14 have no common divisor, so it is after every number
         study = opened(tmp_path, make())
         trial = optuna.Trial(study, trial._trial_id)
         draw(trial)
@@ -102,7 +100,7 @@ def test_killed_between_any_two_suggestions_it_draws_the_same(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_another_seed_draws_others_and_the_same_seed_the_same(name: str) -> None:
+def test_equal_seeds_sample_the_same_and_others_do_not(name: str) -> None:
     trials = STARTUP_TRIALS + LATER
     one, again, other = (undisturbed(SAMPLERS[name](seed), trials) for seed in (5, 5, 6))
     assert one == again
@@ -110,7 +108,7 @@ def test_another_seed_draws_others_and_the_same_seed_the_same(name: str) -> None
     assert len({str(parameters) for parameters in one}) == trials
 
 
-def test_the_seed_of_a_draw_is_of_study_trial_and_names() -> None:
+def test_the_seed_of_a_draw_depends_on_study_trial_and_names() -> None:
     base = draw_seed(0, 1, ["lr"])
     assert base == draw_seed(0, 1, ["lr"])
     assert 0 <= base < 2**32

@@ -119,7 +119,7 @@ def test_a_study_with_successive_halving_ends_and_retires_what_was_not_promoted(
     trials = read(undisturbed)
     assert len(trials) == TRIALS
     promoted = [[trial for trial in trials if trial.epochs > rung] for rung in RUNGS]
-    # At least half of a rung; more where a promoted one was overtaken later.
+    # At least half of a rung; more if a promoted trial was overtaken later.
     assert TRIALS // ETA <= len(promoted[0]) < TRIALS
     assert len(promoted[0]) // ETA <= len(promoted[1]) < len(promoted[0])
     assert {trial.outcome for trial in promoted[1]} == {Outcome.COMPLETE}
@@ -302,7 +302,7 @@ def test_a_trial_with_too_little_memory_says_so_when_it_is_retired(tiny: Tiny, t
 
 
 def test_a_reached_target_ends_the_study_and_retires_what_is_paused(tiny: Tiny, tmp_path: Path) -> None:
-    """Also where no new trial is wanted any more: the scheduler is not asked to resume one."""
+    """Even if no new trial is wanted any more; the scheduler is not asked to resume one."""
     for trials in (2, 9):
         study = tiny.at(tmp_path / str(trials))
         # Baselines are not paused: the first trial waits, the enqueued baseline then reaches the target.
@@ -325,7 +325,7 @@ def test_at_the_target_no_paused_trial_is_resumed(tiny: Tiny, tmp_path: Path) ->
     class ResumesLate(PausesAll):
         def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
             paused = [trial for trial in trials if trial.is_paused]
-            return None if new_wanted else Resume(paused[0].number)
+            return Resume(paused[0].number) if paused and not new_wanted else None
 
     coordinator = study.coordinator(3, make_scheduler=ResumesLate, target=0.01)
     ended = outcomes(list(coordinator.run()))

@@ -1,4 +1,4 @@
-"""The search space: any point can be built and trained, every knob counts, and the known-good points lie in it."""
+"""The search space: any point can be built and trained, every knob matters, and the baselines are points of it."""
 
 import json
 from dataclasses import asdict, replace
@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from tuning.identity import random_points
 
 from model.network import MushroomCNN
-from search_space import PROFILES, Config, Profile, known_good, suggest
+from search_space import HAND_TUNED, ORIGINAL, PROFILES, Config, Profile, baselines, suggest
+from tuning.space import random_points
 
 CLASSES = 4
 
@@ -28,7 +28,7 @@ CONDITIONS = {
     "step_period": ("lr_decay", {"step"}),
     "warmup_epochs": ("lr_decay", {"step", "cosine"}),
 }
-"""Knob -> the choice it hangs on, and under which of its values it is asked for. All others always are."""
+"""Knob -> the choice that it depends on, and the values with which it is sampled. All other knobs always are."""
 
 profiles = st.builds(
     lambda name, epochs, short_side: replace(PROFILES[name], epochs=epochs).within(short_side),
@@ -36,11 +36,11 @@ profiles = st.builds(
     st.integers(1, 30),
     st.integers(16, 300),
 )
-"""Every profile, as `--epochs` and small pictures bend it."""
+"""Every profile, as `--epochs` and small pictures change it."""
 
 
 class Fixed:
-    """Stands in for a trial: gives what it is told, else the lowest or first value, and notes what it was asked for."""
+    """A stand-in for a trial with the given values, else the lowest or first; records what it was asked for."""
 
     def __init__(self, **values: Any) -> None:
         self.values = values
@@ -60,7 +60,7 @@ class Fixed:
 
 
 def chosen(profile: Profile, classes: int = CLASSES, **values: Any) -> Config:
-    """The point with these values, and the lowest or first where none is given."""
+    """Return the point with these values, and the lowest or first if none is given."""
     return suggest(cast(optuna.Trial, Fixed(**values)), profile, classes)
 
 
@@ -81,7 +81,7 @@ def test_any_point_is_a_valid_config_that_survives_json_with_its_digest(profile:
 
 @settings(max_examples=8, deadline=None)
 @given(name=st.sampled_from(sorted(PROFILES)), short_side=st.sampled_from([16, 24]), seed=st.integers(0, 2**32 - 1))
-def test_any_point_builds_a_network_that_goes_forward_and_backward(name: str, short_side: int, seed: int) -> None:
+def test_any_point_builds_a_network_that_runs_forward_and_backward(name: str, short_side: int, seed: int) -> None:
     profile = PROFILES[name].within(short_side)
     config = point(seed, profile)
     torch.manual_seed(0)
@@ -92,9 +92,10 @@ def test_any_point_builds_a_network_that_goes_forward_and_backward(name: str, sh
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
-def test_the_digest_is_the_same_today_as_when_studies_were_begun() -> None:
-    """It finds duplicates and old checkpoints: were it to change, a study gone on with would train points twice."""
+def test_the_digest_is_the_same_as_when_earlier_studies_were_started() -> None:
+    """It finds duplicates and old checkpoints: if it changed, a resumed study would train points twice."""
     profile = Profile(
+        name="quick",
         pictures=1500,
         image_sizes=(32, 64, 16),
         widths=(0.25, 0.5, 0.125),
@@ -106,7 +107,7 @@ def test_the_digest_is_the_same_today_as_when_studies_were_begun() -> None:
     assert chosen(profile, 9).digest == "7d529929424f3f40"
 
 
-def test_knobs_are_asked_for_only_under_their_choice() -> None:
+def test_a_conditional_knob_is_sampled_only_with_its_choice() -> None:
     unconditional = set()
     for optimizer in ("sgd", "adam", "adamw"):
         for lr_decay in ("step", "cosine", "one-cycle"):
@@ -123,7 +124,7 @@ def test_knobs_are_asked_for_only_under_their_choice() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
-def test_every_value_of_every_knob_is_another_point(name: str) -> None:
+def test_every_value_of_every_knob_makes_a_different_point(name: str) -> None:
     base: dict[str, Any] = {"augmentation_strength": 1.0}
     places: list[dict[str, Any]] = [
         {"optimizer": o, "lr_decay": s} for o in ("sgd", "adam", "adamw") for s in ("step", "one-cycle")
@@ -144,7 +145,7 @@ def test_every_value_of_every_knob_is_another_point(name: str) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_what_a_choice_leaves_unused_stands_at_one_value(seed: int) -> None:
+def test_a_knob_that_a_choice_leaves_unused_has_one_fixed_value(seed: int) -> None:
     """Otherwise two equal trainings would count as different trials."""
     config = point(seed, PROFILES["laptop"])
     if config.training.schedule != "step":
@@ -154,8 +155,8 @@ def test_what_a_choice_leaves_unused_stands_at_one_value(seed: int) -> None:
     assert config.training.momentum == 0.9
 
 
-def test_without_strength_the_kinds_of_augmentation_are_one_point() -> None:
-    """At strength 0 every view is the plain picture, so that all three trained the same network under three names."""
+def test_at_strength_0_all_kinds_of_augmentation_are_one_point() -> None:
+    """Every view is then the plain picture; once the same network was trained under three names."""
     kinds = ("fresh", "originals+fresh", "originals+fixed")
     for strength, different in [(0.0, 1), (0.1, 3)]:
         digests = {
@@ -166,10 +167,10 @@ def test_without_strength_the_kinds_of_augmentation_are_one_point() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(profile=profiles)
-def test_known_good_points_lie_in_the_space_and_name_all_of_their_knobs(profile: Profile) -> None:
-    """Optuna draws what an enqueued trial does not name, and only warns of a value outside; here a warning fails."""
-    points = known_good(profile)
-    assert list(points) == ["original recipe", "improved by hand"]
+def test_baselines_are_in_the_space_and_have_a_value_for_each_of_their_knobs(profile: Profile) -> None:
+    """Optuna samples what an enqueued trial leaves out, and only warns of a value outside; here a warning fails."""
+    points = baselines(profile)
+    assert list(points) == ["original recipe", "hand-tuned recipe"]
     for parameters in points.values():
         trial = optuna.trial.FixedTrial(parameters)
         config = suggest(trial, profile, CLASSES)  # type: ignore[arg-type]
@@ -179,19 +180,19 @@ def test_known_good_points_lie_in_the_space_and_name_all_of_their_knobs(profile:
         assert config.training.epochs == profile.epochs
 
 
-def test_known_good_points_are_the_seeds_recipes_at_the_gpu_profile() -> None:
-    configs = {name: chosen(PROFILES["gpu"], 9, **p) for name, p in known_good(PROFILES["gpu"]).items()}
-    original, improved = configs["original recipe"], configs["improved by hand"]
-    assert (original.image_size, improved.image_size) == (128, 256)  # 150 was the original's; 128 is nearest
+def test_baselines_are_the_original_projects_recipes_at_the_gpu_profile() -> None:
+    configs = {name: chosen(PROFILES["gpu"], 9, **p) for name, p in baselines(PROFILES["gpu"]).items()}
+    original, tuned = configs[ORIGINAL], configs[HAND_TUNED]
+    assert (original.image_size, tuned.image_size) == (128, 256)  # the original's was 150; 128 is nearest
     assert (original.training.optimizer, original.training.lr) == ("adam", 1e-3)
-    assert (improved.training.optimizer, improved.training.lr) == ("sgd", 0.1)
-    assert original.training.step_factor == improved.training.step_factor == 0.1
-    assert (original.augment.fresh, improved.augment.fresh) == (False, True)
-    assert (original.model.dilation_pattern, improved.model.dilation_pattern) == ("consecutive", "late")
+    assert (tuned.training.optimizer, tuned.training.lr) == ("sgd", 0.1)
+    assert original.training.step_factor == tuned.training.step_factor == 0.1
+    assert (original.augment.fresh, tuned.augment.fresh) == (False, True)
+    assert (original.model.dilation_pattern, tuned.model.dilation_pattern) == ("consecutive", "late")
 
 
 @given(short_side=st.integers(16, 400), name=st.sampled_from(sorted(PROFILES)))
-def test_a_profile_enlarges_no_picture_and_leaves_one_size_at_least(short_side: int, name: str) -> None:
+def test_a_profile_enlarges_no_picture_and_has_at_least_one_size(short_side: int, name: str) -> None:
     fitted = PROFILES[name].within(short_side)
     assert fitted.sizes
     assert max(fitted.sizes) <= short_side
@@ -200,15 +201,15 @@ def test_a_profile_enlarges_no_picture_and_leaves_one_size_at_least(short_side: 
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
-def test_the_steps_of_sizes_and_widths_meet_their_ends(name: str) -> None:
-    """Optuna would cut off a range whose end its step does not meet, with a warning per trial."""
+def test_sizes_and_widths_are_whole_numbers_of_steps(name: str) -> None:
+    """Otherwise Optuna would shorten the range, with a warning per trial."""
     low, high, step = PROFILES[name].image_sizes
     assert (high - low) % step == 0
     low, high, step = PROFILES[name].widths
     assert np.isclose((high - low) / step, round((high - low) / step))
 
 
-def test_random_points_fill_the_space_evenly_enough_to_forecast_from() -> None:
+def test_random_points_cover_the_space_well_enough_for_a_forecast() -> None:
     points = list(random_points(lambda trial: suggest(trial, PROFILES["quick"], CLASSES), 200))
     for choices in ("stride_pattern", "dilation_pattern", "pooling"):
         assert len({asdict(config.model)[choices] for config in points}) in (3, 4, 5)

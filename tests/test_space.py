@@ -1,4 +1,4 @@
-"""The space as data: found whole, the same in every process, and refused where it has changed."""
+"""The space as data: found whole, the same in every process, and refused if it has changed."""
 
 import json
 import os

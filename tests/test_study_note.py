@@ -1,4 +1,4 @@
-"""The study's note and plots in the dashboard: there, up to date, and text whatever things are called."""
+"""The study's note and plots in the dashboard: complete, up to date, and text alone whatever things are called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from pictures import NAMES, class_folders
 from studies import recorded
-from tuning.storage import Outcome
 
 from data import catalog, sources
 from data.catalog import Catalog
@@ -28,7 +27,8 @@ from model.files import printable
 from reporting.study_note import EVERY, SHARE, SHOWN_CLASSES, StudyNote, show_finalists
 from search_space import PROFILES
 from tests.stress.made_up_studies import made_up_study, made_up_trials, write_finals
-from tuning.coordinator import TrialEnded
+from tuning.events import TrialEnded
+from tuning.trials import Outcome
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -43,7 +43,7 @@ STUDY = "a $(reboot) 'b' & c; #d"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     """Pictures of three classes."""
-    folder = tmp_path_factory.mktemp("card")
+    folder = tmp_path_factory.mktemp("note")
     return scanned(class_folders(folder / "plain", classes=3, each=14), folder)
 
 
@@ -51,18 +51,18 @@ def scanned(folder: Path, cache: Path) -> Catalog:
     return catalog.scan(sources.resolve(str(folder), cache_dir=cache, pictures=None), cache_dir=cache)
 
 
-def card(study: optuna.Study, folder: Path, found: Catalog, *, trials: int = 40) -> StudyNote:
+def note_of(study: optuna.Study, folder: Path, found: Catalog, *, trials: int = 40) -> StudyNote:
     return StudyNote(study, folder, catalog=found, split=split(found), profile=PROFILES["quick"], trials=trials)
 
 
 def updated(study: optuna.Study, folder: Path, found: Catalog) -> str:
-    """The note after an update."""
-    card(study, folder, found).update()
+    """Return the note after an update."""
+    note_of(study, folder, found).update()
     return get_note(study)
 
 
 def figures(study: optuna.Study) -> dict[str, go.Figure]:
-    """The plots by identity, read as the dashboard reads them; plotly refuses what is no figure."""
+    """Return the plots by identity, read as the dashboard reads them; plotly rejects what is not a figure."""
     stored = get_plotly_graph_objects(study._storage.get_study_system_attrs(study._study_id))
     return {name: go.Figure(json.loads(text)) for name, text in stored.items()}
 
@@ -83,10 +83,10 @@ def rendered(markdown: str) -> str:
     return MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
 
 
-# -- what it says
+# -- the note
 
 
-def test_the_note_explains_data_space_how_far_it_is_and_the_best(found: Catalog, tmp_path: Path) -> None:
+def test_the_note_explains_data_space_progress_and_the_best_trial(found: Catalog, tmp_path: Path) -> None:
     trials = made_up_trials(40)
     study = made_up_study(trials)
     text = text_of(updated(study, tmp_path, found))
@@ -99,9 +99,9 @@ def test_the_note_explains_data_space_how_far_it_is_and_the_best(found: Catalog,
     for kind in {trial.user_attrs["outcome"] for trial in trials}:
         assert f"{sum(trial.user_attrs['outcome'] == kind for trial in trials)} {kind}" in text
     best = study.best_trial
-    assert f"Best so far: {100 * best.value:.2f} % top-1 in trial {best.number}." in text.replace("\u00a0", " ")
-    known = study.get_trials()[0]
-    assert f"{known.user_attrs['known_good']}: {100 * known.value:.2f} %" in text.replace("\u00a0", " ")
+    assert f"Best so far: {100 * best.value:.2f} % validation top-1 in trial {best.number}." in text
+    baseline = study.get_trials()[0]
+    assert f"{baseline.user_attrs['baseline']} {100 * baseline.value:.2f} %" in text
 
 
 def test_each_class_has_a_row_with_its_pictures_by_part(found: Catalog, tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_each_class_has_a_row_with_its_pictures_by_part(found: Catalog, tmp_path
     ]
 
 
-def test_more_classes_than_a_person_reads_have_no_table(tmp_path: Path) -> None:
-    """Every picture a class of its own."""
+def test_many_classes_have_no_table(tmp_path: Path) -> None:
+    """Every picture is a class of its own."""
     plain = scanned(class_folders(tmp_path / "many", classes=6, each=10), tmp_path)
     pictures = tuple(replace(one, label=one.path) for one in plain.pictures)
     assert len(pictures) > SHOWN_CLASSES
@@ -127,14 +127,14 @@ def test_more_classes_than_a_person_reads_have_no_table(tmp_path: Path) -> None:
     assert "<table>" not in rendered(get_note(study))
 
 
-def test_the_commands_to_go_on_with_name_the_study(found: Catalog, tmp_path: Path) -> None:
+def test_the_next_commands_name_the_study(found: Catalog, tmp_path: Path) -> None:
     page = rendered(updated(made_up_study([], name=STUDY), tmp_path, found))
     code = html.unescape(re.findall(r"<code>(.*?)</code>", page, re.DOTALL)[0])
     quoted = "'a $(reboot) '\"'\"'b'\"'\"' & c; #d'"
     assert code == f"python study.py retrain --study {quoted}\npython study.py export --study {quoted}\n"
 
 
-# -- what it shows
+# -- the plots
 
 
 def test_a_searched_study_has_two_plots_and_a_retrained_one_three(found: Catalog, tmp_path: Path) -> None:
@@ -205,13 +205,13 @@ def test_every_study_has_a_note(trials: Sequence[FrozenTrial], found: Catalog, t
     best = any(trial.state.name == "COMPLETE" for trial in trials)
     assert ("Best so far" in text) == best
     assert ". ." not in text
-    assert ("No trial has ended yet." in text) == (not any("outcome" in trial.user_attrs for trial in trials))
+    assert ("No trial has finished yet." in text) == (not any(trial.state.is_finished() for trial in trials))
 
 
 def test_the_note_and_the_plots_follow_the_study(found: Catalog, tmp_path: Path) -> None:
     trials = made_up_trials(40)
     study = made_up_study(trials[:20])
-    kept = card(study, tmp_path, found)
+    kept = note_of(study, tmp_path, found)
     kept.update()
     before = points(figures(study)["accuracy-against-flops"])
     study.add_trials(trials[20:])
@@ -227,7 +227,7 @@ def test_it_is_written_after_every_tenth_trial_or_every_twentieth_part(
     found: Catalog, tmp_path: Path, there: int, every: int
 ) -> None:
     study = made_up_study((made_up_trials(40) * EVERY)[:there])
-    kept = card(study, tmp_path, found)
+    kept = note_of(study, tmp_path, found)
     for _ in range(2):
         save_note(study, "")
         for number in range(every - 1):

@@ -1,7 +1,8 @@
-"""The note and the pictures of each trial: there, true, small, and made of text whatever the classes are called."""
+"""The note and the pictures of each trial: complete, correct, small, and text alone whatever the classes are called."""
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import io
 import json
@@ -25,20 +26,21 @@ from optuna_dashboard import get_note
 from PIL import Image
 from studies import ThreadWorkers, Tiny, config, prepare
 from torch import Tensor, nn
-from tuning.storage import Outcome
 
 from data.cache import CacheHandle, open_part
 from model import checkpoint
 from model.files import printable
-from model.network import MushroomCNN
+from model.network import ModelConfig, MushroomCNN
 from model.preprocessing import normalise
 from model.training import MISTAKES, EpochMetrics, Mistake, evaluate
-from reporting import svg as sketches
+from reporting import svg
 from reporting.trial_note import COLUMNS, GAP, SIDE, TrialNotes, as_text, note
 from search_space import Config
-from tuning.coordinator import Coordinator, Plan, TrialRecord, search
+from tuning.coordinator import Coordinator, Plan, search
+from tuning.events import TrialRecord
 from tuning.jobs import Assignment
 from tuning.scheduling import PrunerScheduler
+from tuning.trials import Outcome
 
 PICTURES = ("confusion.svg", "curves.svg", "mistakes.jpg")
 KILOBYTES = 150
@@ -55,11 +57,11 @@ HOSTILE = (
 )
 
 GROWTH = 25.0
-"""By which weight decay alone multiplies the weights in each step of lr 1: finite for one epoch, not for two."""
+"""Factor by which weight decay alone multiplies the weights in a step of lr 1: finite for one epoch, not for two."""
 
 
 class PrunesThese(BasePruner):
-    """Ends the trials of these numbers after their second epoch."""
+    """Prunes the trials of these numbers after their second epoch."""
 
     def __init__(self, *numbers: int) -> None:
         self.numbers = numbers
@@ -90,10 +92,11 @@ TRAINED = (0, 1, 2, 5)
 def coordinator(
     tiny: Tiny, describe: Callable[[optuna.Trial, TrialRecord], None], *, pruner: BasePruner, trials: int
 ) -> Coordinator:
+    study = tiny.open(pruner=pruner)
     return Coordinator(
-        tiny.open(pruner=pruner),
+        study,
         workers=ThreadWorkers(),
-        scheduler=PrunerScheduler(),
+        scheduler=PrunerScheduler(study),
         assign=search(lambda trial: CONFIGS[trial.number], seed=0),
         plan=Plan(trials=trials, max_parameters=2e6),
         data=tiny.data,
@@ -102,7 +105,7 @@ def coordinator(
     )
 
 
-def cards(tiny: Tiny, data: CacheHandle | None = None) -> TrialNotes:
+def notes(tiny: Tiny, data: CacheHandle | None = None) -> TrialNotes:
     tiny.study_folder.mkdir(parents=True, exist_ok=True)
     return TrialNotes(tiny.study_folder, data or tiny.data)
 
@@ -117,15 +120,15 @@ def steady() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A study with a trial of every outcome, each with its card."""
-    tiny = prepare(tmp_path_factory.mktemp("cards"))
-    list(coordinator(tiny, cards(tiny), pruner=PrunesThese(1), trials=4).run())
+    """Return a study with a trial of every outcome, each with its note."""
+    tiny = prepare(tmp_path_factory.mktemp("notes"))
+    list(coordinator(tiny, notes(tiny), pruner=PrunesThese(1), trials=4).run())
     assert [trial.user_attrs["outcome"] for trial in tiny.trials()] == list(ENDS)
     return tiny
 
 
 def artifacts(tiny: Tiny, number: int) -> dict[str, list[bytes]]:
-    """What a trial's artifacts hold, by name."""
+    """Return the contents of a trial's artifacts by name."""
     study = tiny.open()
     found: dict[str, list[bytes]] = {}
     for meta in get_all_artifact_meta(study.get_trials()[number], storage=study._storage):
@@ -148,7 +151,7 @@ def chosen(tiny: Tiny, number: int) -> EpochMetrics:
 
 
 def size_of(picture: bytes) -> tuple[float, float]:
-    """Pixels across and down."""
+    """Return width and height in pixels."""
     if picture.startswith(b"<svg"):
         root = ET.fromstring(picture)
         return float(root.attrib["width"]), float(root.attrib["height"])
@@ -158,7 +161,7 @@ def size_of(picture: bytes) -> tuple[float, float]:
 
 
 def record(classes: int = 3, **changes: Any) -> TrialRecord:
-    """Of a trial of one epoch in which one picture of each class is taken for the next class."""
+    """Return the record of a trial of one epoch that takes one picture of each class for the next class."""
     confusion = tuple(
         tuple(3 if truth == other else int(other == (truth + 1) % classes) for other in range(classes))
         for truth in range(classes)
@@ -178,7 +181,7 @@ def record(classes: int = 3, **changes: Any) -> TrialRecord:
     return TrialRecord(**known | changes)
 
 
-# -- what is there
+# -- what is shown
 
 
 @pytest.mark.parametrize("number", TRAINED)
@@ -211,25 +214,36 @@ def test_a_note_states_outcome_reason_value_configuration_and_cost(described: Ti
     drawn, attributes = CONFIGS[number], described.trials()[number].user_attrs
     assert f"Trial {number}: {ENDS[number]}" in text
     assert attributes["reason"][1:] in text
-    assert f"{attributes['flops'] / 1e6:,.1f} MFLOP a picture, {attributes['parameters']:,} parameters" in text
-    assert f"{drawn.training.optimizer}, lr {drawn.training.lr:.3g}" in text
-    assert f"width {drawn.model.width:g}, strides {drawn.model.stride_pattern}" in text
-    assert f"{drawn.image_size} x {drawn.image_size} pixels" in text
+    assert f"{attributes['flops'] / 1e6:,.1f} MFLOPs per image, {attributes['parameters']:,} parameters" in text
+    assert f"optimizer {drawn.training.optimizer}, lr {drawn.training.lr:.3g}" in text
+    assert f"width {drawn.model.width:g}, stride pattern {drawn.model.stride_pattern}" in text
+    assert f"image size {drawn.image_size}" in text
     if number in TRAINED:
         reached = chosen(described, number)
         assert f"{100 * reached.top1:.2f} % top-1" in text.replace("\u00a0", " ")
         assert f"in epoch {reached.epoch + 1} of {len(trial.intermediate_values)}" in text
-        assert "MB at most" in text
+        assert "MB peak memory" in text
     else:
         assert "top-1" not in text
 
 
-# -- whether it is true
+def test_a_new_setting_of_the_network_is_in_the_note_without_further_change() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Deeper(ModelConfig):
+        extra_blocks: int
+
+    deeper = replace(config(), model=Deeper(**dataclasses.asdict(config().model), extra_blocks=3))
+    known = record()
+    known = replace(known, assignment=replace(known.assignment, config=deeper))
+    assert "extra blocks 3" in text_of(note(0, known, {}))
+
+
+# -- whether it is correct
 
 
 @pytest.mark.parametrize("number", [0, 5])
 def test_the_mistakes_are_the_most_confident_wrong_answers_of_the_best_epoch(described: Tiny, number: int) -> None:
-    """A slow loop over the checkpoint: one picture at a time."""
+    """They are compared with a slow loop over the checkpoint, one picture at a time."""
     network = MushroomCNN(CONFIGS[number].model).eval()
     network.load_state_dict(checkpoint.load(described.directory(number) / "best.pt").model)
     part = open_part(described.data, 32, "validation")
@@ -266,13 +280,13 @@ def test_the_gallery_shows_the_pictures_of_the_mistakes_in_their_order(described
 
 
 def test_the_confusion_matrix_is_that_of_the_same_epoch(described: Tiny) -> None:
-    drawn = sketches.confusion(chosen(described, 0).confusion, described.data.classes)
+    drawn = svg.confusion(chosen(described, 0).confusion, described.data.classes)
     assert artifacts(described, 0)["confusion.svg"] == [drawn.encode()]
 
 
 @pytest.mark.parametrize("pictures", [5, 40])
 def test_the_mistakes_of_an_evaluation_equal_a_slow_loops(pictures: int) -> None:
-    """Fewer pictures than are kept of them, and more, in batches of seven."""
+    """Evaluations of fewer and of more pictures than mistakes are kept of, in batches of seven."""
     rng = torch.Generator().manual_seed(pictures)
     images = torch.rand(pictures, 3, 8, 8, generator=rng)
     labels = torch.randint(4, (pictures,), generator=rng)
@@ -291,17 +305,18 @@ def test_the_mistakes_of_an_evaluation_equal_a_slow_loops(pictures: int) -> None
     assert [mistake.probability for mistake in fast] == pytest.approx([m.probability for m in slow[:MISTAKES]])
 
 
-def test_a_network_that_is_always_right_has_no_mistakes_and_its_trial_no_gallery(tmp_path: Path) -> None:
+def test_a_network_that_is_always_right_has_no_mistakes_and_its_trial_no_gallery(
+    described: Tiny, tmp_path: Path
+) -> None:
     images, labels = torch.eye(3).reshape(3, 3, 1, 1), torch.arange(3)
     certain = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
     certain.load_state_dict({"1.weight": 9 * torch.eye(3), "1.bias": torch.zeros(3)})
     assert evaluate(certain, Sliced(images, labels)).mistakes == ()
-    tiny = Tiny(folder=tmp_path, data=CacheHandle(directory=tmp_path, fingerprint="", split="", classes=tuple("abc")),
-                results=tmp_path)  # fmt: skip
+    tiny = described.at(tmp_path)
     flawless = record()
     flawless = replace(flawless, history=[replace(flawless.history[0], mistakes=())])
     trial = tiny.open().ask()
-    cards(tiny)(trial, flawless)
+    notes(tiny)(trial, flawless)
     assert sorted(artifacts(tiny, 0)) == ["configuration.json", "confusion.svg", "curves.svg"]
     assert "mistakes" not in note_of(tiny, 0)
 
@@ -328,13 +343,13 @@ class Sliced:
 
 
 class Killed(BaseException):
-    """Nothing catches it: what comes after it in the process never happens."""
+    """Stands for a killed process: nothing catches it."""
 
 
 @pytest.mark.parametrize("after", ["the first artifact", "the note"])
-def test_killed_before_it_is_told_a_trial_gets_no_second_set(described: Tiny, tmp_path: Path, after: str) -> None:
+def test_a_trial_killed_before_it_is_reported_gets_no_second_set(described: Tiny, tmp_path: Path, after: str) -> None:
     tiny = described.at(tmp_path)
-    whole = cards(tiny)
+    whole = notes(tiny)
 
     def killed(trial: optuna.Trial, known: TrialRecord) -> None:
         whole(trial, known)
@@ -353,20 +368,20 @@ def test_killed_before_it_is_told_a_trial_gets_no_second_set(described: Tiny, tm
     assert [trial.state for trial in tiny.trials()] == [TrialState.RUNNING]
     assert len(artifacts(tiny, 0)) == (1 if after == "the first artifact" else 4)
 
-    list(coordinator(tiny, cards(tiny), pruner=PrunesThese(), trials=1).run())
+    list(coordinator(tiny, notes(tiny), pruner=PrunesThese(), trials=1).run())
     assert [trial.state for trial in tiny.trials()] == [TrialState.COMPLETE]
     found = artifacts(tiny, 0)
     assert {name: len(contents) for name, contents in found.items()} == dict.fromkeys(
         ("configuration.json", *PICTURES), 1
     )
-    # Its other epochs took other times, but the pictures do not show them.
+    # Its epochs took other times, but the pictures do not show them.
     assert found == artifacts(described, 0)
 
 
-def test_a_trial_that_goes_on_after_all_has_pictures_of_its_whole_way(described: Tiny, tmp_path: Path) -> None:
-    """Killed between its card and its telling it was to be pruned; by the next run the pruner had changed its mind."""
+def test_a_resumed_trial_has_pictures_of_all_its_epochs(described: Tiny, tmp_path: Path) -> None:
+    """It was killed after its note, when it was to be pruned; in the next run the pruner lets it continue."""
     tiny = described.at(tmp_path)
-    whole = cards(tiny)
+    whole = notes(tiny)
 
     def killed(trial: optuna.Trial, known: TrialRecord) -> None:
         whole(trial, known)
@@ -376,7 +391,7 @@ def test_a_trial_that_goes_on_after_all_has_pictures_of_its_whole_way(described:
     with suppress(Killed):
         list(coordinator(tiny, killed, pruner=PrunesThese(0), trials=1).run())
     early = artifacts(tiny, 0)["curves.svg"]
-    list(coordinator(tiny, cards(tiny), pruner=PrunesThese(), trials=1).run())
+    list(coordinator(tiny, notes(tiny), pruner=PrunesThese(), trials=1).run())
     assert tiny.trials()[0].state is TrialState.COMPLETE
     assert artifacts(tiny, 0)["curves.svg"] != early
     assert artifacts(tiny, 0) == artifacts(described, 0)
@@ -387,9 +402,9 @@ def test_an_artifact_that_somebody_removed_in_the_dashboard_stops_no_study(descr
     tiny = described.at(tmp_path)
     study = tiny.open()
     trial = study.ask()
-    # What optuna-dashboard leaves of a file that was put beside a running trial and removed again.
+    # What optuna-dashboard leaves of a file that was added to a running trial and removed again.
     study._storage.set_trial_system_attr(trial._trial_id, "artifacts:0b6d1f6e", json.dumps(None))
-    cards(tiny)(trial, record())
+    notes(tiny)(trial, record())
     assert len(list((tiny.study_folder / "artifacts").iterdir())) == 4
     assert note_of(tiny, 0).count("![") == 3
 
@@ -398,15 +413,15 @@ def test_an_artifact_that_somebody_removed_in_the_dashboard_stops_no_study(descr
 
 
 def text_of(markdown: str) -> str:
-    """All that the dashboard's readers see of a note: what Markdown makes of it, without its elements."""
+    """Return what readers of the dashboard see of a note: its Markdown rendered, without elements."""
     rendered = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
     return html.unescape(re.sub(r"<[^>]*>", "", rendered))
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "1. one", "- two", "    code", "# three", "a  b", "not \udcff UTF-8"])
 @pytest.mark.parametrize("around", ["{}", "# {}", "| {} | 1 |\n|---|---|\n| {} | 2 |"])
-def test_a_name_in_a_note_is_seen_as_it_is_written(name: str, around: str) -> None:
-    """But for white space, which no Markdown keeps, and for what cannot be seen."""
+def test_a_name_in_a_note_is_shown_as_it_is_written(name: str, around: str) -> None:
+    """White space, which Markdown does not keep, and invisible characters are excepted."""
     seen = text_of(around.replace("{}", as_text(name)))
     assert seen.count(printable(" ".join(name.split()))) == around.count("{}")
 
@@ -419,11 +434,11 @@ def test_a_reason_makes_no_element(name: str) -> None:
 
 
 def test_classes_of_any_name_are_drawn_without_a_warning(described: Tiny, tmp_path: Path) -> None:
-    """Nine pictures of three classes, shown as if they were of nine; a warning would fail."""
+    """Pictures of three classes are shown as if there were nine; a warning would fail."""
     tiny = described.at(tmp_path)
     trial = tiny.open().ask()
     odd = replace(described.data, classes=HOSTILE)
-    cards(tiny, odd)(trial, record(classes=len(HOSTILE)))
+    notes(tiny, odd)(trial, record(classes=len(HOSTILE)))
     found = artifacts(tiny, 0)
     assert sorted(found) == ["configuration.json", *PICTURES]
     assert all(len(content) < KILOBYTES * 1000 for (content,) in found.values())
@@ -433,5 +448,5 @@ def test_classes_of_any_name_are_drawn_without_a_warning(described: Tiny, tmp_pa
 def test_a_hundred_classes_have_a_small_picture_too(described: Tiny, tmp_path: Path) -> None:
     tiny = described.at(tmp_path)
     many = replace(described.data, classes=tuple(f"class {number}" for number in range(100)))
-    cards(tiny, many)(tiny.open().ask(), record(classes=100))
+    notes(tiny, many)(tiny.open().ask(), record(classes=100))
     assert all(len(content) < KILOBYTES * 1000 for (content,) in artifacts(tiny, 0).values())

@@ -62,4 +62,5 @@ def test_counts_and_lists_read_as_english() -> None:
     assert [words.plural(count, "class", "classes") for count in (1, 2)] == ["1 class", "2 classes"]
     assert [words.listed(list("abc")[:count]) for count in range(4)] == ["", "a", "a and b", "a, b and c"]
     assert words.points(-0.133) == "13.3 points"
+    assert [words.times(count) for count in (1, 2)] == ["once", "2 times"]
     assert [words.value_text(value) for value in (True, None, 1e-6, "late")] == ["yes", "none", "1e-6", "late"]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuning import StudyError
+from tuning.lock import sole_coordinator
 
 CACHES = {"field-guide": "[0-9]*", "pictures": "[0-9a-f]" * 32, "scans": "*.npz"}
-"""Folder of a cache -> pattern of this program's files. Nothing else may go if `--cache` is a user's own folder."""
+"""Folder of a cache -> pattern of this program's files. Nothing else is removed: `--cache` may be a user's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,9 @@ class Item:
     """Name of a study, or cache/<folder>."""
     path: Path
     parts: tuple[Path, ...]
-    """What is removed; `path` itself is removed with the last of it."""
+    """Files and folders to remove; `path` itself is removed if that leaves it empty."""
     size: int
-    """Bytes."""
+    """Size of the parts in bytes."""
 
 
 def find(results: Path, cache: Path) -> list[Item]:
@@ -48,15 +49,13 @@ def choose(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
     for name in names:
         if name not in by_name:
             raise StudyError(
-                f"nothing named '{name}' to remove: choose from {', '.join(by_name) or 'nothing, as there are none'}"
+                f"nothing named '{name}' to remove: there are {', '.join(by_name) or 'no studies and no caches'}"
             )
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def remove(item: Item) -> None:
     """Delete a study or a cache. Raises StudyError for a study that is running."""
-    from tuning.lock import sole_coordinator
-
     if not item.name.startswith("cache/"):
         with sole_coordinator(item.path):
             pass
@@ -72,6 +71,6 @@ def remove(item: Item) -> None:
         item.path.rmdir()
 
 
-def _size(place: Path) -> int:
-    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
-    return sum(path.lstat().st_size for path in files)
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return sum(file.lstat().st_size for file in files)

@@ -58,7 +58,7 @@ DEATHS = 3
 """Worker deaths without a finished epoch in between after which a trial fails."""
 SMALLEST_MICRO_BATCH = 8
 """Pictures per forward pass down to which the micro-batch of a trial that runs out of memory is halved. With fewer,
-batch norm's own statistics cost accuracy: 1.2 points at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
+batch norm's statistics cost accuracy: 1.2 points at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
 UNCOUNTED_IN_A_ROW = 20
 """Trials in a row that do not count after which the study stops."""
 FAILED_IN_A_ROW = 3
@@ -80,11 +80,12 @@ class Plan:
     target: float | None = None
     """Validation top-1, 0 to 1, after which no new trials are started."""
     max_parameters: float | None = None
+    """Number of parameters above which a network is infeasible."""
     max_flops: float | None = None
-    """Forward FLOPs of one picture."""
+    """Forward FLOPs of one picture above which a network is infeasible."""
 
     def over_budget(self, cost: Cost) -> dict[str, float]:
-        """Return by what share of each budget a network exceeds it; negative where it stays below."""
+        """Return the share of each budget by which a network exceeds it; negative if it stays below."""
         spent = {"parameters": (cost.parameters, self.max_parameters), "flops": (cost.flops, self.max_flops)}
         return {name: (value - budget) / budget for name, (value, budget) in spent.items() if budget is not None}
 
@@ -101,17 +102,14 @@ class _Live:
     assignment: Assignment
     cost: Cost
     attempt: int
-    micro_batch: int
+    micro_batch: int | None
+    """Pictures per forward pass if memory was short; None for whole batches."""
     reported: set[int]
     """Epochs that the study knows."""
     decided: int
-    """Number of epochs that the trial was told to continue after, by an earlier run or to an earlier worker."""
+    """Number of epochs about which the scheduler is not asked: it was, in an earlier run or for an earlier worker."""
     history: list[EpochMetrics] = field(default_factory=list[EpochMetrics])
     deaths: int = 0
-
-    @property
-    def short_of_memory(self) -> bool:
-        return self.micro_batch < self.assignment.config.training.batch_size
 
 
 class Coordinator:
@@ -134,7 +132,7 @@ class Coordinator:
         data: CacheHandle,
         folder: Path,
         keep: int = KEPT_CHECKPOINTS,
-        describe: Callable[[optuna.Trial, TrialRecord], None] = lambda trial, record: None,
+        describe: Callable[[optuna.Trial, TrialRecord], None],
     ) -> None:
         self._study = study
         self._workers = workers
@@ -155,15 +153,15 @@ class Coordinator:
 
     @property
     def wanted(self) -> int:
-        """Counted trials that the plan still lacks, including those that an earlier run left unfinished."""
+        """Number of trials that are still to be counted, including those that an earlier run left unfinished."""
         trials = read_trials(self._study)
-        begun = sum(trial.is_running for trial in trials)
+        unfinished = sum(trial.is_running for trial in trials)
         if self._plan.trials is None:
-            return begun + sum(trial.is_waiting for trial in trials)
-        return 0 if self._fulfilled(trials) and not begun else max(1, self._plan.trials - count_trials(trials))
+            return unfinished + sum(trial.is_waiting for trial in trials)
+        return 0 if self._fulfilled(trials) and not unfinished else max(1, self._plan.trials - count_trials(trials))
 
     def stop(self) -> None:
-        """Ask the run to stop: when the running epochs end at the first call, at once at the second.
+        """Ask the run to stop: the first call when the running epochs end, the second at once.
 
         It can be called from a signal handler.
         """
@@ -172,8 +170,8 @@ class Coordinator:
     def run(self) -> Generator[StudyEvent]:
         """Train until the plan is fulfilled or a stop is asked for, and yield what happens.
 
-        Raises StudyError for too many trials in a row that do not count, a full disk, or a study that was deleted
-        meanwhile; RuntimeError with the worker's traceback for a bug. Unfinished trials can be resumed in every case.
+        Raises StudyError for too many trials in a row without a result, a full disk, or a study that another program
+        has deleted; RuntimeError with the worker's traceback for a bug. A later run resumes what is unfinished.
         """
         deadline = time.monotonic() + (self._plan.timeout or float("inf"))
         trials = read_trials(self._study)
@@ -225,29 +223,26 @@ class Coordinator:
                     yield self._ended_outside(slot, trial, error)
 
     def _next_action(self) -> Resume | Retire | optuna.Trial | None:
-        """Return a trial left by an earlier run, else what the scheduler chooses, else a new trial.
-
-        None: the plan wants no more.
-        """
+        """Return a trial left by an earlier run, else what the scheduler chooses, else a new one; None for none."""
         if self._adopted:
             return live_trial(self._study, self._adopted.popleft())
         trials = read_trials(self._study)
-        begun = len(self._live) + sum(trial.is_paused for trial in trials)
-        fulfilled = self._fulfilled(trials, begun)
+        unfinished = len(self._live) + sum(trial.is_paused for trial in trials)
+        fulfilled = self._fulfilled(trials, unfinished)
         if fulfilled not in (Ending.TARGET, Ending.PATIENCE):
             action = self._scheduler.for_free_slot(trials, new_wanted=fulfilled is None)
             if action is not None:
                 return action
         if fulfilled is not None:
             return None
-        last = 1 if self._plan.trials is None else self._plan.trials - begun - count_trials(trials)
+        last = 1 if self._plan.trials is None else self._plan.trials - unfinished - count_trials(trials)
         return self._longest_of(last) if 1 < last <= len(self._workers.slots) else self._study.ask()
 
     def _longest_of(self, last: int) -> optuna.Trial:
         """Ask for the study's last trials together and return the longest; the others come next.
 
-        If the longest started last, the other slots would wait for it. This is LPT scheduling (Graham 1969), with a
-        cost that is known before a trial starts.
+        If the longest started last, the other slots would wait for it. This is longest-processing-time-first scheduling
+        (Graham 1969); the relative training cost is known before a trial starts.
         """
         asked = sorted((self._study.ask() for _ in range(last)), key=self._training_flops, reverse=True)
         self._adopted.extend(trial.number for trial in asked[1:])
@@ -258,8 +253,8 @@ class Coordinator:
         work = self._assign(trial)
         return work.config.cost.flops * work.config.views * work.epochs
 
-    def _fulfilled(self, trials: list[Trial], begun: int = 0) -> Ending | None:
-        """Return why no new trial is wanted, assuming that the `begun` ones will count; None where one is."""
+    def _fulfilled(self, trials: list[Trial], unfinished: int = 0) -> Ending | None:
+        """Return why no new trial is wanted, assuming that the unfinished ones will count; None if one is."""
         if self._plan.trials is None:
             return None if any(trial.is_waiting for trial in trials) else Ending.TRIALS
         counted = count_trials(trials)
@@ -269,7 +264,7 @@ class Coordinator:
             return Ending.TARGET
         if self._plan.patience is not None and trials_since_best(trials) >= self._plan.patience:
             return Ending.PATIENCE
-        return Ending.TRIALS if counted + begun >= self._plan.trials else None
+        return Ending.TRIALS if counted + unfinished >= self._plan.trials else None
 
     def _begin(self, slot: int, trial: optuna.Trial, *, resumed: bool) -> Iterator[StudyEvent]:
         """Turn a trial into a running job, or report at once that it is infeasible or a duplicate."""
@@ -297,7 +292,7 @@ class Coordinator:
                 assignment=work,
                 cost=cost,
                 attempt=stored.attempts,
-                micro_batch=stored.micro_batch or work.config.training.batch_size,
+                micro_batch=stored.micro_batch,
                 reported=set(stored.curve),
                 # After an interruption, the decision about the last reported epoch may not have been made.
                 decided=max(stored.epochs - 1, stored.resumed_after),
@@ -319,7 +314,7 @@ class Coordinator:
             assignment=live.assignment,
             data=self._data,
             slot=self._workers.slots[slot],
-            micro_batch=live.micro_batch,
+            micro_batch=live.micro_batch or live.assignment.config.training.batch_size,
             directory=directory,
         )
         self._workers.start(slot, job)
@@ -328,8 +323,7 @@ class Coordinator:
             number=number,
             attempt=live.attempt,
             assignment=live.assignment,
-            cost=live.cost,
-            micro_batch=live.micro_batch if live.short_of_memory else None,
+            micro_batch=live.micro_batch,
         )
 
     # -- what a worker sends
@@ -360,8 +354,8 @@ class Coordinator:
         if metrics.epoch + 1 == live.assignment.epochs:
             yield self._end(slot, live, Outcome.COMPLETE, "trained to its last epoch")
             return
-        # A scheduler judges the last reported epoch; asked about an earlier one, it would end the trial there.
         decision = Decision.CONTINUE
+        # A scheduler judges the last reported epoch; asked about a repeated one, it would end the trial there.
         if metrics.epoch >= live.decided:
             decision = self._scheduler.after_epoch(read_trial(live.trial), read_trials(self._study))
         live.decided = max(live.decided, metrics.epoch + 1)
@@ -383,8 +377,8 @@ class Coordinator:
                 raise RuntimeError(f"a bug ended trial {live.trial.number}; the worker's traceback:\n{failure.reason}")
             case FailureKind.DISK:
                 raise StudyError(
-                    f"trial {live.trial.number} cannot write its checkpoints into {self._folder} ({failure.reason}): "
-                    "free or repair the disk, then run the same command again to resume"
+                    f"trial {live.trial.number} of {self._folder} cannot read or write a file ({failure.reason}): free "
+                    "or repair the disk, then run the same command again to resume"
                 )
             case FailureKind.DIVERGED:
                 if "diverged" not in live.trial.constraints:
@@ -392,9 +386,10 @@ class Coordinator:
                 yield self._end(slot, live, Outcome.DIVERGED, failure.reason)
                 return
             case FailureKind.OUT_OF_MEMORY:
-                again = live.micro_batch > SMALLEST_MICRO_BATCH
+                pictures = live.micro_batch or live.assignment.config.training.batch_size
+                again = pictures > SMALLEST_MICRO_BATCH
                 if again:
-                    live.micro_batch = max(SMALLEST_MICRO_BATCH, live.micro_batch // 2)
+                    live.micro_batch = max(SMALLEST_MICRO_BATCH, pictures // 2)
                     write_micro_batch(live.trial, live.micro_batch)
             case FailureKind.DIED | FailureKind.HUNG:
                 live.deaths += 1
@@ -436,14 +431,14 @@ class Coordinator:
             yield self._ended_outside(None, trial, error)
 
     def _retire_paused(self) -> Iterator[TrialEnded]:
-        """Report all trials that are still paused as pruned, as nothing is left that could resume them."""
+        """Report all paused trials as pruned: with no other trial running, the scheduler would never resume one."""
         for trial in read_trials(self._study):
             if trial.is_paused and not self._stops:
                 yield from self._retire(trial.number)
 
     def _release(self, slot: int) -> None:
         self._workers.stop(slot)
-        self._live.pop(slot, None)  # missing where another program ended the trial meanwhile
+        self._live.pop(slot, None)  # missing if another program ended the trial meanwhile
 
     def _ended_outside(self, slot: int | None, trial: optuna.Trial, error: Exception) -> TrialEnded:
         """Release a trial that another program has finished; otherwise raise `error` again."""

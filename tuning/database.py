@@ -1,4 +1,4 @@
-"""The database of a study: opening it, creating the study in it, and saying what is wrong where that fails."""
+"""The database of a study: opening it, creating the study in it, and saying what is wrong if that fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WAYS_OUT = {
     "gone": f"put it back, or {ANOTHER}",
     "malformed": f"restore a copy of it, or {ANOTHER}",
 }
-"""What to do, by a part of the database's own message. Every finished epoch is also in the trials' checkpoints."""
+"""What the user can do, by a part of the database's message. Every finished epoch is also in a trial's checkpoint."""
 NETWORK_FILE_SYSTEMS = {
     "nfs",
     "nfs4",
@@ -93,13 +93,13 @@ def explained(url: str) -> Generator[None]:
         file = _file(url)
         if file is not None and not file.exists():
             reason += " (its file is gone)"  # SQLite calls a file that was removed read-only
-        way_out = next((way for said, way in WAYS_OUT.items() if said in reason.lower()), f"repair it, or {ANOTHER}")
+        way_out = next((way for part, way in WAYS_OUT.items() if part in reason.lower()), f"repair it, or {ANOTHER}")
         raise StudyError(f"cannot use the database {without_password(url)} ({reason}): {way_out}") from error
 
 
 @contextlib.contextmanager
 def _legible(url: str) -> Generator[None]:
-    """Turn the errors that Optuna raises over nonsense in an intact database, such as a flipped bit, into StudyError."""
+    """Turn what Optuna raises for nonsense in an intact database, such as a flipped bit, into StudyError."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -135,7 +135,7 @@ def _check(file: Path) -> None:
 
 
 def connect(url: str) -> optuna.storages.BaseStorage:
-    """Return the storage behind a URL. Raises StudyError where there is none, or one with another Optuna's schema."""
+    """Return the storage behind a URL. Raises StudyError if there is none, or one with another Optuna's schema."""
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -224,7 +224,7 @@ def open_study(
 
 
 def load_study(url: str, name: str) -> optuna.Study:
-    """Return a study that exists. Raises StudyError where it does not, or the database cannot be used."""
+    """Return a study that exists. Raises StudyError if it does not, or the database cannot be used."""
     missing = StudyError(
         f"no study '{name}' in {without_password(url)}: run it first with python study.py, or name another with "
         "--study NAME"

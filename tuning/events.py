@@ -30,14 +30,13 @@ class TrialStarted:
     attempt: int
     """1 for the first start; higher after an interruption or a pause."""
     assignment: Assignment
-    cost: Cost
     micro_batch: int | None = None
-    """Pictures per forward pass where memory was short; None for whole batches."""
+    """Pictures per forward pass if memory was short; None for whole batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialAdvanced:
-    """A trial has moved on, within an epoch or to the end of one."""
+    """A trial has advanced within an epoch, or to the end of one."""
 
     slot: int
     number: int
@@ -58,12 +57,12 @@ class TrialEnded:
 
     number: int
     outcome: Outcome | None
-    """None where another program ended the trial."""
+    """None if another program ended the trial."""
     reason: str
     value: float | None
-    """Best validation top-1, 0 to 1; None where no epoch was trained."""
+    """Best validation top-1, 0 to 1; None if no epoch was trained."""
     slot: int | None
-    """The slot that trained it; None where it was not in one."""
+    """The slot that trained it; None if it was not in one."""
 
 
 StudyEvent = TrialStarted | TrialAdvanced | TrialPaused | TrialEnded | None
@@ -77,7 +76,7 @@ class TrialRecord:
     assignment: Assignment
     cost: Cost
     history: list[EpochMetrics]
-    """Metrics of every trained epoch; empty where it was not trained."""
+    """Metrics of every trained epoch; empty if it was not trained."""
     outcome: Outcome
     reason: str
 

@@ -14,7 +14,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def study_folder(results: Path, name: str) -> Path:
-    """Create the folder of a study. Raises StudyError where it cannot be created or written."""
+    """Create the folder of a study. Raises StudyError if it cannot be created or written."""
     if not name.strip(" .") or not name.isprintable() or any(character in name for character in '/\\:*?"<>|'):
         raise StudyError(
             f"{name!r} cannot be the name of a folder, which a study's name must be: choose one without "
@@ -52,7 +52,7 @@ def trial_directory(folder: Path, number: int) -> Path:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a temporary file and rename it to `path`. Raises StudyError where that fails."""
+    """Have `write` fill a temporary file and rename it to `path`. Raises StudyError if that fails."""
     try:
         with replacing(path) as unfinished:
             write(unfinished)
@@ -64,7 +64,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file if it is there. Raises StudyError where that fails."""
+    """Remove a file if it is there. Raises StudyError if that fails."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -43,14 +43,14 @@ class TrialJob:
     number: int
     """The trial's number in the study."""
     attempt: int
-    """Counts the starts of this trial; a worker of an earlier attempt must not replace files of a later one."""
+    """Number of this start of the trial, from 1; a worker of an earlier one must not replace files of a later one."""
     assignment: Assignment
     data: CacheHandle
     slot: Slot
     micro_batch: int
-    """Pictures per forward pass; fewer than the batch size where memory was short."""
+    """Pictures per forward pass; fewer than the batch size if memory was short."""
     directory: Path
-    """The trial's own directory, for its checkpoints."""
+    """Directory of the trial's checkpoints."""
 
     @property
     def digest(self) -> str:

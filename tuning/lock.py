@@ -18,7 +18,7 @@ from tuning import StudyError
 def sole_coordinator(folder: Path) -> Generator[None]:
     """Hold the lock of the study in `folder`; the system releases it when the process ends, however it ends.
 
-    Raises StudyError naming the owner where another process holds it, and where the folder cannot be written.
+    Raises StudyError if another process holds it, naming that process, or if the folder cannot be written.
     """
     owner = folder / "study.owner"
     lock = filelock.FileLock(folder / "study.lock")

@@ -1,7 +1,7 @@
-"""Detection of kills by the kernel for lack of memory, which look like any other SIGKILL to the parent of the victim.
+"""Detection of the kernel's out-of-memory kills, which look like any other SIGKILL to the parent of the victim.
 
-Linux counts such kills: per control group, in memory.events (in version 1 in memory.oom_control), and for the whole
-machine in /proc/vmstat. See cgroup-v2.rst and cgroup-v1/memory.rst of the kernel's documentation.
+Linux counts them: per control group in memory.events (memory.oom_control in version 1), and for the whole machine in
+/proc/vmstat. See cgroup-v2.rst and cgroup-v1/memory.rst of the kernel's documentation.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 COUNTER = "oom_kill"
 FIRST_VICTIM = 500
-"""Thousandths of the memory that the kernel adds to a worker's own when it chooses a victim: killing a worker loses an
+"""Thousandths of all memory that the kernel adds to a worker's own when it chooses a victim: killing a worker loses an
 epoch, killing the coordinator or a desktop program loses more."""
 
 
 @dataclass(frozen=True)
 class Kills:
-    """How many processes the kernel had killed for lack of memory in a process's control group when this was read."""
+    """The number of out-of-memory kills in a process's control group at one time."""
 
     place: Path | None
     """The file with the counter; None on a system without one."""
@@ -26,7 +26,7 @@ class Kills:
 
     @classmethod
     def around(cls, pid: int, root: Path = Path("/")) -> Kills:
-        """Return the present count for a running process."""
+        """Return the present number for a running process."""
         groups: dict[str, str] = {}
         with contextlib.suppress(OSError):
             for line in (root / f"proc/{pid}/cgroup").read_text().splitlines():
@@ -46,7 +46,7 @@ class Kills:
 
     @property
     def risen(self) -> bool:
-        """Whether there have been more kills since."""
+        """Whether there have been more kills since then."""
         return self.place is not None and (_count(self.place) or 0) > self.count
 
 
@@ -57,7 +57,7 @@ def offer_first() -> None:
 
 
 def _count(place: Path) -> int | None:
-    """Return the counter in a file of names and numbers; None where it is missing."""
+    """Return the counter in a file of names and numbers; None if it is missing."""
     with contextlib.suppress(OSError):
         for line in place.read_text().splitlines():
             name, _, number = line.partition(" ")

@@ -1,7 +1,7 @@
 """Samplers: Optuna's own, reseeded for every trial and parameter.
 
 With one running random state, a study that is killed between two suggestions would sample other parameters in all later
-trials. Here each draw depends only on (seed, trial number, parameter names) and the finished trials, so that an
+trials. Here each draw depends only on (seed, trial number, parameter names) and on the other trials, so that an
 interrupted study samples what an undisturbed one would have sampled.
 """
 
@@ -55,7 +55,7 @@ class SeededTPESampler(TPESampler):
     def _sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        # Called once per group. The order of the groups depends on what this process has seen; the draw must not.
+        # Called once per group. The order of groups depends on which trials this process has seen; the draw must not.
         self._rng.rng.seed(draw_seed(self._seed, trial.number, sorted(search_space)))
         return super()._sample_relative(_paused_as_pruned(study), trial, search_space)
 

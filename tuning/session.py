@@ -42,16 +42,18 @@ from tuning.trials import read_trials, write_trials_csv
 from tuning.workers import LocalWorkers
 
 MakeWorkers = Callable[[Sequence[Slot]], Workers]
+"""Returns workers for these slots, such as `LocalWorkers`."""
 Describe = Callable[[optuna.Trial, TrialRecord], None]
 """Adds pictures and notes to a trial before it is reported as finished."""
 MakeNotes = Callable[[Path, CacheHandle], Describe]
+"""Returns what describes the trials of a study, given its folder and pictures."""
 
 
 class Space(Protocol):
     """Samples a configuration, as `search_space.suggest` does."""
 
     def __call__(self, trial: Any, /, profile: Profile, classes: int) -> Config:
-        """Return a configuration that is sampled with the methods of an Optuna trial."""
+        """Return a configuration, sampled with the methods of an Optuna trial."""
         ...
 
 
@@ -62,18 +64,18 @@ def no_notes(folder: Path, data: CacheHandle) -> Describe:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenStudy:
-    """A study in its database, and where everything of it is."""
+    """A study, its database, its folder and its settings."""
 
     study: optuna.Study
     folder: Path
-    """The study's folder under results/, of the same name."""
+    """The study's folder, which has its name."""
     url: str
     """URL of its database."""
     settings: Settings
 
     @property
     def name(self) -> str:
-        """The study's name, which is also its folder's."""
+        """Name of the study."""
         return self.folder.name
 
     @property
@@ -83,7 +85,7 @@ class OpenStudy:
 
     @property
     def seed(self) -> int:
-        """The study's own seed."""
+        """Seed of the search and of every trial."""
         return self.study.user_attrs[IDENTITY + "seed"]
 
     @contextmanager
@@ -94,7 +96,7 @@ class OpenStudy:
 
     def reopen(
         self,
-        sizes: Iterable[int],
+        sizes: Iterable[int] | None = None,
         *,
         data: str | None = None,
         test_data: Path | None = None,
@@ -104,23 +106,25 @@ class OpenStudy:
         make_workers: MakeWorkers = LocalWorkers,
         make_notes: MakeNotes = no_notes,
     ) -> Session:
-        """Read the study's pictures again and decode them at `sizes` (pixels).
+        """Read the study's pictures again and decode them at `sizes` (pixels), by default those of its trials.
 
-        `data` and `test_data`: where the pictures are now, if they have moved. Raises StudyError where they have
-        changed; DataError where they cannot be read.
+        `data` and `test_data` say where the pictures are now, if they have moved. Raises StudyError if they have
+        changed, and DataError if they cannot be read.
         """
-        place = data or self.settings.data
+        source = data or self.settings.data
         tested = test_data or (Path(self.settings.test_data) if self.settings.test_data else None)
         cache_dir = cache_dir or default_cache()
         pictures = find_pictures(
-            place, test_data=tested, limit=self.settings.pictures, cache_dir=cache_dir, track=track
+            source, test_data=tested, limit=self.settings.pictures, cache_dir=cache_dir, track=track
         )
+        if sizes is None:
+            sizes = {trial.config.image_size for trial in read_trials(self.study) if trial.config}
         handle = pictures.decode(sizes, cache_dir=cache_dir, track=track)
         then, now = self.data_identity, identity(pictures, handle)
         if then != now:
             changes = describe(self.folder / "data_report.csv", pictures.catalog, pictures.split)
             raise StudyError(
-                f"the pictures in {place} have changed since study '{self.name}' was started: {then} -> {now}"
+                f"the pictures in {source} have changed since study '{self.name}' was started: {then} -> {now}"
                 f"{f' ({changes})' if changes else ''}: restore them, say where they are now with --data PATH, or "
                 "start another study with --study NAME"
             )
@@ -174,7 +178,7 @@ class Session(OpenStudy):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSession(Session):
-    """A session that searches: its coordinator samples, trains and prunes trials until the plan is fulfilled."""
+    """A session whose coordinator samples, trains and prunes trials until the plan is fulfilled."""
 
     profile: Profile
     plan: Plan
@@ -185,9 +189,9 @@ class SearchSession(Session):
     """Expected share of all trials' epochs that the scheduler lets train."""
 
     def run(self) -> Generator[StudyEvent]:
-        """Run the search and yield what happens; trials.csv is written at the end. Raises what `Coordinator.run` does.
+        """Run the search, yield what happens and write trials.csv at the end. Raises what `Coordinator.run` raises.
 
-        Leaving the loop early stops the workers; the next session continues from the last finished epochs.
+        Leaving the loop early stops the workers; the next session resumes after the last finished epochs.
         """
         try:
             yield from self.searcher.run()
@@ -195,7 +199,7 @@ class SearchSession(Session):
             write_trials_csv(self.study, self.folder / "trials.csv")
 
     def expected_seconds(self) -> float:
-        """Return the expected duration of one trial in one slot, most of which end early."""
+        """Return the expected seconds of one trial in one slot, given that the scheduler ends most of them early."""
         return forecast.seconds_so_far(read_trials(self.study), self.slots[0]) or forecast.seconds_per_trial(
             self.draw,
             feasible=self.plan.feasible,
@@ -229,8 +233,8 @@ def open_session(
 
     Args:
         pictures: The data set, from `find_pictures` with the profile's limit.
-        plan: How many trials, and how far the run goes. Its FLOPs budget is the profile's where it has none.
-        name: The study's name, and its folder's; the data set's by default.
+        plan: How many trials are trained, and when the run stops. Without a FLOPs budget it has the profile's.
+        name: Name of the study and of its folder; by default the data set's.
         profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
         space: Samples the configurations.
         sampler: A name in `SAMPLERS`, or a sampler.
@@ -241,9 +245,9 @@ def open_session(
         storage: URL of the database; by default an SQLite file in the study's folder.
         cache_dir: Where decoded pictures are kept; by default the user's cache folder.
         track: Shows the progress of decoding.
-        make_workers: Returns the workers of these slots.
+        make_workers: Returns workers for the slots.
         make_notes: Returns what adds notes and pictures to trials, such as `reporting.trial_note.TrialNotes`.
-        argv: The command line that is stored for the commands after the study.
+        argv: Command-line arguments to store for later commands.
 
     Raises StudyError: another coordinator holds the study, it was started with other settings, or its folder or
     database cannot be used. Raises DataError: the pictures cannot be decoded.

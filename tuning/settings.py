@@ -1,4 +1,4 @@
-"""The settings of a study for the commands that come after it: `results/<study>/settings.json`.
+"""The settings of a study for later commands: `results/<study>/settings.json`.
 
 Every run rewrites the file, so that its time tells which study was run last.
 """
@@ -45,12 +45,12 @@ def command_line(argv: Sequence[str], trials: int | None = None) -> str:
         if "--trials" in kept:
             at = kept.index("--trials")
             del kept[at : at + 2]
-        kept = [*(word for word in kept if not word.startswith("--trials=")), "--trials", str(trials)]
+        kept = [*(argument for argument in kept if not argument.startswith("--trials=")), "--trials", str(trials)]
     return shlex.join(["python", "study.py", *kept])
 
 
 def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
-    """Return a study's folder and settings; None is the study that was run last. Raises StudyError."""
+    """Return the folder and settings of a study, None being the one that was run last. Raises StudyError."""
     names = [study] if study is not None else _by_time(results)
     path = results / names[0] / FILE if names else results / "*" / FILE
     try:
@@ -61,8 +61,8 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
     except FileNotFoundError:
         there = f" (there are: {', '.join(map(printable, _by_time(results)))})" if names and _by_time(results) else ""
         raise StudyError(
-            f"no study found at {printable(path)}{there}: run one with python study.py, or name it with --study NAME "
-            "and its place with --results DIR"
+            f"no study found at {printable(path)}{there}: run one with python study.py, or say which one with --study "
+            "NAME and --results DIR"
         ) from None
     except (OSError, ValueError) as error:
         raise StudyError(
@@ -73,7 +73,7 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
 def url(settings: Settings, folder: Path, given: str | None) -> str:
     """Return the URL of a study's database: the given one, or else the one that it was started with.
 
-    Raises StudyError where its password is needed, as only the URL without it was stored.
+    Raises StudyError if its password is needed, as only the URL without it was stored.
     """
     if given is not None:
         return given
@@ -86,6 +86,6 @@ def url(settings: Settings, folder: Path, given: str | None) -> str:
 
 
 def _by_time(results: Path) -> list[str]:
-    """Return the names of the studies, the last one that was run first."""
+    """Return the names of the studies, beginning with the one that was run last."""
     found = sorted(results.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     return [path.parent.name for path in found]

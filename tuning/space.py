@@ -1,4 +1,4 @@
-"""The search space of a study as data: its distributions, random points of it, and the refusal of a changed one."""
+"""The search space as data: its distributions, random points, and the refusal of a space that has changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuning import StudyError
 
 
 class SpacePoint:
-    """A stand-in for a trial: samples at random, takes forced choices, and records every distribution."""
+    """A stand-in for a trial that samples at random, except for forced choices, and records every distribution."""
 
     def __init__(self, rng: np.random.Generator, forced: dict[str, Any] | None = None) -> None:
         self._rng = rng
@@ -27,7 +27,7 @@ class SpacePoint:
         self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Return one of the choices, all equally likely."""
+        """Return one of the choices, each equally likely."""
         self.distributions[name] = CategoricalDistribution(list(choices))
         return self._forced.get(name, choices[int(self._rng.integers(len(choices)))])
 
@@ -39,7 +39,7 @@ class SpacePoint:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """Return a number from low to high, on a grid if there is a step, log-uniform if asked."""
+        """Return a number from low to high: on a grid with `step`, log-uniform with `log`."""
         self.distributions[name] = FloatDistribution(low, high, log=log, step=step)
         if step is not None:
             return low + step * int(self._rng.integers(round((high - low) / step) + 1))
@@ -92,7 +92,7 @@ def refuse_changes(stored: dict[str, Any], now: dict[str, Any], study: str) -> N
 
 
 def _text(value: Any) -> str:
-    """Return a value as text; of a distribution's JSON only its bounds."""
+    """Return a value as text, and of a distribution's JSON only the bounds."""
     if value is None:
         return "none"
     if isinstance(value, float):

@@ -49,7 +49,7 @@ torch's own allocator, C++'s, cuBLAS's and cuDNN's, and cuDNN's where no workspa
 DEVICE_ERRORS = ("CUDA", "cuDNN", "CUBLAS")
 """Names in the message of a RuntimeError after which the process may be unusable."""
 BEAT_SECONDS = 0.5
-"""Shortest time in seconds between two signs of life; a batch that takes longer is followed by one."""
+"""Shortest time in seconds between two signs of life, which are sent between batches."""
 
 
 class Link(Protocol):
@@ -109,7 +109,7 @@ def run(job: TrialJob, link: Link) -> bool:
 
 
 def release() -> None:
-    """Free the GPU memory that a trial has left behind: other processes may need it."""
+    """Free the GPU memory that a finished trial still holds: other processes may need it."""
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
@@ -133,7 +133,7 @@ def _train(job: TrialJob, link: Link) -> None:
     )
     validation = EvaluationBatches(
         open_part(job.data, config.image_size, "validation"),
-        # With fewer pictures at a time where training had to: evaluation may be what ran out of memory.
+        # With fewer pictures at a time if training needs that: evaluation may be what ran out of memory.
         batch_size=max(1, evaluated_at_once(config.image_size) * job.micro_batch // config.training.batch_size),
         device=device,
     )
@@ -177,7 +177,7 @@ def _train(job: TrialJob, link: Link) -> None:
         owner = read_attempt(job.directory)
         if owner > job.attempt:
             raise Stopped
-        if owner != job.attempt:  # a replaced worker may end this way too, and then nobody receives the error
+        if owner != job.attempt:  # this may also end a replaced worker, and then nobody receives the error
             raise FileNotFoundError(f"{job.directory / 'attempt'} is missing or damaged")
         # best.pt first: after a kill between the two, the epoch is trained again and writes the same file again.
         if metrics.epoch == work.chosen_epoch(history).epoch:
@@ -188,7 +188,7 @@ def _train(job: TrialJob, link: Link) -> None:
 
 
 def read_attempt(directory: Path) -> int:
-    """Return the attempt that owns a trial's directory; 0 where none does."""
+    """Return the attempt that owns a trial's directory; 0 if none does."""
     try:
         return int((directory / "attempt").read_text())
     except (OSError, ValueError):
@@ -196,7 +196,7 @@ def read_attempt(directory: Path) -> int:
 
 
 def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
-    """Return the last checkpoint of this job; None where there is none that is intact."""
+    """Return the last checkpoint of this job; None if there is no intact one."""
     try:
         saved = checkpoint.load(job.directory / "last.pt")
     except checkpoint.CheckpointError:

@@ -34,7 +34,7 @@ METRIC = "validation top-1"
 LONGEST_ATTRIBUTE = 2045
 """Characters of JSON that every database accepts as one attribute."""
 EARLIER_NAMES = {"improved by hand": "hand-tuned recipe"}
-"""Names of baselines in studies that were started before they were renamed."""
+"""Present names of baselines, by those that earlier versions stored."""
 
 
 class Outcome(StrEnum):
@@ -62,13 +62,13 @@ _STATES = {
 
 
 def state_of(outcome: Outcome) -> TrialState:
-    """Return the Optuna state with which a trial of this outcome is told."""
+    """Return the Optuna state of a trial with this outcome."""
     return _STATES.get(outcome, TrialState.PRUNED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a trial reached on the validation part, by its best epoch."""
+    """What a trial reached on the validation set, by its best epoch."""
 
     epoch: int
     """The best epoch, from 0."""
@@ -80,9 +80,9 @@ class Result:
     peak_memory: int | None
     """Bytes."""
     per_class: Sequence[float | None] | None
-    """Top-1 of each class; None for a class without pictures, and where the list is too long for the database."""
+    """Top-1 of each class; None for a class without pictures, and for a list too long for the database."""
     confusion: Sequence[Sequence[int]] | None
-    """Pictures by true class and predicted class; None where it is too long for the database."""
+    """Pictures by true class and predicted class; None if it is too long for the database."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Trial:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether the trial was found to repeat an earlier one, even where it was interrupted before its end."""
+        """Whether the trial was found to repeat an earlier one, even if it was interrupted before its end."""
         return self._attributes.get("outcome") == Outcome.DUPLICATE
 
     @property
@@ -176,7 +176,7 @@ class Trial:
 
     @property
     def resumed_after(self) -> int:
-        """Number of epochs that the trial had when it was last resumed from a pause; 0 where it never was."""
+        """Number of epochs that the trial had when it was last resumed from a pause; 0 if it never was."""
         return self._attributes.get("resumed_after", 0)
 
     @property
@@ -188,7 +188,7 @@ class Trial:
 
     @property
     def seconds(self) -> float:
-        """Training time in seconds; where none was stored, the time between the trial's start and its end."""
+        """Training time in seconds; if none was stored, the time between the trial's start and end."""
         if (stored := self._attributes.get("seconds")) is not None:
             return float(stored)
         return self.frozen.duration.total_seconds() if self.frozen.duration else 0.0
@@ -200,23 +200,23 @@ class Trial:
 
     @property
     def result(self) -> Result | None:
-        """What the trial reached; None where no epoch was trained, or before it has finished."""
-        noted = self._attributes
-        if "best_top1" not in noted:
+        """What the trial reached; None if no epoch was trained, or before it has finished."""
+        stored = self._attributes
+        if "best_top1" not in stored:
             return None
         return Result(
-            epoch=noted["best_epoch"],
-            top1=noted["best_top1"],
-            top3=noted["best_top3"],
-            seconds=noted["seconds"],
-            peak_memory=noted.get("peak_memory"),
-            per_class=noted.get("per_class"),
-            confusion=noted.get("confusion"),
+            epoch=stored["best_epoch"],
+            top1=stored["best_top1"],
+            top3=stored["best_top3"],
+            seconds=stored["seconds"],
+            peak_memory=stored.get("peak_memory"),
+            per_class=stored.get("per_class"),
+            confusion=stored.get("confusion"),
         )
 
     @cached_property
     def config(self) -> Config | None:
-        """The configuration; None before the trial has started, and where this version of the space cannot read it."""
+        """The configuration; None before the trial has started, or if this version of the space cannot read it."""
         try:
             return Config.from_dict(self._attributes["config"])
         except (KeyError, TypeError, ValueError):
@@ -224,7 +224,7 @@ class Trial:
 
     @property
     def key(self) -> str | None:
-        """Equal for trials that would train the same network."""
+        """Text that is equal for trials that would train the same network."""
         return self._attributes.get("key")
 
     @property
@@ -244,7 +244,7 @@ class Trial:
 
     @property
     def baseline(self) -> str | None:
-        """Name of the baseline that the trial is; None for a sampled configuration."""
+        """Name of the baseline that the trial trains; None for a sampled configuration."""
         name = self._attributes.get("baseline", self._attributes.get("known_good"))
         return EARLIER_NAMES.get(name, name) if isinstance(name, str) else None
 
@@ -255,28 +255,28 @@ class Trial:
 
     @property
     def slot(self) -> int | None:
-        """The slot that trained it last."""
+        """Index of the slot that trained it last."""
         return self._attributes.get("slot")
 
     @property
     def micro_batch(self) -> int | None:
-        """Pictures per forward pass where memory was short; None for whole batches."""
+        """Pictures per forward pass if memory was short; None for whole batches."""
         return self._attributes.get("micro_batch")
 
     @property
     def environment(self) -> dict[str, str]:
         """Facts of the machine that trained it last, as `tuning.environment` gives them."""
-        noted = self._attributes.get("environment")
-        return noted if isinstance(noted, dict) else {}
+        stored = self._attributes.get("environment")
+        return stored if isinstance(stored, dict) else {}
 
     @property
     def run(self) -> str | None:
-        """The key of the fixed run that the trial is; None in a search."""
+        """Key of the fixed run that the trial trains; None in a search."""
         return self._attributes.get("run")
 
     @property
     def name(self) -> str | None:
-        """What a fixed run, or a baseline, is called."""
+        """Name of a fixed run or of a baseline."""
         return self._attributes.get("name", self.baseline)
 
     @property
@@ -291,7 +291,7 @@ class Trial:
 
     @property
     def expected_seconds(self) -> float:
-        """Expected duration of a fixed run."""
+        """Expected duration of a fixed run in seconds."""
         return self._attributes.get("expected_seconds", 0.0)
 
     @property
@@ -305,12 +305,12 @@ def read_trials(study: optuna.Study) -> list[Trial]:
 
 
 def read_trial(trial: optuna.Trial) -> Trial:
-    """Return a live trial as it stands in the database now. Raises KeyError where it has been deleted."""
+    """Return a live trial as it stands in the database now. Raises KeyError if it has been deleted."""
     return Trial(trial.storage.get_trial(trial._trial_id))  # pyright: ignore[reportPrivateUsage]
 
 
 def live_trial(study: optuna.Study, number: int) -> optuna.Trial:
-    """Return an unfinished trial that an earlier run created as the object that Optuna's `tell` takes."""
+    """Return an unfinished trial of an earlier run as the object that Optuna's `tell` takes."""
     storage, study_id = study._storage, study._study_id  # pyright: ignore[reportPrivateUsage]
     return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
@@ -327,10 +327,10 @@ def count_trials(trials: Iterable[Trial]) -> int:
 
 
 def trials_since_best(trials: Iterable[Trial]) -> int:
-    """Return how many counted trials have ended since the best value was reached.
+    """Return how many counted trials have ended since the one with the best value.
 
-    After a clock was set back, some ends lie in the future; they are taken as earlier than all others. Sorted by time
-    they would stay the last for hours, and patience would never run out.
+    After a clock was set back, some ends lie in the future; they are taken as earlier than all others. Sorted by time,
+    they would stay the last for hours, and patience would not run out.
     """
     now = datetime.now()
 
@@ -366,18 +366,18 @@ def write_work(trial: optuna.Trial, config: Config, cost: Cost, *, seed: int, ke
 
 
 def write_attempt(trial: optuna.Trial, attempt: int, slot: int) -> None:
-    """Store that a slot trains the trial, for the `attempt`-th time."""
+    """Store the number of the attempt, from 1, and the slot that trains it."""
     trial.set_user_attr("attempts", attempt)
     trial.set_user_attr("slot", slot)
 
 
 def write_environment(trial: optuna.Trial, environment: Mapping[str, str]) -> None:
-    """Store the facts of the machine that trains the trial, as its worker gave them."""
+    """Store the facts of the machine that trains the trial, as its worker sent them."""
     trial.set_user_attr("environment", dict(environment))
 
 
 def write_micro_batch(trial: optuna.Trial, pictures: int) -> None:
-    """Store how many pictures a forward pass takes, as memory was short."""
+    """Store how many pictures a forward pass takes because memory was short."""
     trial.set_user_attr("micro_batch", pictures)
 
 
@@ -395,7 +395,7 @@ def write_resumed(trial: optuna.Trial, epochs: int) -> None:
 def write_result(
     trial: optuna.Trial, outcome: Outcome, reason: str, best: EpochMetrics | None, history: Sequence[EpochMetrics]
 ) -> None:
-    """Store how a trial ended and what its best epoch reached; None where no epoch was trained."""
+    """Store how a trial ended and what its best epoch reached; None if no epoch was trained."""
     if best is not None:
         facts = {
             "best_epoch": best.epoch,
@@ -424,7 +424,7 @@ def write_history(folder: Path, number: int, history: Sequence[EpochMetrics]) ->
 
 
 def read_history(folder: Path, number: int) -> list[EpochMetrics]:
-    """Return every epoch's metrics of a trial; an empty list where none were written or the file was removed.
+    """Return every epoch's metrics of a trial; an empty list if none were written or the file was removed.
 
     Raises StudyError for a file that this program did not write.
     """
@@ -435,7 +435,7 @@ def read_history(folder: Path, number: int) -> list[EpochMetrics]:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = why(error) if isinstance(error, OSError | ValueError) else "not a list of epochs"
-        raise StudyError(f"cannot read {path} ({reason}): remove it, its curves are then left out") from error
+        raise StudyError(f"cannot read {path} ({reason}): remove it; its curves are then left out") from error
 
 
 def write_trials_csv(study: optuna.Study, path: Path) -> None:

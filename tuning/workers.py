@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from tuning.trainer import Answer
 
 HANG_SECONDS = 300.0
-"""Seconds without a message after which a busy worker is terminated. The longest silence of a healthy one is a batch, or
-the start of a process (importing torch takes seconds, and minutes on a cold network disk)."""
+"""Seconds without a message after which a busy worker is terminated. A healthy one is silent during a batch, and while
+its process starts (importing torch takes seconds, and minutes on a cold network disk)."""
 END_SECONDS = 10.0
-"""Seconds to wait for a process that was killed, or has closed its connection. Only the kernel can keep one longer, in a
-call to a disk or a GPU that does not respond; it is left alone then, as it runs no more of our code."""
+"""Seconds to wait for the end of a process that was killed or has closed its connection. Only the kernel can delay it,
+in a call to a disk or a GPU that does not respond; it is left alone then, as it runs no more of our code."""
 MEMORY_SHARE = 0.5
 """Share of the machine's memory that all idle workers together may hold before they are replaced by fresh ones."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that workers ignore: Ctrl-C reaches every process of the terminal, and the coordinator decides what happens."""
+"""Signals that workers ignore: Ctrl-C reaches all processes of a terminal, and the coordinator decides what happens."""
 
 
 class LocalWorkers:
-    """Worker processes on this machine, one per slot; see `Workers` for what each method promises."""
+    """Worker processes on this machine, one per slot, following the `Workers` protocol."""
 
     def __init__(self, slots: Sequence[Slot], *, hang_seconds: float = HANG_SECONDS) -> None:
         self.slots = slots
@@ -50,7 +50,7 @@ class LocalWorkers:
         """Messages of all processes, in order; None: the connection has broken."""
 
     def start(self, slot: int, job: TrialJob) -> None:
-        """Hand the job to the slot's process, or to a fresh one where it has died or grown."""
+        """Hand the job to the slot's process, or to a fresh one if that has died or holds too much memory."""
         process = self._processes.get(slot)
         if process is not None and (not process.alive or process.memory > self._memory_limit):
             self._discard(slot)
@@ -65,7 +65,7 @@ class LocalWorkers:
             self._processes[slot].send("proceed")
 
     def stop(self, slot: int) -> None:
-        """Have the process leave the trial at its next batch; what it still sends is dropped."""
+        """Have the process stop the trial at its next batch; what it still sends is dropped."""
         if slot in self._processes:
             self._processes[slot].abandon()
 
@@ -75,7 +75,7 @@ class LocalWorkers:
 
         begun = time.monotonic()
         received = self._receive(timeout)
-        # If the whole machine was suspended, or this process, the wait took longer without anybody being silent.
+        # If the machine or this process was suspended, the wait took longer, but the workers were not silent.
         waited = min(time.monotonic() - begun, timeout)
         found: list[tuple[int, WorkerMessage]] = []
         for slot, process in list(self._processes.items()):
@@ -91,12 +91,12 @@ class LocalWorkers:
         return found
 
     def close(self) -> None:
-        """Kill every process: what they have finished is on disk."""
+        """Kill every process; what they have finished is on disk."""
         for slot in list(self._processes):
             self._discard(slot)
 
     def _receive(self, timeout: float) -> list[tuple[_Process, _Envelope | None]]:
-        """Return all that was received, once there is something or the time is over."""
+        """Return what was received, as soon as there is something or the time is up."""
         received: list[tuple[_Process, _Envelope | None]] = []
         with contextlib.suppress(queue.Empty):
             received.append(self._received.get(timeout=timeout))
@@ -125,7 +125,7 @@ class _Envelope:
 class _Process:
     """A worker process as the coordinator sees it.
 
-    One thread reads from its connection and another writes: either would block for ever on a process that is stopped
+    One thread reads from its connection and another one writes: both can block for as long as the process is suspended
     in the middle of a message that is larger than the connection's buffer.
     """
 
@@ -143,7 +143,7 @@ class _Process:
             thread.start()
         self.job: TrialJob | None = None
         self.silence = 0.0
-        """Seconds spent waiting for it since its last message, or since something was sent to it."""
+        """Seconds spent waiting for it since its last message, or since the last one to it."""
 
     @property
     def alive(self) -> bool:
@@ -197,7 +197,7 @@ class _Process:
             self._connection.close()
 
     def _failure_of_exit(self) -> TrialFailure:
-        """Turn the exit of the process into a failure of its trial."""
+        """Turn the process's exit into a failure of its trial."""
         from tuning.jobs import FailureKind, TrialFailure
 
         self._process.join(END_SECONDS)
@@ -278,7 +278,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
 
 
 def _leave_with_parent() -> None:
-    """Exit with the coordinator: an orphan would write into directories that the next one gives to other workers."""
+    """Exit with the coordinator: an orphan would write into directories that the next run gives to other workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -2,8 +2,8 @@
 
 `GENERA` and `APPEARANCES` describe the genera; `counts` divides a total among them; `draw` makes one picture from
 (genus, index, size, seed) and nothing else; `write` writes a set as class folders. The genera differ as real ones do
-(gills or pores, ring, volva, warts, zones, slime), but their colours overlap, so that fine texture decides. How hard
-they are to tell apart is measured in benchmarks/field_guide.py. Never eat a mushroom because of what is learnt here.
+(gills or pores, ring, volva, warts, zones, slime), but their colours overlap, so that fine texture decides.
+benchmarks/field_guide.py measures how hard they are to tell apart. Never eat a mushroom because of what you learn here.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ GENERA: dict[str, int] = {
 """Pictures per genus in the full set: class sizes of Kaggle's maysee/mushrooms-classification-common-genuss-images."""
 
 VERSION = 1
-"""Part of the name of a set's folder. Raise it when `draw` gives other pictures."""
+"""Version of the drawings, part of the name of their folder. Raise it when `draw` changes its pictures."""
 
 DEFAULT_TOTAL = 1500
 """Pictures that are drawn unless more or fewer are asked for: a minute on two cores; the full set has 6,714."""
 LEAST = 14
-"""Fewest pictures of a genus: a split of 70 / 15 / 15 leaves two each for validation and test."""
+"""Smallest number of pictures per genus: a split of 70 / 15 / 15 leaves two each for validation and test."""
 
 MAX_SIDE = 2048
 """Largest side of a picture in pixels."""
@@ -182,7 +182,7 @@ def draw(genus: str, index: int, *, size: int = 256, seed: int = 0) -> Image.Ima
 
 
 def draw_file(task: tuple[Path, str, int, int, int]) -> None:
-    """Draw the picture of (path, genus, index, size, seed) and save it as a JPEG."""
+    """Draw the picture for (path, genus, index, size, seed) and save it as a JPEG."""
     path, genus, index, size, seed = task
     with replacing(path) as unfinished:
         draw(genus, index, size=size, seed=seed).save(unfinished, "JPEG", quality=90)
@@ -221,11 +221,11 @@ def _draw_files(tasks: list[tuple[Path, str, int, int, int]], track: Track) -> N
             pool = stack.enter_context(ProcessPoolExecutor(workers, spawn, initializer=_end_with_the_parent))
             drawn = pool.map(draw_file, tasks, chunksize=8)
         if tasks:
-            deque(track(drawn, f"Drawing {len(tasks):,} mushrooms", len(tasks)), maxlen=0)
+            deque(track(drawn, "Drawing mushrooms", len(tasks)), maxlen=0)
 
 
 def _end_with_the_parent() -> None:
-    """Make a drawing process exit when its parent is killed; it would otherwise wait for more work for ever."""
+    """Make a drawing process exit when its parent is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -43,7 +43,7 @@ class Light:
 
 
 def _caution(slope: Floats) -> Floats:
-    """Return the factor from height above a surface to a safe step, from the steepest slope within 1/5 of a radius."""
+    """Return the safe ray-marching step per height above a surface, from the steepest slope within 1/5 of a radius."""
     reach = STEPS // 5
     steepest = sliding_window_view(np.pad(np.minimum(np.abs(slope), 4.5), reach, mode="edge"), 2 * reach + 1).max(1)
     return 1 / np.sqrt(1 + steepest**2)
@@ -147,9 +147,9 @@ class Surface:
     """Appearance of n hits before lighting."""
 
     colour: Floats
-    """(n, 3), not squared yet."""
+    """Colours, not squared yet, (n, 3)."""
     normal: Floats
-    """(n, 3), in the specimen's axes."""
+    """Normals in the specimen's axes, (n, 3)."""
     relief: Floats
     """Height of the texture above the smooth solid, roughly in cap radii; it only affects the lighting."""
     gloss: Floats
@@ -305,7 +305,7 @@ def _lit(surface: Surface, normal: Floats, lean: Floats, light: Light) -> Floats
 
 
 def _bounds(s: Specimen, view: View, shape: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns of the picture that the specimen can cover."""
+    """Return the rows and columns of the picture that the specimen may cover."""
     sine, cosine = np.sin(view.elevation), np.cos(view.elevation)
     # The outline of half an ellipsoid, with room for tilt and waves.
     cap = float(np.hypot(sine, s.top.max() * cosine)) + 0.35

@@ -55,7 +55,7 @@ Ink = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """Way to hold the camera."""
+    """Camera position: how a kind of picture is taken."""
 
     share: float
     """Share of the pictures taken this way."""
@@ -78,7 +78,7 @@ POSES = (
 
 
 def _inks(rng: Rng, colours: tuple[str, ...], number: int, spread: float = 0.16) -> list[Ink]:
-    """Draw `number` colours close to those given."""
+    """Sample `number` colours close to those given."""
     base = np.stack([colour(c) for c in colours])[rng.integers(len(colours), size=number)] * 255
     base = base * rng.normal(1, spread, (number, 1)) + rng.normal(0, 6, (number, 3))
     return [(r, g, b) for r, g, b in np.clip(base, 0, 255).astype(int).tolist()]
@@ -207,7 +207,7 @@ def _backdrop(habitat: Habitat, horizon: float | None, side: int, rng: Rng) -> I
 
 
 def _ramp(side: int, start: float, end: float) -> Image.Image:
-    """Return a mask rising from 0 to 255 between two heights, which are shares of the side from the top."""
+    """Return a mask that rises from 0 to 255 between two heights (shares of the side, from the top)."""
     rows = np.clip((np.linspace(0, 1, side) - start) / (end - start), 0, 1) * 255
     return Image.fromarray(np.repeat(rows.astype(np.uint8)[:, None], side, 1))
 
@@ -222,7 +222,7 @@ def _homography(targets: Sequence[tuple[float, float]], sources: Sequence[tuple[
 
 
 def _light(rng: Rng) -> Light:
-    """Draw direction, warmth and contrast of the light: sun, shade or an overcast sky."""
+    """Sample direction, warmth and contrast of the light: sun, shade or an overcast sky."""
     side = rng.choice([-1.0, 1.0]) * rng.uniform(0.3, 0.9)
     sun = np.array([side, rng.uniform(0.5, 1.0), rng.uniform(0.35, 0.9)], np.float32)
     contrast, warmth = rng.uniform(0.25, 0.8), rng.normal(0.03, 0.04)

@@ -83,7 +83,7 @@ class Specimen:
     cortina: bool
     drops: bool
     cap: Floats
-    """Colours at the centre and at the margin, (2, 3); those below are one colour each, (3,)."""
+    """Colours of the cap at its centre and margin, (2, 3); the fields below hold one colour each, (3,)."""
     mark: Floats
     under: Floats
     foot: Floats
@@ -107,7 +107,7 @@ def smooth(low: float, high: float, x: Floats) -> Floats:
 
 
 def grow(genus: Genus, rng: np.random.Generator, like: Specimen | None = None) -> Specimen:
-    """Draw the numbers of a specimen; with `like`, a neighbour that has nearly the same colours."""
+    """Sample a specimen's numbers; with `like`, those of a neighbour with nearly the same colours."""
 
     def between(limits: Range) -> float:
         return float(rng.uniform(*limits))

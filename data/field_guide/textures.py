@@ -18,7 +18,7 @@ TILE = 512
 
 @lru_cache(maxsize=8)
 def tile(low: int, high: int, slope: float) -> Floats:
-    """Return periodic noise (TILE, TILE) of deviation 1, `low` to `high` waves per tile, amplitude ~ f ** -slope."""
+    """Return periodic noise (TILE, TILE), deviation 1: `low` to `high` waves per tile, amplitude ~ f ** -slope."""
     waves = np.fft.fft2(np.random.default_rng([low, high]).standard_normal((TILE, TILE)))
     frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(TILE, 1 / TILE)] * 2))
     frequency[0, 0] = 1
@@ -28,7 +28,7 @@ def tile(low: int, high: int, slope: float) -> Floats:
 
 
 def cloud(u: Floats, v: Floats) -> Floats:
-    """Return soft noise at points given in tiles."""
+    """Return soft noise at points whose unit is a tile."""
     return _sample(tile(3, 48, 1.3), u, v)
 
 
@@ -64,7 +64,7 @@ def spots(u: Floats, v: Floats, seed: int, smallest: float, largest: float, shar
 
 
 def wave(x: Floats) -> Floats:
-    """Return the cosine of `x` turns."""
+    """Return the cosine of an angle in turns."""
     return np.cos(x * np.float32(2 * np.pi))
 
 

@@ -1,6 +1,6 @@
 """What the report says, section by section.
 
-`Facts` -> a function per section -> its paragraphs, charts and tables; None where the study has nothing to show there.
+`Facts` -> a function per section -> its paragraphs, charts and tables; None if the study has nothing to show there.
 Every sentence is computed from the study's own numbers. A new section is a function in `SECTIONS`.
 """
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
-from importlib.metadata import version
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -44,20 +42,18 @@ def data(facts: Facts) -> Section | None:
         text += f"The study used {whole:,} of {len(kept):,} usable pictures."
     out_of, more = Counter(row["class"] for row in out), len(labels) - SHOWN_CLASSES
     section = Section(anchor="data", title="Pictures")
-    section.parts.extend(
-        [
-            Paragraph(text=text.strip()),
-            Table(
-                title="Pictures by class",
-                head=("class", *parts, *["left out"] * bool(out)),
-                rows=[
-                    (label, *(f"{used[label, part]:,}" for part in parts), *([f"{out_of[label]:,}"] * bool(out)))
-                    for label in sorted(labels, key=lambda label: -sizes[label])[:SHOWN_CLASSES]
-                ],
-                numeric=frozenset(range(1, 5)),
-                note=f"And {plural(more, 'smaller class', 'smaller classes')}." if more > 0 else "",
-            ),
-        ]
+    section.parts.append(Paragraph(text=text.strip()))
+    section.parts.append(
+        Table(
+            title="Pictures by class",
+            head=("class", *parts, *["left out"] * bool(out)),
+            rows=[
+                (label, *(f"{used[label, part]:,}" for part in parts), *([f"{out_of[label]:,}"] * bool(out)))
+                for label in sorted(labels, key=lambda label: -sizes[label])[:SHOWN_CLASSES]
+            ],
+            numeric=frozenset(range(1, 5)),
+            note=f"And {plural(more, 'smaller class', 'smaller classes')}." if more > 0 else "",
+        )
     )
     if out:
         more = len(out) - SHOWN_FILES
@@ -74,7 +70,7 @@ def data(facts: Facts) -> Section | None:
 
 
 def settings(facts: Facts) -> Section:
-    """Show the study's settings, the machines it ran on and what wrote the page."""
+    """Show the study's settings, the machines it ran on and the search space."""
     section = Section(anchor="settings", title="Settings")
     plain = {name: value for name, value in facts.settings.items() if not name.startswith("space ")}
     if plain:
@@ -82,34 +78,17 @@ def settings(facts: Facts) -> Section:
         section.parts.append(Table(title="Fixed for this study", head=("setting", "value"), rows=rows))
     machines = Counter(tuple(sorted(trial.environment.items())) for trial in facts.trials if trial.environment)
     if machines:
-        section.parts.extend(
-            [
-                Table(
-                    title="Machines and versions",
-                    head=("trials", "environment"),
-                    rows=[
-                        (f"{count:,}", ", ".join(f"{name} {value}" for name, value in machine))
-                        for machine, count in machines.most_common()
-                    ],
-                    numeric=frozenset({0}),
-                ),
-                Paragraph(text=_reproducible(facts)),
-            ]
-        )
+        rows = [
+            (f"{count:,}", ", ".join(f"{name} {value}" for name, value in machine))
+            for machine, count in machines.most_common()
+        ]
+        head = ("trials", "environment")
+        section.parts.append(Table(title="Machines and versions", head=head, rows=rows, numeric=frozenset({0})))
+        section.parts.append(Paragraph(text=_reproducible(facts)))
     space = analysis.parameters(facts.trials)
     if space:
-        section.parts.append(
-            Table(
-                title="Search space",
-                head=("parameter", "range"),
-                rows=[(name, _range(distribution)) for name, distribution in space.items()],
-                folded=True,
-            )
-        )
-    packages = [f"{name} {version(name)}" for name in ("optuna", "plotly")]
-    section.parts.append(
-        Paragraph(text=f"This page was written by {listed([f'Python {platform.python_version()}', *packages])}.")
-    )
+        rows = [(name, _range(distribution)) for name, distribution in space.items()]
+        section.parts.append(Table(title="Search space", head=("parameter", "range"), rows=rows, folded=True))
     return section
 
 
@@ -117,10 +96,11 @@ def _reproducible(facts: Facts) -> str:
     """Say what a second run with the same seed gives."""
     trained = [trial for trial in facts.trials if trial.environment]
     exact = all(sums_in_order(trial.environment) for trial in trained)
-    if exact:
-        each = "Each trial was trained by one CPU thread: the same seed, versions and processor repeat it bit for bit. "
-    else:
-        each = "Several threads, or a GPU, add numbers in varying order: the same seed repeats a trial only closely. "
+    each = (
+        "Each trial was trained by one CPU thread: the same seed, versions and processor repeat it bit for bit. "
+        if exact
+        else "Several threads, or a GPU, add numbers in varying order: the same seed repeats a trial only closely. "
+    )
     if len({trial.slot for trial in trained}) > 1:
         return each + "Several trials ran at once, so what the sampler chose depends on which of them ended first."
     return each + ("The whole study repeats too, as one trial ran at a time." if exact else "One trial ran at a time.")
@@ -143,10 +123,7 @@ def next_steps(facts: Facts) -> Section:
         resume = (f"python study.py {options} --trials {more}", "continue the study; add your other options")
     else:
         resume = (command_line(facts.argv, more), "continue the study")
-    lines = [
-        resume,
-        (f"python study.py dashboard {options}", "browse all trials, their curves and pictures"),
-    ]
+    lines = [resume, (f"python study.py dashboard {options}", "browse all trials, their curves and pictures")]
     if facts.best is not None:
         if not facts.test:
             what = "train the best few with several seeds and test the winner once"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from reporting import analysis, charts
 from reporting.importance import FEWEST, Importances
-from reporting.sections.parts import Facts, Figure, Paragraph, Part, Section, Table, as_dot, drawn_of
-from reporting.words import listed, number, percent, plural, points, trial_name, value_text
+from reporting.sections.parts import Facts, Figure, Paragraph, Part, Section, as_dot, drawn_of, trial_table
+from reporting.words import listed, number, percent, plural, points, value_text
 from tuning.trials import Trial
 
 FEW = 50
@@ -34,7 +34,9 @@ def mattered(facts: Facts) -> Section | None:
         section.parts.extend(_importances(facts.importances))
     few = min(50, max(5, len(ended) // 10))
     found = analysis.leanings(facts.trials, few)[:3] if len(ended) >= 10 else []
-    text = f"The {few} best trials prefer {listed([_leaning(one) for one in found])}." if found else ""
+    text = (
+        f"The {few} best trials prefer {listed([_leaning(one) for one in found])}." if found else "Interactive plots:"
+    )
     section.parts.append(Paragraph(text=text, plots=("slices", "parallel", "rank")))
     section.parts.extend(Paragraph(text=_hint(hint), tone="hint") for hint in analysis.bound_hints(facts.trials))
     return section
@@ -53,14 +55,8 @@ def _importances(found: Importances) -> list[Part]:
         text = f"No parameter matters more than chance would explain for being among {among}. "
     if found.pruned:
         text += f"{found.pruned:,} trials that ended early count with what they had reached."
-    parts: list[Part] = [
-        Figure(
-            title="Importances",
-            says=text.strip(),
-            drawings=[charts.importances(found.rows)],
-            plots=("importances",),
-        )
-    ]
+    drawings = [charts.importances(found.rows)]
+    parts: list[Part] = [Figure(title="Importances", says=text.strip(), drawings=drawings, plots=("importances",))]
     warnings: list[str] = []
     if found.trials < FEW:
         warnings.append(
@@ -119,23 +115,7 @@ def cost(facts: Facts) -> Section | None:
         )
     )
     if len(front) > 1:
-        section.parts.append(
-            Table(
-                title="The Pareto front",
-                head=("trial", "top-1", "MFLOPs per image", "parameters", "image size"),
-                rows=[
-                    (
-                        trial_name(trial),
-                        percent(trial.value, 1),
-                        number(_mflops(trial)),
-                        f"{(trial.parameters or 0) / 1e3:,.0f} k",
-                        f"{trial.config.image_size} px" if trial.config else "-",
-                    )
-                    for trial in front
-                ],
-                numeric=frozenset({1, 2, 3, 4}),
-            )
-        )
+        section.parts.append(trial_table("The Pareto front", front))
     return section
 
 

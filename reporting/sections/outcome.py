@@ -6,18 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from reporting import analysis, charts, svg
-from reporting.sections.parts import (
-    BEST_FEW,
-    Facts,
-    Figure,
-    Paragraph,
-    Part,
-    Picture,
-    Section,
-    Table,
-    interval,
-)
-from reporting.words import configuration, duration, listed, percent, plural, points, trial_name
+from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Part, Section, Table, interval, trial_table
+from reporting.words import configuration, listed, percent, plural, points, times, trial_name
 from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
@@ -43,18 +33,14 @@ def result(facts: Facts) -> Section:
                 tone="warning",
             )
         )
-    section.parts.append(_best_few(facts))
+    order = top(facts.trials, len(facts.trials))
+    few = [trial for place, trial in enumerate(order) if place < BEST_FEW or trial.baseline]
+    section.parts.append(trial_table("The best trials", few))
     if best.config is not None:
         groups = configuration(best.config).items()
         rows = [(group, name, value) for group, settings in groups for name, value in settings.items()]
-        section.parts.append(
-            Table(
-                title=f"Configuration of trial {best.number}",
-                head=("part", "setting", "value"),
-                rows=rows,
-                folded=True,
-            )
-        )
+        title = f"Configuration of trial {best.number}"
+        section.parts.append(Table(title=title, head=("part", "setting", "value"), rows=rows, folded=True))
     return section
 
 
@@ -79,7 +65,7 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
     known = [trial for trial in top(facts.trials, len(facts.trials)) if trial.baseline and trial is not best]
     bars: list[charts.Bar] = []
     if facts.retrained and test:
-        name, (low, high) = f"{facts.retrained.name}, on the test part", test["top1_interval"]
+        name, (low, high) = f"{facts.retrained.name}, on the test set", test["top1_interval"]
         bars.append(charts.Bar(name=name, value=test["top1"], low=low, high=high, best=True))
     for trial in (best, *known):
         low, high = analysis.wilson(trial.value or 0.0, facts.pictures)
@@ -107,29 +93,6 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
         )
     text += f"Always naming the commonest class would give {percent(floor, 1)}."
     return Figure(title="The best trial and the baselines", says=text, drawings=[charts.accuracies(bars, floor)])
-
-
-def _best_few(facts: Facts) -> Table:
-    order = top(facts.trials, len(facts.trials))
-    shown = [trial for place, trial in enumerate(order) if place < BEST_FEW or trial.baseline]
-    rows = [
-        (
-            trial_name(trial),
-            percent(trial.value, 1),
-            percent(trial.result.top3, 1) if trial.result else "-",
-            f"{trial.result.epoch + 1}" if trial.result else "-",
-            f"{trial.flops / 1e6:,.0f}" if trial.flops else "-",
-            f"{trial.parameters / 1e3:,.0f} k" if trial.parameters else "-",
-            duration(trial.seconds),
-        )
-        for trial in shown
-    ]
-    return Table(
-        title="The best trials",
-        head=("trial", "top-1", "top-3", "best epoch", "MFLOPs per image", "parameters", "training time"),
-        rows=rows,
-        numeric=frozenset(range(1, 7)),
-    )
 
 
 def finalists(facts: Facts) -> Section | None:
@@ -168,7 +131,7 @@ def finalists(facts: Facts) -> Section | None:
 
 
 def mistakes(facts: Facts) -> Section | None:
-    """Show the retrained network's mistakes on the test part, or the best trial's on the validation part."""
+    """Show the retrained network's mistakes on the test set, or the best trial's on the validation set."""
     test = facts.test
     confusion = test["confusion"] if test else facts.confusion
     if not confusion or not analysis.pictures_of(confusion) or facts.best is None:
@@ -183,21 +146,14 @@ def mistakes(facts: Facts) -> Section | None:
     who = "The retrained network" if test else f"Trial {facts.best.number}"
     text = f"{who} gets {wrong:,} of {plural(analysis.pictures_of(confusion), f'{part} picture')} wrong. "
     if found:
-        said = [f"{one.count:,} of {one.of:,} {names[one.truth]} taken for {names[one.prediction]}" for one in found]
+        said = [f"{one.pictures:,} of {one.of:,} {names[one.truth]} taken for {names[one.prediction]}" for one in found]
         text += f"Most common: {listed(said)}."
-    section.parts.extend(
-        [
-            Figure(
-                title=f"Confusion matrix of the {part} part",
-                says=text.strip(),
-                drawings=[svg.confusion(confusion, names)],
-            ),
-            _per_class(confusion, names),
-        ]
-    )
+    title = f"Confusion matrix of the {part} set"
+    section.parts.append(Figure(title=title, says=text.strip(), drawings=[svg.confusion(confusion, names)]))
+    section.parts.append(_per_class(confusion, names))
     if facts.gallery:
         section.parts.append(
-            Picture(
+            Figure(
                 title="The most confident mistakes",
                 says=f"The validation pictures that trial {facts.best.number} was most wrong about, as the network saw "
                 "them: each with its true class, and the class that it was taken for with its probability.",
@@ -220,8 +176,7 @@ def _tested(test: dict[str, Any]) -> list[Part]:
             f"The mean over {plural(len(test['seeds']), 'seed')}{lost} is {percent(test['top1_mean'], 1)}, with a "
             f"standard deviation of {points(test['top1_sd'])}. "
         )
-    count = "once" if test["evaluations"] == 1 else f"{test['evaluations']} times"
-    parts: list[Part] = [Paragraph(text=f"{text}Networks were evaluated on the test part {count}.")]
+    parts: list[Part] = [Paragraph(text=f"{text}The test set was used {times(test['evaluations'])}.")]
     if test["evaluations"] > 1:
         parts.append(
             Paragraph(
@@ -229,24 +184,18 @@ def _tested(test: dict[str, Any]) -> list[Part]:
                 tone="warning",
             )
         )
-    rows = [("retrained winner", test["top1_mean"], test["top1_sd"], len(test["seeds"]), test["diverged"])]
-    rows += [
-        (one["name"], one["top1_mean"], one["top1_sd"], len(one["top1"]), one["diverged"]) for one in test["baselines"]
-    ]
+    tested = [("retrained winner", test, len(test["seeds"]))]
+    tested += [(one["name"], one, len(one["top1"])) for one in test["baselines"]]
+    rows: list[tuple[str, ...]] = []
+    for name, one, seeds in tested:
+        lost = f", {one['diverged']} diverged" if one["diverged"] else ""
+        rows.append((name, percent(one["top1_mean"], 1), percent(one["top1_sd"], 1), f"{seeds}{lost}"))
     if len(rows) > 1:
         parts.append(
             Table(
-                title="The winner and the baselines on the test part",
+                title="The winner and the baselines on the test set",
                 head=("network", "mean top-1", "standard deviation", "seeds"),
-                rows=[
-                    (
-                        name,
-                        percent(mean, 1),
-                        percent(spread, 1),
-                        f"{seeds}, {diverged} diverged" if diverged else f"{seeds}",
-                    )
-                    for name, mean, spread, seeds, diverged in rows
-                ],
+                rows=rows,
                 numeric=frozenset({1, 2, 3}),
             )
         )

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from model.training import EpochMetrics
 from reporting import analysis, charts
 from reporting.importance import Importances
+from reporting.words import duration, number, percent, trial_name
 from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner
 from tuning.trials import Outcome, Trial, top
@@ -31,23 +32,23 @@ class Facts:
     data: list[dict[str, str]]
     """Rows of the data report."""
     history: list[EpochMetrics]
-    """The best trial's epochs; empty where they were not kept."""
+    """The best trial's epochs; empty if they were not kept."""
     confusion: Sequence[Sequence[int]] | None
-    """Confusion matrix of the best trial's best epoch on the validation part."""
+    """Confusion matrix of the best trial's best epoch on the validation set."""
     finalists: list[dict[str, str]]
     """Rows of finalists.csv."""
     retrained: Winner | None
     importances: Importances | None
     gallery: bytes | None
-    """JPEG of the best trial's most confident mistakes; None where it was not kept."""
+    """JPEG of the best trial's most confident mistakes; None if it was not kept."""
     audit: PrunerAudit | None
-    """What pruned trials would have reached; None where that was not measured."""
+    """What pruned trials would have reached; None if that was not measured."""
     plots: dict[str, go.Figure]
     """The interactive plots, by the name of their page."""
     study_options: str
     """Options by which other commands find the study."""
     argv: Sequence[str] | None
-    """Arguments with which `study.py` was run last; None where they are not known."""
+    """Arguments with which `study.py` was run last; None if they are not known."""
 
     @property
     def best(self) -> Trial | None:
@@ -62,12 +63,12 @@ class Facts:
 
     @property
     def pictures(self) -> int:
-        """Validation pictures that the best trial was evaluated on; 0 where that is not known."""
+        """Validation pictures that the best trial was evaluated on; 0 if that is not known."""
         return analysis.pictures_of(self.confusion) if self.confusion else 0
 
     @property
     def test(self) -> dict[str, Any] | None:
-        """What the retrained network reached on the test part."""
+        """What the retrained network reached on the test set."""
         return self.retrained.results if self.retrained else None
 
     def class_name(self, label: int) -> str:
@@ -88,29 +89,20 @@ class Paragraph:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart with the sentences that say what it shows."""
+    """Charts or a photograph, with the sentences that say what is shown."""
 
     title: str
     says: str
-    drawings: Sequence[str]
+    drawings: Sequence[str] = ()
     """SVG documents, beside each other where there is room."""
+    jpeg: bytes | None = None
     plots: tuple[str, ...] = ()
     kind: str = "figure"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A JPEG with the sentences that say what it shows."""
-
-    title: str
-    says: str
-    jpeg: bytes
-    kind: str = "picture"
-
     @property
-    def address(self) -> str:
-        """The picture as a data URL, so that the page needs no other file."""
-        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+    def address(self) -> str | None:
+        """The photograph as a data URL, so that the page needs no other file."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode() if self.jpeg else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +129,7 @@ class Commands:
     kind: str = "commands"
 
 
-Part = Paragraph | Figure | Picture | Table | Commands
+Part = Paragraph | Figure | Table | Commands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +151,29 @@ def interval(low: float, high: float) -> str:
 
 
 def drawn_of(shown: int, whole: int) -> str:
-    """Return the sentence that says that a chart leaves out trials; empty where it shows all."""
+    """Return the sentence that says that a chart leaves out trials; empty if it shows all."""
     return (
         f" Shown: {shown:,} of {whole:,} trials, the best and a random sample of the others." if shown < whole else ""
     )
+
+
+def trial_table(title: str, trials: Sequence[Trial]) -> Table:
+    """Return a row per trial: what it reached and what it costs."""
+    rows = [
+        (
+            trial_name(trial),
+            percent(trial.value, 1),
+            percent(trial.result.top3, 1) if trial.result else "-",
+            f"{trial.result.epoch + 1}" if trial.result else "-",
+            f"{trial.config.image_size} px" if trial.config else "-",
+            number(trial.flops / 1e6) if trial.flops else "-",
+            f"{trial.parameters / 1e3:,.0f} k" if trial.parameters else "-",
+            duration(trial.seconds),
+        )
+        for trial in trials
+    ]
+    head = ("trial", "top-1", "top-3", "best epoch", "image size", "MFLOPs per image", "parameters", "training time")
+    return Table(title=title, head=head, rows=rows, numeric=frozenset(range(1, len(head))))
 
 
 def as_dot(trial: Trial, x: float) -> charts.Dot:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from model.training import EpochMetrics
 from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Section, Table, as_dot, drawn_of
-from reporting.words import duration, listed, percent, plural, points
+from reporting.words import duration, listed, percent, plural, points, times
 from selection.pruner_audit import PrunerAudit
 from tuning.trials import Outcome, Trial, count_trials
 
@@ -57,7 +57,7 @@ def _history_says(facts: Facts, best: analysis.Points) -> str:
     if rises == 0:
         return f"The first complete trial, {number}, is still the best of {last + 1:,}."
     text = (
-        f"The best value rose {plural(rises, 'time')}, from {percent(first, 1)} to {percent(value, 1)}, last by "
+        f"The best value rose {times(rises)}, from {percent(first, 1)} to {percent(value, 1)}, last by "
         f"{points(value - best[-3][1])} in trial {number}"
     )
     if number == last:
@@ -212,7 +212,7 @@ def _time_says(facts: Facts, time: analysis.RunTime) -> str:
         f"{time.ended:%Y-%m-%d %H:%M}, busy {percent(time.busy, 0)} of the time."
     )
     if time.pauses:
-        text += f" It was interrupted {plural(len(time.pauses), 'time')}, for {duration(sum(time.pauses))} in all."
+        text += f" It was interrupted {times(len(time.pauses))}, for {duration(sum(time.pauses))} in all."
     longest = max((trial for trial in facts.trials if trial.is_finished), key=lambda trial: trial.seconds, default=None)
     if longest is not None and longest.seconds:
         text += f" The longest trial, {longest.number}, took {duration(longest.seconds)}."

@@ -10,8 +10,6 @@ time to two processes of `plain_optuna.py` on one SQLite file. Figures and fault
 stay where `--into` says. Linux only: each study gets one core.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3
@@ -19,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import optuna
+from cyclopts import Parameter
 
 from data.field_guide import GENERA, draw
 from model import checkpoint
@@ -42,20 +41,32 @@ CLASSES, EACH, SIDE = 4, 14, 32
 """Classes, pictures of each, and their side in pixels: an epoch takes a fraction of a second."""
 LIMIT = 1800.0
 """Seconds after which a disturbed study is left alone to end by itself."""
-LEFT_OVER = "files left over"
 
 
+@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What all studies have in common."""
+    """The options on the command line."""
 
-    into: Path
-    trials: int
-    epochs: int
-    workers: int
-    pause: float
-    sleep: float
-    seed: int
+    kills: int = 300
+    """Kills over all studies of this program."""
+    plain_kills: int = 0
+    """Kills over all studies of plain Optuna, which run at the same time."""
+    trials: int = 40
+    epochs: int = 4
+    workers: int = 1
+    seeds: int = 2
+    """Number of different studies."""
+    seed: int = 0
+    """Seed of the strikes."""
+    pause: float = 10.0
+    """Mean seconds between two strikes."""
+    sleep: float = 20.0
+    """Seconds of the longest sleep."""
+    at_once: int = 1
+    """Number of studies that are disturbed at the same time, each on its own core."""
+    into: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="chaos-")))
+    """A new folder; by default a temporary one."""
 
     @property
     def pictures(self) -> Path:
@@ -94,12 +105,12 @@ class Ended:
     """Number of finished epochs that were trained again."""
 
     @property
-    def thrown_away(self) -> int:
+    def epochs_lost(self) -> int:
         """Number of reported epochs of trials that do not count."""
         return sum(trial.epochs for trial in self.trials if not trial.counts)
 
     @property
-    def lost(self) -> float:
+    def seconds_lost(self) -> float:
         """Seconds beyond those of the undisturbed study and of the sleeps."""
         return self.tally.seconds - self.undisturbed - self.tally.asleep
 
@@ -169,7 +180,7 @@ def faults(folder: Path, wanted: int, tally: Tally) -> list[str]:
     if kept or len(list(folder.glob("trials/*/best.pt"))) != min(KEPT_CHECKPOINTS, complete):
         found.append(f"checkpoints of ended trials: {sorted(kept)}")
     if strays := [path.relative_to(folder) for path in folder.rglob(".*")]:
-        found.append(f"{LEFT_OVER}: {', '.join(map(str, strays))}")
+        found.append(f"files left over: {', '.join(map(str, strays))}")
     if sum(max(0, trial.attempts - 1) for trial in trials) > sum(tally.struck.values()) * tally.starts:
         found.append("more attempts than disturbances")
     return found
@@ -194,12 +205,12 @@ def _trial_faults(folder: Path, trial: Trial) -> Iterator[str]:
 # -- studies
 
 
-def undisturbed(plan: Plan, seeds: Sequence[int], at_once: int) -> list[Ended]:
+def undisturbed(plan: Plan) -> list[Ended]:
     """Run this program's study of each seed undisturbed, as many at once as later, so that their seconds compare."""
     cores = sorted(os.sched_getaffinity(0))
 
     def one(seed: int) -> Ended:
-        os.sched_setaffinity(0, {cores[seed % at_once % len(cores)]})
+        os.sched_setaffinity(0, {cores[seed % plan.at_once % len(cores)]})
         results = plan.into / f"undisturbed-{seed}"
         results.mkdir(parents=True)
         tally = disturb([plan.command(results, seed)], iter(()), log=results / "output.txt", limit=LIMIT)
@@ -207,8 +218,8 @@ def undisturbed(plan: Plan, seeds: Sequence[int], at_once: int) -> list[Ended]:
         found = faults(results / "chaos", plan.trials, tally)
         return Ended(name=f"undisturbed {seed}", tally=tally, trials=trials, faults=found, undisturbed=tally.seconds)
 
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(one, seeds))
+    with ThreadPoolExecutor(plan.at_once) as pool:
+        return list(pool.map(one, range(plan.seeds)))
 
 
 def disturbed(plan: Plan, number: int, seed: int, peace: Ended) -> Ended:
@@ -274,8 +285,6 @@ def until_enough(kills: int, at_once: int, study: Callable[[int], Ended]) -> lis
 
 # -- tables
 
-COLUMNS = ("study", "kills", "sleeps", "starts", "counted", "RUNNING or WAITING", "FAIL", "seconds", "asleep", "faults")
-
 
 def print_study(study: Ended) -> None:
     """Print a row of the table of studies."""
@@ -310,18 +319,17 @@ def print_summary(heading: str, studies: list[Ended], wanted: int) -> None:
         "starts of a command": sum(study.tally.starts for study in studies),
         f"studies with exactly {wanted} counted trials": sum(number == wanted for number in counted),
         "counted trials, fewest and most": f"{min(counted)} and {max(counted)}",
-        "trials left RUNNING": states["RUNNING"],
-        "trials left WAITING": states["WAITING"],
-        "trials FAIL": states["FAIL"],
+        "trials left RUNNING or WAITING": states["RUNNING"] + states["WAITING"],
+        "trials that failed": states["FAIL"],
         "counted trials with the parameters of another": sum(study.repeats for study in studies),
         "epochs of counted trials": sum(trial.epochs for trial in trials if trial.counts),
-        "finished epochs thrown away": sum(study.thrown_away for study in studies),
+        "finished epochs lost": sum(study.epochs_lost for study in studies),
         "finished epochs trained again": sum(study.repeated for study in studies),
         "unfinished epochs cut short, at most": sum(max(0, trial.attempts - 1) for trial in trials),
-        "ends that no signal explains": sum(len(study.tally.crashes) for study in studies),
+        "exits that no signal explains": sum(len(study.tally.crashes) for study in studies),
         "processes left over": sum(len(study.tally.orphans) for study in studies),
         "seconds undisturbed, mean": f"{sum(study.undisturbed for study in studies) / len(studies):.0f}",
-        "seconds lost per kill": f"{sum(study.lost for study in studies) / max(1, kills):.1f}",
+        "seconds lost per kill": f"{sum(study.seconds_lost for study in studies) / max(1, kills):.1f}",
         "studies with a fault": sum(bool(study.faults) for study in studies),
         "faults": ", ".join(f"{count} x {fault}" for fault, count in found.items()) or "none",
     }
@@ -331,69 +339,31 @@ def print_summary(heading: str, studies: list[Ended], wanted: int) -> None:
         row(name, value)
 
 
-def main(
-    *,
-    kills: int = 300,
-    trials: int = 40,
-    epochs: int = 4,
-    workers: int = 1,
-    seeds: int = 2,
-    seed: int = 0,
-    pause: float = 10.0,
-    sleep: float = 20.0,
-    at_once: int = 1,
-    plain_kills: int = 0,
-    into: Path | None = None,
-) -> None:
-    """Run the studies and print the tables; the exit code is 1 if one of this program's studies has a fault.
-
-    Parameters
-    ----------
-    kills
-        Kills over all studies of this program.
-    seeds
-        Number of different studies.
-    seed
-        Seed of the strikes.
-    pause
-        Mean seconds between two strikes.
-    sleep
-        Seconds of the longest sleep.
-    at_once
-        Number of studies that are disturbed at the same time, each on its own core.
-    plain_kills
-        Kills over all studies of plain Optuna, which run at the same time.
-    into
-        A new folder; by default a temporary one.
-    """
-    plan = Plan(
-        into=(into or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute(),
-        trials=trials,
-        epochs=epochs,
-        workers=workers,
-        pause=pause,
-        sleep=sleep,
-        seed=seed,
-    )
+def main(plan: Plan | None = None) -> None:
+    """Run the studies and print the tables; the exit code is 1 if one of this program's studies has a fault."""
+    plan = plan or Plan()
     write_pictures(plan.pictures)
     print(f"{machine()}; {plan.into}\n")
-    header(*COLUMNS)
+    header("study", "kills", "sleeps", "starts", "counted", "RUNNING or WAITING", "FAIL", "seconds", "asleep", "faults")
 
     def ours() -> list[Ended]:
-        peace = undisturbed(plan, range(seeds), at_once)
-        for study in peace:
-            print_study(study)
-        return until_enough(
-            kills, at_once, lambda number: disturbed(plan, number, number % seeds, peace[number % seeds])
-        )
+        peace = undisturbed(plan)
+        for one in peace:
+            print_study(one)
+
+        def study(number: int) -> Ended:
+            seed = number % plan.seeds
+            return disturbed(plan, number, seed, peace[seed])
+
+        return until_enough(plan.kills, plan.at_once, study)
 
     def theirs() -> list[Ended]:
         peace = plain(plan, None)
         print_study(peace)
-        return until_enough(plain_kills, 1, lambda number: plain(plan, number, peace.tally.seconds))
+        return until_enough(plan.plain_kills, 1, lambda number: plain(plan, number, peace.tally.seconds))
 
     with ThreadPoolExecutor(2) as pool:
-        our_run, their_run = pool.submit(ours), pool.submit(theirs) if plain_kills else None
+        our_run, their_run = pool.submit(ours), pool.submit(theirs) if plan.plain_kills else None
         ended = our_run.result()
         print_summary(f"this program, {plan.workers} worker(s)", ended, plan.trials)
         if their_run is not None:

@@ -48,9 +48,10 @@ with atheris.instrument_imports(include=INSTRUMENTED):  # pyright: ignore[report
     from model.export import bundle
     from model.network import ModelConfig, MushroomCNN
     from model.preprocessing import FORMATS, PictureError, load_square, open_picture
-    from model.training import EpochMetrics, TrainingConfig
+    from model.training import TrainingConfig
     from search_space import Config
     from selection.retraining import FORMAT, Winner
+    from tests.stress.made_up_studies import made_up_metrics
     from tests.stress.script import run
     from tuning import StudyError
     from tuning.settings import Settings, recall
@@ -149,18 +150,7 @@ def _signed(content: bytes) -> bytes:
 def checkpoints(folder: Path) -> list[bytes]:
     network = MushroomCNN(ModelConfig(classes=2, width=0.25))
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
-    metrics = EpochMetrics(
-        epoch=0,
-        train_loss=1.0,
-        train_top1=0.5,
-        validation_loss=1.0,
-        top1=0.5,
-        top3=1.0,
-        confusion=((1, 0), (0, 1)),
-        lr=0.1,
-        seconds=1.0,
-        peak_memory=1,
-    )
+    metrics = made_up_metrics(0, 0.5, [[1, 0], [0, 1]], 1.0)
     head = {name: tensor[:1].clone() for name, tensor in network.state_dict().items() if "head" in name}
     found: list[bytes] = []
     for state in (None, optimizer.state_dict()):
@@ -309,12 +299,6 @@ TARGETS = {
 }
 
 
-def _check_message(error: Exception) -> None:
-    text = str(error)
-    if not text.isprintable() or len(text) > MAX_MESSAGE:
-        raise AssertionError(f"error text is not one short printable line: {text[:300]!r}") from error
-
-
 class Feeder:
     """Feeds inputs to one target and counts them; the first finding of each kind is written down."""
 
@@ -331,10 +315,10 @@ class Feeder:
             self.target.load(content, self.folder)
             self.accepted += 1
         except self.target.expected as error:
-            try:
-                _check_message(error)
-            except AssertionError as finding:
-                self.note(finding, content)
+            text = str(error)
+            if not text.isprintable() or len(text) > MAX_MESSAGE:
+                finding = AssertionError(f"error text is not one short printable line: {text[:300]!r}")
+                self.note(finding.with_traceback(error.__traceback__), content)
         except Exception as finding:
             self.note(finding, content)
         seconds = time.monotonic() - began

@@ -9,17 +9,15 @@ is compared with the median of the last quarter. The warm-up is there because a 
 network that it has trained, so that it grows in steps at first. A study without a leak stays within 5 %.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
+import math
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -34,27 +32,12 @@ INTERVAL = 0.5
 ENDED = "SELECT count(*) FROM trials WHERE state NOT IN ('RUNNING', 'WAITING')"
 
 
-@dataclass(kw_only=True)
-class Samples:
-    """Resident MB of one process over a study."""
-
-    name: str
-    rss: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
-    """(number of trials that had ended, resident MB) of each sample."""
-
-    def median(self, begin: float, end: float) -> float | None:
-        """Return the median MB while begin <= ended trials < end; None without a sample."""
-        found = [size for ended, size in self.rss if begin <= ended < end]
-        return statistics.median(found) if found else None
+Samples = list[tuple[int, float]]
+"""(number of trials that had ended, resident MB of a process) of each sample."""
 
 
 def main(
-    *options: str,
-    trials: int = 230,
-    warm_up: int = 30,
-    workers: int = 2,
-    pictures: int = 180,
-    keep: Path | None = None,
+    *options: str, trials: int = 230, warm_up: int = 30, workers: int = 2, pictures: int = 180, keep: Path | None = None
 ) -> None:
     """Run the study and print a table.
 
@@ -76,38 +59,38 @@ def main(
     if process.returncode:
         raise SystemExit(process.returncode)
     if keep is not None:
-        keep.write_text(json.dumps({one.name: one.rss for one in samples}))
+        keep.write_text(json.dumps(samples))
     print(machine())
     print(f"{trials} counted trials of 2 epochs in {(time.monotonic() - began) / 60:.1f} minutes\n")
     header("process", "first quarter MB", "last quarter MB", "growth %", "samples")
-    ended = max(ended for ended, _ in samples[0].rss)  # includes trials that do not count
+    ended = max(ended for ended, _ in samples["coordinator"])  # includes trials that do not count
     quarter = (ended - warm_up) / 4
-    for one in samples:
-        before, after = one.median(warm_up, warm_up + quarter), one.median(ended - quarter, ended)
-        if before is None or after is None:
-            row(one.name, "-", "-", "-", len(one.rss))
-        else:
-            row(one.name, f"{before:.0f}", f"{after:.0f}", f"{100 * (after / before - 1):+.1f}", len(one.rss))
+    for name, found in samples.items():
+        before, after = median(found, warm_up, warm_up + quarter), median(found, ended - quarter, ended)
+        row(name, f"{before:.0f}", f"{after:.0f}", f"{100 * (after / before - 1):+.1f}", len(found))
 
 
-def watch(process: subprocess.Popen[bytes], database: Path, workers: int) -> list[Samples]:
-    """Sample a study until it ends; return the coordinator's samples, each worker's, then those of all workers."""
-    total = Samples(name="workers together")
-    known: dict[int, Samples] = {process.pid: Samples(name="coordinator")}
+def median(samples: Samples, begin: float, end: float) -> float:
+    """Return the median MB while begin <= ended trials < end; nan for a process that did not run then."""
+    return statistics.median([size for ended, size in samples if begin <= ended < end] or [math.nan])
+
+
+def watch(process: subprocess.Popen[bytes], database: Path, workers: int) -> dict[str, Samples]:
+    """Sample a study until it ends; return the samples of the coordinator, of each worker and of all workers."""
+    total, names, samples = Samples(), dict[int, str](), dict[str, Samples]()
     while process.poll() is None:
         time.sleep(INTERVAL)
         with contextlib.suppress(psutil.NoSuchProcess, sqlite3.OperationalError):
             with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as connection:
                 (ended,) = connection.execute(ENDED).fetchone()
-            sizes = {
-                one.pid: one.memory_info().rss / 2**20
-                for one in (psutil.Process(process.pid), *worker_processes(process.pid))
-            }
+            found = [psutil.Process(process.pid), *worker_processes(process.pid)]
+            sizes = {one.pid: one.memory_info().rss / 2**20 for one in found}
             for pid, size in sizes.items():
-                known.setdefault(pid, Samples(name=f"worker {len(known)}")).rss.append((ended, size))
+                name = names.setdefault(pid, f"worker {len(names)}" if names else "coordinator")
+                samples.setdefault(name, []).append((ended, size))
             if len(sizes) == 1 + workers:
-                total.rss.append((ended, sum(sizes.values()) - sizes[process.pid]))
-    return [*known.values(), total]
+                total.append((ended, sum(sizes.values()) - sizes[process.pid]))
+    return samples | {"workers together": total}
 
 
 if __name__ == "__main__":

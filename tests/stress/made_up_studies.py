@@ -4,8 +4,6 @@ The trials are points of the real search space. Their learning curves depend on 
 is pruned.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
@@ -105,7 +103,7 @@ def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) ->
             for epoch, value in enumerate(curve):
                 trial.report(value, epoch)
         confusion = _confusion(max(curve, default=0.0), classes, rng)
-        history = [_metrics(epoch, value, confusion, seconds) for epoch, value in enumerate(curve)]
+        history = [made_up_metrics(epoch, value, confusion, seconds) for epoch, value in enumerate(curve)]
         write_result(trial, outcome, reason, max(history, key=lambda one: one.top1, default=None), history)
         if outcome is Outcome.COMPLETE:
             best = sorted([*best, (max(curve), trial.params)], key=lambda pair: -pair[0])[:20]
@@ -117,7 +115,8 @@ def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) ->
     return trials
 
 
-def _metrics(epoch: int, top1: float, confusion: list[list[int]], seconds: float) -> EpochMetrics:
+def made_up_metrics(epoch: int, top1: float, confusion: Sequence[Sequence[int]], seconds: float) -> EpochMetrics:
+    """Return an epoch's metrics with this accuracy and confusion matrix; losses fall as they usually do."""
     return EpochMetrics(
         epoch=epoch,
         train_loss=2.2 * math.exp(-epoch / 5) + 0.1,
@@ -218,7 +217,7 @@ def write_files(study: optuna.Study, folder: Path, *, classes: Sequence[str] = C
     for trial in [trial for trial in ranked if trial.curve][:histories]:
         trial_directory(folder, trial.number).mkdir(parents=True, exist_ok=True)
         confusions = {epoch: _confusion(top1, len(classes), rng) for epoch, top1 in trial.curve.items()}
-        history = [_metrics(epoch, top1, confusions[epoch], 2.0) for epoch, top1 in trial.curve.items()]
+        history = [made_up_metrics(epoch, top1, confusions[epoch], 2.0) for epoch, top1 in trial.curve.items()]
         write_history(folder, trial.number, history)
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["path,class,part,verdict,reason,width,height,mode,bytes,group,split"]

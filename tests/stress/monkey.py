@@ -6,8 +6,6 @@ A command that ended early is started again at once, as its user would. All proc
 their environment; by it, processes that outlive their command are found.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

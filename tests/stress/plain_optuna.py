@@ -7,8 +7,6 @@ enqueues them again, `MaxTrialsCallback` ends the study. Search space, pictures,
 project's. `chaos.py` starts two of these and kills them.
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What two studies must have in common if one of them was disturbed and the other was not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from optuna.trial import FrozenTrial

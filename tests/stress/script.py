@@ -1,7 +1,5 @@
 """Options, the machine's line and Markdown tables for the scripts under `benchmarks/` and `tests/stress/`."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

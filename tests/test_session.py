@@ -1,0 +1,164 @@
+"""The Python API: a study, its finalists and its winner without a command line, a signal or a screen.
+
+The README's own example runs as it is printed, with real processes; the other tests train in threads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
+from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
+
+from model.predict import Classifier
+from model.training import EpochMetrics
+from search_space import Config, Profile, suggest
+from selection.finalists import train_finalists
+from selection.retraining import retrain_winner
+from tuning import StudyError
+from tuning.coordinator import Plan
+from tuning.database import IDENTITY
+from tuning.devices import Slot
+from tuning.events import Ending, TrialEnded
+from tuning.folder import sqlite_url
+from tuning.session import SearchSession, find_study, open_session
+from tuning.trials import Outcome, count_trials, read_trials
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return prepare(tmp_path_factory.mktemp("tiny"))
+
+
+def opened(tiny: Tiny, results: Path, trials: int, **options: Any) -> AbstractContextManager[SearchSession]:
+    """Open a session of the tiny study under `results`, whose workers are threads."""
+    known = {"profile": TINY, "slots": [Slot()], "cache_dir": tiny.folder.parent / "cache"}
+    return open_session(
+        tiny.pictures, plan=Plan(trials=trials), results=results, make_workers=ThreadWorkers, **(known | options)
+    )
+
+
+def test_a_session_runs_a_study_silently_and_yields_its_events(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with opened(tiny, tmp_path, 3) as session:
+        events = list(session.run())
+        assert session.searcher.ending is Ending.TRIALS
+        assert count_trials(read_trials(session.study)) == 3
+    ended = [event for event in events if isinstance(event, TrialEnded)]
+    assert [event.number for event in ended] == [0, 1, 2]
+    assert [event.value for event in ended] == [trial.value for trial in read_trials(session.study)]
+    assert sum(advanced(event, 0, EpochMetrics) for event in events) == TINY.epochs
+    assert (session.name, session.folder) == ("tiny", tmp_path / "tiny")
+    assert {path.name for path in session.folder.iterdir()} >= {"study.db", "settings.json", "trials.csv"}
+    assert capfd.readouterr() == ("", "")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_loop_that_is_left_early_is_resumed_by_the_next_session(tiny: Tiny, tmp_path: Path) -> None:
+    with opened(tiny, tmp_path, 2) as session:
+        for event in session.run():
+            if advanced(event, 1, EpochMetrics):
+                break
+    with opened(tiny, tmp_path, 2) as session:
+        assert outcomes(list(session.run())) == [(1, Outcome.COMPLETE)]
+        trials = read_trials(session.study)
+    assert [(trial.epochs, trial.attempts) for trial in trials] == [(TINY.epochs, 1), (TINY.epochs, 2)]
+
+
+def test_space_sampler_pruner_and_seed_can_be_ones_own(tiny: Tiny, tmp_path: Path) -> None:
+    def narrow(trial: Any, profile: Profile, classes: int) -> Config:
+        trial.suggest_float("mine", 0.0, 1.0)
+        return suggest(trial, profile, classes)
+
+    def options(sampler: str | RandomSampler) -> dict[str, Any]:
+        return {"space": narrow, "sampler": sampler, "pruner": NopPruner(), "seed": 7, "name": "my own"}
+
+    with opened(tiny, tmp_path, 3, **options(RandomSampler(0))) as session:
+        list(session.run())
+    stored = optuna.load_study(study_name="my own", storage=sqlite_url(tmp_path / "my own"))
+    assert all(0.0 <= trial.params["mine"] <= 1.0 for trial in stored.trials)
+    identity = {name: stored.user_attrs[IDENTITY + name] for name in ("sampler", "pruner", "seed")}
+    assert identity == {"sampler": "RandomSampler", "pruner": "NopPruner", "seed": 7}
+    with pytest.raises(StudyError, match="sampler: RandomSampler -> tpe"), opened(tiny, tmp_path, 3, **options("tpe")):
+        pass
+
+
+def test_two_sessions_of_one_study_exclude_each_other(tiny: Tiny, tmp_path: Path) -> None:
+    in_use = f"in use by process {os.getpid()} "
+    with opened(tiny, tmp_path, 1), pytest.raises(StudyError, match=in_use), opened(tiny, tmp_path, 1):
+        pass
+    with opened(tiny, tmp_path, 1):
+        pass
+
+
+def test_an_invalid_study_name_is_refused_and_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    for name in ("", "a/b"):
+        with pytest.raises(StudyError, match=f"^{name!r} "), opened(tiny, tmp_path, 1, name=name):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_that_has_been_run_is_found_and_its_winner_retrained(tiny: Tiny, tmp_path: Path) -> None:
+    with opened(tiny, tmp_path, 2) as session:
+        list(session.run())
+    found = find_study(tmp_path)
+    assert found.name == "tiny"
+    with found.locked():
+        session = found.reopen(slots=[Slot()], cache_dir=tiny.folder.parent / "cache", make_workers=ThreadWorkers)
+        standings = train_finalists(session, seeds=1)
+        winner = retrain_winner(session, standings)
+        assert retrain_winner(session, standings).networks == winner.networks
+        other = retrain_winner(session, standings[::-1])
+    assert [standing.candidate.trial for standing in standings] in ([0, 1], [1, 0])
+    assert winner.trial == standings[0].candidate.trial
+    assert winner.test_top1 is not None and 0.0 <= winner.test_top1 <= 1.0
+    assert other.test_top1 is None, "a second network is not tested on the same pictures"
+
+
+@pytest.mark.long
+def test_the_readmes_example_runs_as_it_is_printed(tmp_path: Path) -> None:
+    """A copy of the program, so that its own results/ folder is empty; decoded pictures go to another cache, too."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## From Python\n")[2]
+    found = re.search(r"```python\n(.*?)```", section.partition("\n## ")[0], flags=re.DOTALL)
+    assert found is not None
+    for package in ("data", "model", "selection", "tuning"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "search_space.py", tmp_path)
+    (tmp_path / "example.py").write_text(found[1], encoding="utf-8")
+    home = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path,
+        env=os.environ | home,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    *trials, last = done.stdout.splitlines()
+    assert sorted(int(line.split()[0]) for line in trials) == [0, 1, 2]
+    assert all(line.split()[1] == "complete" and 0.0 <= float(line.split()[2]) <= 1.0 for line in trials)
+
+    folder = tmp_path / "results" / "from-python"
+    assert last.endswith(f" {folder / 'best'}")
+    assert re.match(r"trial [012] 0\.\d+ ", last)
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {"study.db", "trials.csv", "finalists.csv", "retrained.json", "data_report.csv", "best"}
+    classifier = Classifier.load(folder / "best")
+    one = next(path for path in (tmp_path / "home").rglob("*.jpg"))
+    assert sum(share for _, share in next(classifier.predict([one], top=9)).classes) == pytest.approx(1.0)
