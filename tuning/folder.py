@@ -1,4 +1,4 @@
-"""A study's folder: where its files are, and how they are written and removed."""
+"""A study's folder: paths of its files, and how they are written and removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.files import replacing
 from tuning import StudyError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-"""The folder of all studies by default."""
+"""Default folder of all studies."""
 
 
 def study_folder(results: Path, name: str) -> Path:
