@@ -147,10 +147,10 @@ def print_plan(
     )
 
 
-def print_runs(console: Console, kind: str, wanted: int, slots: Sequence[Slot], expected: float) -> None:
+def print_runs(console: Console, title: str, wanted: int, slots: Sequence[Slot], expected: float) -> None:
     """Print which fixed runs are about to be trained; `expected` is the seconds of one run in one slot."""
     took = duration(wanted * expected / len(slots))
-    console.print(f"{kind}: {plural(wanted, 'run')} left; {_at_once(slots)}: about {took}.")
+    console.print(f"{title}: {plural(wanted, 'run')} left; {_at_once(slots)}: about {took}.")
 
 
 def _at_once(slots: Sequence[Slot]) -> str:

@@ -23,7 +23,7 @@ def winner_of(study: OpenStudy) -> Winner:
     winner = Winner.load(study.folder) or best_so_far(study)
     if winner.pictures != study.data_identity:
         raise StudyError(
-            f"{study.folder / 'retrained.json'} belongs to other pictures ({winner.pictures}) than the study "
+            f"{study.folder / 'retrained.json'} was made with other pictures ({winner.pictures}) than the study "
             f"({study.data_identity}): run python study.py retrain again"
         )
     return winner

@@ -223,8 +223,8 @@ def write_csv(standings: list[Standing], path: Path) -> None:
 def _candidate(trial: Trial, name: str) -> Candidate:
     if trial.config is None or trial.result is None:
         raise StudyError(
-            f"cannot read the configuration of trial {trial.number}, which another version of search_space.py made: "
-            "choose another one with --trial N"
+            f"cannot read the configuration of trial {trial.number} (from another version of search_space.py): choose "
+            "another trial with --trial N"
         )
     return Candidate(
         name=name,

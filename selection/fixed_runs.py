@@ -121,8 +121,8 @@ def assign(trial: optuna.Trial) -> Assignment:
     run = read_trial(trial)
     if run.config is None or run.seed is None:
         raise StudyError(
-            f"cannot read the configuration of {run.name}, which another version of search_space.py made: retrain "
-            "another trial with --trial N"
+            f"cannot read the configuration of {run.name} (from another version of search_space.py): retrain another "
+            "trial with --trial N"
         )
     return Assignment(config=run.config, seed=run.seed, epochs=run.planned_epochs, final=run.is_final, name=run.name)
 

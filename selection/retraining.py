@@ -142,8 +142,8 @@ class Evaluator:
             return metrics.logits(network, batches)
         except torch.OutOfMemoryError as error:
             raise StudyError(
-                f"{self.device} has too little free memory to evaluate the winner: stop what else uses it, or run the "
-                "same command with --device cpu; finished runs are kept"
+                f"{self.device} has too little free memory to evaluate the winner: stop other programs that use it, or "
+                "run the same command with --device cpu; finished runs are kept"
             ) from error
 
 
