@@ -78,7 +78,7 @@ def load(path: Path) -> Checkpoint:
         file.seek(0)
         contents: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn or foreign file breaks the zip reader and the unpickler in ways beyond listing
-        _refuse(path, f"torn, or more than tensors and plain values: {type(error).__name__}", error)
+        _refuse(path, f"damaged, or not only tensors and plain values: {type(error).__name__}", error)
     fields = cast(dict[str, Any], contents) if isinstance(contents, dict) else {}
     if (found := fields.pop("format", None)) != FORMAT:
         _refuse(path, f"not a checkpoint: its format is {short(found)}, not {FORMAT!r}")

@@ -110,7 +110,7 @@ def _described(hint: Any) -> str:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if (name := duplicate(name for name, _ in pairs)) is not None:
-        raise ValueError(f"duplicate name {short(name)}")
+        raise ValueError(f"duplicate key {short(name)}")
     return dict(pairs)
 
 

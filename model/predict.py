@@ -149,7 +149,7 @@ def _walk(top: Path) -> Iterator[Path]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             problem = f"cannot read folder {printable(folder)} ({error.strerror})"
-            raise PredictError(f"{problem}: check its permissions, or name its pictures") from error
+            raise PredictError(f"{problem}: check its permissions, or pass its pictures instead") from error
         seen = [entry for entry in entries if not is_hidden(entry.name)]
         for entry in seen:
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - 20 times faster than Path

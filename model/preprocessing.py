@@ -117,7 +117,7 @@ def load_square(path: str | Path | BinaryIO, size: int) -> npt.NDArray[np.uint8]
     """
     image = open_picture(path, at_least=max(size, MIN_SIDE))
     if min(image.size) < MIN_SIDE:
-        raise PictureError(f"{image.width} x {image.height} pixels, the shorter side needs {MIN_SIDE}")
+        raise PictureError(f"{image.width} x {image.height} pixels, the shorter side must be at least {MIN_SIDE}")
     return to_square(image, size)
 
 
@@ -150,7 +150,7 @@ def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
         except Exception as error:  # broken bytes make decoders raise almost anything: SyntaxError, struct.error
             reason = " ".join(str(error).lower().rstrip(".").split())[:80] or type(error).__name__
             if "max_text" in reason:  # Pillow's guard against text and colour profiles that unpack to gigabytes
-                raise PictureError("more than 1 MB of text or profile in it, save it without") from error
+                raise PictureError("more than 1 MB of text or profile data, save it without") from error
             raise PictureError("truncated" if "truncated" in reason else f"broken ({reason})") from error
 
 

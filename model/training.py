@@ -282,7 +282,7 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
     device = next(model.parameters()).device
     classes, pictures = len(batches.class_counts), sum(batches.class_counts)
     if pictures == 0:
-        raise ValueError("got no picture to evaluate on")
+        raise ValueError("there are no pictures to evaluate on")
     model.eval()
     losses: list[Tensor] = []
     predictions: list[Tensor] = []

@@ -35,7 +35,7 @@ WAYS_OUT = {
     "disk is full": "free some space, then run the same command again to resume",
     "disk i/o error": "repair the disk or raise its quota, then run the same command again to resume",
     "gone": f"put it back, or {ANOTHER}",
-    "malformed": f"restore a copy of it, or {ANOTHER}",
+    "malformed": f"restore it from a backup, or {ANOTHER}",
 }
 """Fix to suggest, by a phrase in the database's message. Every finished epoch is also in a trial's checkpoint."""
 NETWORK_FILE_SYSTEMS = {
@@ -105,7 +105,7 @@ def _legible(url: str) -> Generator[None]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise StudyError(
-            f"cannot understand what the database {without_password(url)} holds ({type(error).__name__}: {reason}): "
+            f"cannot interpret the contents of database {without_password(url)} ({type(error).__name__}: {reason}): "
             f"{WAYS_OUT['malformed']}"
         ) from error
 
@@ -124,7 +124,7 @@ def _check(file: Path) -> None:
     if not there and not file.is_dir() and trials:
         raise StudyError(
             f"{file} is {'empty' if file.exists() else 'missing'}, but {trials[0].parent} belongs to a study: restore "
-            "a copy of the database, or start another study with --study NAME"
+            "the database from a backup, or start another study with --study NAME"
         )
     if there:
         with contextlib.closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as connection:

@@ -17,7 +17,7 @@ def study_folder(results: Path, name: str) -> Path:
     """Create the folder of a study. Raises StudyError if it cannot be created or written."""
     if not name.strip(" .") or not name.isprintable() or any(character in name for character in '/\\:*?"<>|'):
         raise StudyError(
-            f"{name!r} cannot be the name of a folder, which a study's name must be: choose one without "
+            f"{name!r} is not a valid name for a study and its folder: choose one without "
             '/ \\ : * ? " < > | with --study NAME'
         )
     folder = results / name

@@ -66,7 +66,8 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
         ) from None
     except (OSError, ValueError) as error:
         raise StudyError(
-            f"cannot read {printable(path)} ({why(error)}): run the study's own command again, which rewrites it"
+            f"cannot read {printable(path)} ({why(error)}): run the study again with its original command, which "
+            "rewrites it"
         ) from error
 
 

@@ -435,7 +435,7 @@ def read_history(folder: Path, number: int) -> list[EpochMetrics]:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = why(error) if isinstance(error, OSError | ValueError) else "not a list of epochs"
-        raise StudyError(f"cannot read {path} ({reason}): remove it; its curves are then left out") from error
+        raise StudyError(f"cannot read {path} ({reason}): remove it; the trial's curves are then left out") from error
 
 
 def write_trials_csv(study: optuna.Study, path: Path) -> None:

@@ -152,7 +152,7 @@ def load(folder: Path) -> tuple[Bundle, MushroomCNN]:
     path = folder / WEIGHTS
     content = _read(folder, WEIGHTS, needed + MAX_HEADER)
     if len(content) < needed:
-        _refuse(path, f"truncated: {len(content):,} bytes, where its architecture needs {needed:,}")
+        _refuse(path, f"truncated: {len(content):,} bytes, but its architecture needs {needed:,}")
     if hashlib.sha256(content).hexdigest() != hashes[WEIGHTS]:
         _refuse(path, f"its sha256 is not the one in {CONFIG}: one of the two was altered")
     network.load_state_dict(_tensors(path, content, expected), assign=True)
@@ -183,7 +183,7 @@ def verify(folder: Path) -> None:
     _, hashes = _description(folder)
     there = {path.name for path in folder.iterdir()} - {CONFIG}
     if there != hashes.keys():
-        _refuse(folder / CONFIG, f"its list of files and the folder differ in {few(there ^ hashes.keys())}")
+        _refuse(folder / CONFIG, f"its list of files does not match the folder: {few(there ^ hashes.keys())}")
     for name, sha256 in hashes.items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
             _refuse(folder / name, f"its sha256 is not the one in {CONFIG}")
@@ -303,7 +303,7 @@ def _inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError):  # links in a circle; which of the two depends on Python's version
         stays = False
     if not stays:
-        _refuse(path, "a link that leads out of the bundle's folder", "replace it by the file itself")
+        _refuse(path, "a link that leads out of the bundle's folder", "replace it with the file itself")
     return path
 
 
@@ -337,7 +337,7 @@ def _tensors(path: Path, content: bytes, expected: dict[str, Tensor]) -> dict[st
     for name, like in expected.items():
         kind = f"{_TYPES[like.dtype]} {_by(like.shape)}"
         if (given := f"{found[name]['dtype']} {_by(found[name]['shape'])}") != kind:
-            _refuse(path, f"{name} is {given}, where its architecture has {kind}")
+            _refuse(path, f"{name} is {given}, but its architecture has {kind}")
         tensor = torch.frombuffer(found[name]["data"], dtype=like.dtype).reshape(like.shape)
         if not bool(torch.isfinite(tensor).all()):
             _refuse(path, f"{name} has NaN or infinity")

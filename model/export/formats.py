@@ -300,7 +300,7 @@ def _python(program: str, path: Path, *arguments: object) -> None:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise BundleError(
             f"cannot export {printable(path)} ({printable(said)[:300]}): install onnx, onnxscript and onnxruntime if "
-            "one of them is missing, else report this"
+            "one of them is missing, otherwise report this"
         )
 
 
@@ -315,8 +315,9 @@ def _parity(path: Path, expected: Floats, answers: Floats, sizes: tuple[int, ...
     )
     if not parity.log_probability <= TOLERANCE:  # true for NaN, too
         raise BundleError(
-            f"cannot export {printable(path)} (a log-probability is {parity.log_probability:.2g} off the network's, "
-            f"more than {TOLERANCE:g}, and {parity.disagreements} predictions changed): report this"
+            f"cannot export {printable(path)} (a log-probability differs from the network's by "
+            f"{parity.log_probability:.2g}, more than {TOLERANCE:g}, and {parity.disagreements} predictions changed): "
+            "report this"
         )
     return parity
 
@@ -349,7 +350,7 @@ def _refuse_foreign(target: Path) -> None:
     else:
         problem = "it is a file" if target.exists() else None
     if problem:
-        raise BundleError(f"cannot replace {printable(target)} ({problem}): move that away, then run the command again")
+        raise BundleError(f"cannot replace {printable(target)} ({problem}): move it away, then run the command again")
 
 
 def _swap(new: Path, target: Path) -> None:
