@@ -1,4 +1,4 @@
-"""The search space: what a study may choose, in plain Python. This is the file to edit.
+"""The search space: what a study can choose from, in plain Python. This is the file to edit.
 
 `Config` is one point of the space, `suggest` samples one (one line per knob, with the reason for its bounds),
 `baselines` are tried first in every study, and `PROFILES` limit the size of pictures and networks and the length of a
@@ -28,7 +28,7 @@ class Config:
     """One point of the space: all that a worker needs to build and train a network."""
 
     image_size: int
-    """Side of the square pictures in pixels."""
+    """Side of the square input pictures in pixels."""
     views: int = 1
     """How often each training picture is shown per epoch."""
     model: ModelConfig
@@ -40,12 +40,12 @@ class Config:
             raise ValueError(f"`image_size, views >= 1` must hold, but got {self.image_size}, {self.views}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, nested like the fields."""
+        """Return the point as plain JSON types, nested like its fields."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """Return the inverse of `to_dict`; a missing field has its default. Raises ValueError for anything else."""
+        """Return the inverse of `to_dict`; missing fields take their defaults. Raises ValueError for anything else."""
         return fill(cls, values)
 
     @property
@@ -55,7 +55,7 @@ class Config:
 
     @property
     def digest(self) -> str:
-        """Hash that is equal for equal points; knobs that a choice leaves unused have one fixed value."""
+        """Hash of the point; knobs that a choice leaves unused do not affect it, because their values are fixed."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -64,13 +64,13 @@ class Profile:
     """What a trial may cost: the part of the space that depends on the machine."""
 
     name: str
-    """The value of `--profile`."""
+    """Name of the profile, a value of `--profile`."""
     pictures: int | None
     """Largest number of pictures in use; None for all."""
     image_sizes: tuple[int, int, int]
-    """Smallest, largest and step of the side in pixels; the baselines used 150 and 256."""
+    """Smallest and largest image size and its step, in pixels; the baselines used 150 and 256."""
     widths: tuple[float, float, float]
-    """Smallest, largest and step of the width; 1 is the baselines' 32 to 256 channels."""
+    """Smallest and largest network width and its step; width 1 is the baselines' 32 to 256 channels."""
     shown: int
     """Training pictures that a trial is shown if it is not pruned, from which the number of epochs follows."""
     epochs: int | None = None
@@ -80,11 +80,11 @@ class Profile:
     batch_size: int
     """Pictures per training step."""
     max_flops: float | None
-    """Forward FLOPs of one picture above which a point is infeasible, unless `--max-flops` says otherwise."""
+    """Largest number of forward FLOPs per picture of a feasible point, unless `--max-flops` says otherwise."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """All image sizes of the space in pixels."""
+        """All image sizes in the space, in pixels."""
         low, high, step = self.image_sizes
         return tuple(range(low, high + 1, step))
 
@@ -236,7 +236,7 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
 def baselines(profile: Profile) -> dict[str, dict[str, Any]]:
     """Return the parameters of the baselines by name, at the profile's size, width and epochs.
 
-    The original project trained without weight decay; on this space's log scale its smallest value stands for none.
+    The original project trained without weight decay; on this space's log scale, the smallest value stands for none.
     """
     sizes = profile.sizes
     shared = {

@@ -49,7 +49,7 @@ from tests.stress.script import header, machine, row, run
 from tuning.workers import keep_memory_mapped
 
 Turn = Callable[[], tuple[int, float]]
-"""Trains for one turn; returns the number of pictures and the seconds."""
+"""Function that trains for one turn and returns the number of pictures and the seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,6 @@ def check_data(
     console = screen.make_console()
     found = find_pictures(data, test_data=test_data, cache_dir=cache, track=screen.track(console))
     screen.print_pictures(console, found)
-    screen.print_left_out(console, found.catalog, report)
     if report is not None:
         found.catalog.write_report(report, found.split)
+    screen.print_left_out(console, found.catalog, report)

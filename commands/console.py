@@ -147,10 +147,10 @@ def print_plan(
     )
 
 
-def print_runs(console: Console, kind: str, wanted: int, slots: Sequence[Slot], expected: float) -> None:
+def print_runs(console: Console, title: str, wanted: int, slots: Sequence[Slot], expected: float) -> None:
     """Print which fixed runs are about to be trained; `expected` is the seconds of one run in one slot."""
     took = duration(wanted * expected / len(slots))
-    console.print(f"{kind}: {plural(wanted, 'run')} left; {_at_once(slots)}: about {took}.")
+    console.print(f"{title}: {plural(wanted, 'run')} left; {_at_once(slots)}: about {took}.")
 
 
 def _at_once(slots: Sequence[Slot]) -> str:
@@ -238,7 +238,7 @@ class Screen:
             self._stopping = True
             left = max((running.seconds_left for running in self._running.values()), default=0.0)
             when = f"when the running epochs end, in about {duration(left)}"
-            self._console.print(Text(f"Stopping {when}; press Ctrl-C again to stop now."))
+            self._console.print(Text(f"Stopping {when}; Ctrl-C again stops now."))
 
     def show(self, event: StudyEvent) -> None:
         """Show an event of the study."""
@@ -401,10 +401,8 @@ def print_end(
     console.print()
     trials = read_trials(session.study)
     counted, unfinished = count_trials(trials), sum(trial.is_running for trial in trials)
-    lines = [
-        f"{plural(counted, 'trial')}: {ending}."
-        + f" {plural(unfinished, 'unfinished trial')}: finished epochs are kept." * bool(unfinished)
-    ]
+    kept = f" The finished epochs of {plural(unfinished, 'unfinished trial')} are kept." if unfinished else ""
+    lines = [f"{plural(counted, 'trial')}: {ending}.{kept}"]
     match ending:
         case Ending.PATIENCE | Ending.TARGET:
             lines.append(f"Continue: run the same command with a larger --{ending.name.lower()}, or without it")

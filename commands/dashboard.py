@@ -38,7 +38,7 @@ def dashboard(
     try:
         server, address = served.make(found.study, found.folder / "artifacts", port)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise StudyError(f"cannot serve on --port {port} ({reason}): choose a free one, or omit it") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore", module=r"optuna\.")  # importances of a study with few trials

@@ -12,12 +12,16 @@ from rich.console import Console
 
 from commands.console import Screen, print_runs
 from commands.options import argv
+from selection import finalists, pruner_audit, retraining
 from selection.fixed_runs import Follow, expected_seconds
 from tuning.coordinator import Coordinator
 from tuning.events import StudyEvent
 from tuning.session import Session
 from tuning.settings import command_line
 from tuning.trials import count_trials, read_trials
+
+TITLES = {finalists.KIND: "Finalists", retraining.FINAL_RUNS: "Final runs", pruner_audit.KIND: "Pruner audit"}
+"""Headings of fixed runs by their kind."""
 
 
 def follow(
@@ -57,7 +61,7 @@ def follow_runs(console: Console, session: Session) -> Follow:
     def show(kind: str, study: optuna.Study, coordinator: Coordinator) -> None:
         wanted, slots = coordinator.wanted, session.slots
         expected = expected_seconds(study) / wanted
-        print_runs(console, kind, wanted, slots, expected)
+        print_runs(console, TITLES[kind], wanted, slots, expected)
         trials = wanted + count_trials(read_trials(study))
         screen = Screen(console, study, trials=trials, slots=len(slots), expected=expected, searches=False)
         received = follow(coordinator.stop, coordinator.run(), screen)

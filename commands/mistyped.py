@@ -12,6 +12,7 @@ from cyclopts import (
     App,
     CoercionError,
     CycloptsError,
+    MissingArgumentError,
     Token,
     UnknownOptionError,
     UnusedCliTokensError,
@@ -25,11 +26,13 @@ def explain(error: CycloptsError, app: App) -> str:
     match error:
         case UnusedCliTokensError(unused_tokens=[word, *_]):
             commands = [name for name in app if not name.startswith("-")]
-            meant = f" (did you mean --data {word}?)" if Path(word).is_dir() else _meant(word, commands)
+            meant = f" (did you mean --data {word}?)" if Path(word).is_dir() else ""
             if error.command_chain:
                 text = f"unexpected argument {word!r}{meant}: {error.command_chain[0]} takes options only"
             else:
-                text = f"unknown command {word!r}{meant}: choose one of {', '.join(commands)}"
+                text = f"unknown command {word!r}{meant or _meant(word, commands)}: choose one of {', '.join(commands)}"
+        case MissingArgumentError():
+            text = f"{option} needs a value"
         case UnknownOptionError():
             word = error.token.keyword or error.token.value
             options = [name for known in error.argument_collection if known.parse for name in known.names]

@@ -52,7 +52,7 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim", title="Validation top-1 in %", title_justify="left")
     seeds = max(len(standing.runs) for standing in standings)
     table.add_column("", overflow="fold")
-    for heading in ("study", *(f"seed {index + 1}" for index in range(seeds)), "mean", "sd", "epoch"):
+    for heading in ("study", *(f"seed {index + 1}" for index in range(seeds)), "mean", "sd", "epochs"):
         table.add_column(heading, justify="right", no_wrap=True)
     for standing in standings:
         table.add_row(

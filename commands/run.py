@@ -95,8 +95,9 @@ def run(
     sampler
         How configurations are chosen: "tpe" learns from the finished trials, "random" does not.
     scheduler
-        Which trials end early: "promote" pauses all of them twice and continues the best third each time; "median" stops
-        those below the median of the others at the same epoch; "asha" by successive halving; "none".
+        Which trials end early: "promote" pauses all of them twice and continues the best third each time; "median"
+        stops those below the median of the others at the same epoch; "asha", the worse ones by successive halving;
+        "none".
     audit_pruner
         At the end, train N of the pruned trials to their last epoch and report how often the pruner was wrong.
     seed

@@ -122,7 +122,7 @@ def evaluated_at_once(size: int) -> int:
 
 
 class EvaluationBatches:
-    """Evaluation batches: every picture of a part once, plain, in the part's order."""
+    """Evaluation batches: every picture of a part once, unaugmented, in the part's order."""
 
     def __init__(self, part: Part, *, batch_size: int | None = None, device: torch.device) -> None:
         """Take batches of `batch_size` pictures, or of `evaluated_at_once` if it is None."""

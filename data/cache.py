@@ -108,7 +108,7 @@ def open_part(handle: CacheHandle, image_size: int, *parts: PartName) -> Part:
             labels: npt.NDArray[np.int64] = stored["labels"]
             positions: dict[str, npt.NDArray[np.int64]] = {part: stored[part] for part in PARTS}
         if _digest(labels, positions) != handle.split:
-            raise ValueError("the file holds another split than its name says")
+            raise ValueError("the split in the file does not match the file's name")
     except Exception as error:  # a damaged zip or header raises a dozen kinds of error, all with the same cure
         raise _damaged(path) from error
     indices = np.concatenate([positions[part] for part in parts])

@@ -157,9 +157,8 @@ class Catalog:
     def report_rows(self, split: "Split | None" = None) -> Iterator[dict[str, str]]:
         """Yield one row per file, keyed by REPORT_COLUMNS; with `split`, the part that uses the picture is filled in.
 
-        Paths are relative to the source's root. Control characters in names are escaped, so that a row is one line and
-        harmless in a terminal, and no name is taken for a formula (see `model.files.csv_cell`).
-        Raises ValueError for another catalog's split.
+        Paths are relative to the source's root. Names are escaped so that a row is one line, harmless in a terminal,
+        and never mistaken for a formula (see `model.files.csv_cell`). Raises ValueError for another catalog's split.
         """
         used: dict[tuple[str, str], str] = {}
         if split is not None:
@@ -334,6 +333,6 @@ def _check(catalog: Catalog) -> None:
         files = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in found.items() if n)
         usable = ", ".join(f"{printable(label)} {counts[label][Verdict.KEPT]}" for label in catalog.classes)
         raise DataError(
-            f"class '{printable(poor[0])}' of {root} has too few usable pictures, {found[Verdict.KEPT]} of at least "
-            f"{MIN_KEPT} (its files: {files}; usable in each class: {usable}): add pictures or remove the folder"
+            f"class '{printable(poor[0])}' of {root} has too few usable pictures ({found[Verdict.KEPT]}, but needs at "
+            f"least {MIN_KEPT}; its files: {files}; usable in each class: {usable}): add pictures or remove the folder"
         )

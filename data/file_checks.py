@@ -196,7 +196,7 @@ def _check_open_file(file: io.BufferedReader, named_like_a_picture: bool) -> Fil
         meant = named_like_a_picture or header.width > 0
         return replace(header, verdict=Verdict.UNREADABLE if meant else Verdict.NOT_A_PICTURE, reason=str(error))
     if min(header.width, header.height) < MIN_SIDE:
-        reason = f"{header.width} x {header.height} pixels, the shorter side needs {MIN_SIDE}"
+        reason = f"{header.width} x {header.height} pixels, the shorter side must be at least {MIN_SIDE}"
         return replace(header, verdict=Verdict.TOO_SMALL, reason=reason)
     rows, columns = THUMBNAIL
     thumbnail = image.convert("L").resize((columns, rows), Image.Resampling.BOX).tobytes()

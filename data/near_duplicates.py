@@ -86,7 +86,7 @@ def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Pos
 
 
 def _join(labels: Positions, a: Positions, b: Positions) -> Positions:
-    """Join pairs into groups by union-find on whole arrays, attaching larger roots to smaller ones until none differ."""
+    """Join pairs into groups by union-find on whole arrays, attaching larger roots to smaller ones until all agree."""
     while len(a):
         high, low = np.maximum(labels[a], labels[b]), np.minimum(labels[a], labels[b])
         if (high == low).all():

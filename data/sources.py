@@ -210,7 +210,7 @@ def _check_classes(folder: Path) -> None:
     found = f"only one class folder, '{printable(classes[0])}'," if classes else "no class folder"
     raise DataError(
         f"{printable(folder)} has {found} and {files} file{'s' * (files != 1)}, but needs at least 2 class folders: "
-        "put the pictures of each class in a folder of its own"
+        "put the pictures of each class into its own folder"
     )
 
 

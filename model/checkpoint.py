@@ -20,24 +20,24 @@ from model.plain_json import fill, short
 from model.training import EpochMetrics
 
 FORMAT = "mushroom-study checkpoint 3"
-"""First entry of every file; the number rises when older files can no longer be read."""
+"""Format version, the first entry of every file; raise it when older files can no longer be read."""
 
 MAX_BYTES = 2**31
-"""Largest file that is read; the search space's largest network with AdamW's state has 0.2 GB."""
+"""Size in bytes of the largest file that is read; the search space's largest network with AdamW's state has 0.2 GB."""
 
 
 class CheckpointError(Exception):
-    """A file that is not a whole checkpoint; one line with its path, the reason and the fix."""
+    """A checkpoint file is missing or damaged; the message is one line with its path, the reason and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trial after an epoch."""
+    """State of a trial after an epoch."""
 
     attempt: int
-    """Number of the trial's attempt that wrote it."""
+    """Number of the trial's attempt that wrote this checkpoint."""
     job_digest: str
-    """Digest of what was trained, with which seed, on which pictures: no other job may continue from these weights."""
+    """Digest of the configuration, seed and pictures; only a job with the same digest may resume from these weights."""
     history: tuple[EpochMetrics, ...]
     """Metrics of every epoch so far."""
     model: dict[str, Tensor]
@@ -45,14 +45,14 @@ class Checkpoint:
     averaged: dict[str, Tensor] | None
     """The `state_dict()` of the running average of the weights; None if `model` is that average."""
     optimizer: dict[str, Any] | None
-    """The optimizer's `state_dict()`; None if training will not continue."""
+    """The optimizer's `state_dict()`; None in a checkpoint that is not for resuming."""
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path`; whatever was there stays until the new file is safe on the disk.
+    """Write `checkpoint` to `path`, replacing an earlier file only once the new one is safe on the disk.
 
-    A process killed in between leaves an unfinished file of a random name beside it. Raises OSError, or torch's
-    RuntimeError, for a full disk or the like, and then leaves nothing.
+    A process killed in between leaves an unfinished file with a random name beside it. On an error such as a full disk
+    it raises OSError, or torch's RuntimeError, and leaves nothing.
     """
     records = [metrics.to_dict() for metrics in checkpoint.history]
     weights = {"model": dict(checkpoint.model), "averaged": checkpoint.averaged and dict(checkpoint.averaged)}
@@ -62,7 +62,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Return what `save` wrote, its tensors on the CPU. Raises CheckpointError for anything else, or no file at all."""
+    """Return what `save` wrote, tensors on the CPU. Raises CheckpointError for any other file, or a missing one."""
     try:
         with open_regular(path, MAX_BYTES) as opened:
             file = io.BytesIO(opened.read())
@@ -81,7 +81,7 @@ def load(path: Path) -> Checkpoint:
         file.seek(0)
         contents: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn or foreign file breaks the zip reader and the unpickler in ways beyond listing
-        _refuse(path, f"torn, or more than tensors and plain values: {type(error).__name__}", error)
+        _refuse(path, f"damaged, or not only tensors and plain values: {type(error).__name__}", error)
     fields = cast(dict[str, Any], contents) if isinstance(contents, dict) else {}
     if (found := fields.pop("format", None)) != FORMAT:
         _refuse(path, f"not a checkpoint: its format is {short(found)}, not {FORMAT!r}")

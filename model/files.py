@@ -1,5 +1,8 @@
-"""Files: ones that a stranger may have made or named are opened only if ordinary and shown harmlessly; all are written
-under a temporary name and renamed, so that a file that is there is whole."""
+"""Safe reading, writing and naming of files.
+
+Untrusted files are opened only if they are regular, and their names are escaped before they are shown. Every file is
+written under a temporary name and renamed, so that a file that exists is complete.
+"""
 
 import errno
 import math
@@ -12,7 +15,7 @@ from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 UNFINISHED = ".part"
-"""Suffix of a file that is still being written; one that stays behind was left by a killed process."""
+"""Suffix of a file that is still being written, or was left behind by a killed process."""
 
 
 def open_regular(path: Path, limit: int, *, follow_links: bool = True) -> BufferedReader:
@@ -33,7 +36,7 @@ def open_regular(path: Path, limit: int, *, follow_links: bool = True) -> Buffer
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Yield a temporary path beside `path` and rename it to `path` at the end.
+    """Yield a temporary path beside `path`, and rename it to `path` at the end.
 
     If the body raises, `path` is unchanged and nothing is left behind. Raises OSError.
     """
@@ -49,7 +52,7 @@ def replacing(path: Path) -> Generator[Path]:
 def replacing_on_disk(path: Path) -> Generator[BufferedWriter]:
     """Yield a binary file that is renamed to `path` once its bytes are on the disk, as `replacing` does.
 
-    Even a power failure leaves either the old file or the new one whole. Raises OSError.
+    Even after a power failure, `path` is either the old file or the complete new one. Raises OSError.
     """
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         yield file
@@ -58,7 +61,7 @@ def replacing_on_disk(path: Path) -> Generator[BufferedWriter]:
 
 
 def printable(text: str | Path) -> str:
-    """Return text with line ends, terminal escapes and bytes that are not UTF-8 written as `\\n`, `\\x1b` and so on."""
+    """Return text with line breaks, terminal escapes and bytes that are not UTF-8 shown as `\\n`, `\\x1b` and so on."""
     shown = str(text)
     return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
@@ -81,7 +84,7 @@ def csv_cell(text: str | Path) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder belongs to the operating system and is skipped without a word."""
+    """Return whether a file or folder belongs to the operating system and is silently skipped."""
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -1,4 +1,4 @@
-"""What a network's logits are worth: accuracy with its interval, calibration, and the temperature that improves it.
+"""Evaluation of a network's logits: accuracy with its interval, calibration, and the temperature that improves it.
 
 network, batches -> `logits` -> (N, C) and labels (N,)        -> `temperature`, fitted on one set of pictures
                                                               -> `measure` with it, on another
@@ -19,7 +19,7 @@ Z95 = 1.959964
 BINS = 15
 """Number of confidence bins of the calibration error, as in Guo et al. 2017."""
 TEMPERATURES = (0.05, 20.0)
-"""Lowest and highest temperature that is fitted; beyond them a network is right, or wrong, about everything."""
+"""Lowest and highest temperature that is fitted; only a network that is always right, or always wrong, exceeds them."""
 
 Logits = tuple[Tensor, Tensor]
 """Logits (N, C) float32 and labels (N,) int64."""
@@ -55,7 +55,7 @@ class Measured:
 def logits(model: nn.Module, batches: Batches) -> Logits:
     """Return the logits of all pictures of an epoch, on the CPU; the model is left in evaluation mode.
 
-    They have full precision on a GPU too, as in an exported network; by default cuDNN would multiply in TF32.
+    They have full float32 precision even on a GPU, as in an exported network; by default cuDNN would use TF32.
     """
     model.eval()
     convolutions = cast(Any, torch.backends.cudnn).conv
@@ -69,7 +69,7 @@ def logits(model: nn.Module, batches: Batches) -> Logits:
 
 
 def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
-    """Measure logits (N, C) against labels (N,), N >= 1; the temperature changes loss and calibration only."""
+    """Compare logits (N, C) with labels (N,), N >= 1; the temperature affects only loss and calibration."""
     pictures, classes = logits.shape
     predictions = logits.argmax(dim=1)
     confusion = torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
@@ -93,9 +93,9 @@ def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
 
 
 def wilson(hits: int, pictures: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share (Wilson 1927): within 0 to 1, and sound for few pictures.
+    """Return the 95 % score interval of a share (Wilson 1927): within 0 to 1, and reliable even for few pictures.
 
-    Raises ValueError without a picture.
+    Raises ValueError if there are no pictures.
     """
     if pictures < 1:
         raise ValueError(f"`pictures >= 1` must hold, but got {pictures}")
@@ -106,7 +106,7 @@ def wilson(hits: int, pictures: int) -> tuple[float, float]:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Return how far confidence is from accuracy in BINS equally wide bins of confidence, averaged over the pictures.
+    """Return the expected calibration error: |confidence - accuracy| in BINS equal bins, averaged over the pictures.
 
     Guo et al. 2017, arXiv:1706.04599, equation 5. Probabilities (N, C), labels (N,).
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CHANNELS = (32, 64, 128, 256)
-"""Channels of the stem and of blocks 1 to 3, at width 1."""
+"""Numbers of channels of the stem and of blocks 1 to 3, at width 1."""
 
 STRIDES: dict[str, tuple[int, int, int, int]] = {
     "late": (1, 1, 2, 2),  # keeps fine texture at full resolution for longest, and costs most
@@ -40,20 +40,20 @@ Pooling = Literal["avg", "max", "avg+max"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One network of the family; raises ValueError with the rule that a value breaks."""
+    """Architecture of one network of the family; raises ValueError with the rule that a value breaks."""
 
     classes: int
-    """Length of the logits, at least 2."""
+    """Number of classes, at least 2."""
     width: float = 1.0
-    """Factor of every stage's channels, which are rounded to multiples of 8; FLOPs grow with its square."""
+    """Multiplier of all channel counts, which are rounded to multiples of 8; FLOPs grow with its square."""
     stride_pattern: str = "late"
-    """Key of `STRIDES`."""
+    """Where the resolution is halved: a key of `STRIDES`."""
     dilation_pattern: str = "late"
-    """Key of `DILATIONS`."""
+    """Where convolutions are dilated: a key of `DILATIONS`."""
     pooling: Pooling = "avg+max"
-    """How the last maps become features: their mean, their maximum, or both side by side (twice the features)."""
+    """Global pooling of the last feature maps: mean, maximum, or both concatenated (twice the features)."""
     dropout: float = 0.2
-    """Probability after block 2, after block 3 and before the head; 0 omits the layers."""
+    """Dropout probability after block 2, after block 3 and before the head; 0 omits the layers."""
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -68,7 +68,7 @@ class ModelConfig:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of the stem and of blocks 1 to 3."""
+        """Numbers of channels of the stem and of blocks 1 to 3."""
         return tuple(max(8, 8 * math.floor(channels * self.width / 8 + 0.5)) for channels in CHANNELS)
 
 
@@ -80,7 +80,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 class MushroomCNN(nn.Module):
-    """Normalised pictures (N, 3, S, S) to logits (N, classes), for any S of 16 or more; channels_last is fastest."""
+    """The CNN: normalised pictures (N, 3, S, S) -> logits (N, classes), for any S >= 16; fastest in channels_last."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class MushroomCNN(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """(N, C, H, W) -> (N, C', H / stride, W / stride): relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)).
+    """Residual block, (N, C, H, W) -> (N, C', H / stride, W / stride): relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)).
 
     The order is that of He et al. 2015, arXiv:1512.03385: add, then ReLU, so that the branch can subtract as well. The
     first conv has the stride; if the shape changes, the shortcut is a 1x1 conv with batch norm.
@@ -136,9 +136,9 @@ class ResidualBlock(nn.Module):
 
 
 class Conv3x3(nn.Conv2d):
-    """(N, C, H, W) -> (N, C', H / stride, W / stride), without bias, padded so that only the stride shrinks the maps.
+    """3x3 conv without bias, padded so that only the stride shrinks: (N, C, H, W) -> (N, C', H / stride, W / stride).
 
-    A conv whose stride equals its dilation reads only every `stride`-th row and column, so it is a plain conv of those.
+    If its stride equals its dilation, it reads only every `stride`-th row and column, so it is a plain conv of those.
     oneDNN has a kernel for the plain one and computes the other by matrix products, two to three times as slowly.
     """
 
@@ -152,10 +152,10 @@ class Conv3x3(nn.Conv2d):
 
 
 class Dropout(nn.Module):
-    """Any shape -> the same: each number becomes 0 with this probability, to 1/65,536, and the others are scaled up.
+    """Dropout for any shape; its probability is rounded to 1/65,536.
 
-    On a CPU torch draws one random number for each, which at 8 ns on a Zen 4 core is a tenth of a training step at
-    48 px; here four share 64 random bits.
+    On a CPU torch draws one random number per element, which at 8 ns on a Zen 4 core is a tenth of a training step at
+    48 px; here four elements share 64 random bits.
     """
 
     def __init__(self, probability: float) -> None:
@@ -175,7 +175,7 @@ class Dropout(nn.Module):
 
 
 class GlobalPooling(nn.Module):
-    """Maps (N, C, H, W) -> features (N, C * copies): per channel its maximum, its mean, or both in that order."""
+    """Global pooling, (N, C, H, W) -> (N, C * copies): each channel's maximum, mean, or both in that order."""
 
     def __init__(self, pooling: Pooling) -> None:
         super().__init__()
@@ -194,16 +194,16 @@ class GlobalPooling(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Size and arithmetic of a network."""
+    """Cost of a network: parameters and FLOPs."""
 
     parameters: int
-    """Trainable numbers, batch norm's included."""
+    """Number of trainable parameters, including batch norm's."""
     flops: int
     """FLOPs of the forward pass for one picture, two per multiply-add; a training step takes about three times that."""
 
 
 def cost(config: ModelConfig, image_size: int) -> Cost:
-    """Return what torch's FlopCounterMode counts, convolutions and the head, but computed in microseconds."""
+    """Return what torch's FlopCounterMode would count, convolutions and the head, computed in microseconds."""
     stem, *blocks = config.channels
     strides = STRIDES[config.stride_pattern]
     side = math.ceil(image_size / strides[0])
@@ -226,10 +226,10 @@ def _changes_shape(inputs: int, outputs: int, stride: int) -> bool:
 
 
 def _subsampling(stride: int) -> nn.Module:
-    """Return (N, C, H, W) -> (N, C, H / stride, W / stride): the rows and columns that a strided 1x1 conv reads.
+    """Return the rows and columns that a strided 1x1 conv reads: (N, C, H, W) -> (N, C, H / stride, W / stride).
 
-    That conv's own stride would be the same function and no faster, but in channels_last oneDNN's backward of a strided
-    1x1 conv with fewer than 16 input channels writes past its workspace and crashes the process
+    A stride in the conv itself would be the same function and no faster, but in channels_last oneDNN's backward of a
+    strided 1x1 conv with fewer than 16 input channels writes past its workspace and crashes the process
     (github.com/uxlfoundation/oneDNN/issues/6035).
     """
     return nn.AvgPool2d(kernel_size=1, stride=stride) if stride > 1 else nn.Identity()

@@ -1,7 +1,8 @@
-"""Strict reading of JSON that a stranger may have written: what comes out is what a person sees in the file.
+"""Strict reading of untrusted JSON: the result is what a person sees in the file.
 
-bytes -> `parse`: UTF-8, no name twice, no NaN or infinity, not too deep -> `fill`: a dataclass, each field of its type
-Python's own reader accepts what `parse` refuses, and answers a hundred thousand brackets with a RecursionError.
+bytes -> `parse`: UTF-8, no duplicate key, no NaN or infinity, not nested too deeply -> `fill`: a dataclass, with the
+type of each field checked. Python's own reader accepts what `parse` refuses, and raises RecursionError for a hundred
+thousand brackets.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from model.files import open_regular
 
 MAX_BYTES = 4 * 2**20
-"""Largest file that is read: a bundle of a thousand classes with their confusion matrix fits."""
+"""Size in bytes of the largest file that is read; a bundle with the confusion matrix of a thousand classes fits."""
 MAX_DEPTH = 32
 """Deepest nesting that is read, in levels; this program's own files have five."""
 
@@ -30,7 +31,7 @@ def read(path: Path) -> Any:
 
 
 def parse(content: bytes) -> Any:
-    """Return the value that JSON text stands for. Raises ValueError with the reason if it is not strict JSON."""
+    """Parse JSON text. Raises ValueError with the reason if it is not strict JSON."""
     try:
         value: Any = json.loads(
             content.decode("utf-8"), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
@@ -43,11 +44,11 @@ def parse(content: bytes) -> Any:
 
 
 def fill(kind: type[Filled], values: Any, prefix: str = "") -> Filled:
-    """Return a dataclass made from a JSON object with its fields' names; nested dataclasses are filled likewise.
+    """Return a dataclass filled from a JSON object whose keys are its fields; nested dataclasses are filled likewise.
 
     A field with a default may be missing, so that a file written before the field existed still opens. `prefix` is put
-    before the names in errors. Raises ValueError, and whatever the dataclass itself raises, if a field is missing,
-    unknown or of another type; True is not a number.
+    before the names in errors. Raises ValueError if a field is missing, unknown or of the wrong type (True is not a
+    number), and whatever the dataclass itself raises.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{short(cast(object, values))} is not an object")
@@ -68,7 +69,7 @@ def fill(kind: type[Filled], values: Any, prefix: str = "") -> Filled:
 
 
 def short(value: object) -> str:
-    """Return a value from a stranger's file as Python writes it, cut to 60 characters."""
+    """Return the repr of a value from an untrusted file, cut to 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:56]} ..."
 
@@ -86,7 +87,7 @@ def duplicate(names: Iterable[str]) -> str | None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has a type, as annotated: plain types, unions, literals, lists, tuples of one kind, objects."""
+    """Return whether a value has the annotated type: plain, union, literal, list, homogeneous tuple or mapping."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -109,7 +110,7 @@ def _described(hint: Any) -> str:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if (name := duplicate(name for name, _ in pairs)) is not None:
-        raise ValueError(f"duplicate name {short(name)}")
+        raise ValueError(f"duplicate key {short(name)}")
     return dict(pairs)
 
 
@@ -120,7 +121,7 @@ def _finite(text: str) -> float:
 
 
 def _deeper(value: object, depth: int) -> bool:
-    """Whether lists and objects nest more than `depth` levels; without recursion, which deep nesting would break."""
+    """Return whether lists and objects nest deeper than `depth` levels, without recursion, which could overflow."""
     level: list[Any] = [value]
     for _ in range(depth + 1):
         level = [item for item in level if isinstance(item, (dict, list))]

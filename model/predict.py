@@ -1,4 +1,4 @@
-"""From a bundle and picture files to classes with probabilities; needs only torch, Pillow, safetensors and `model`.
+"""Classifies picture files with a bundle; needs only torch, numpy, Pillow, safetensors and `model`.
 
     paths -> decoded by a few threads, ahead of the network -> batches -> softmax(logits / temperature) -> `Prediction`s
 
@@ -8,7 +8,7 @@ From Python:
     classifier = Classifier.load("results/field-guide/best")
     print(next(classifier.predict(["mushroom.jpg"])))
 
-Pictures go through `model.preprocessing.load_square`, as the pictures of the validation set did.
+Pictures are preprocessed by `model.preprocessing.load_square`, exactly as in training.
 """
 
 import math
@@ -30,13 +30,13 @@ from model.network import MushroomCNN
 from model.preprocessing import SUFFIXES, PictureError, load_square, normalise
 
 DECODERS = min(4, os.cpu_count() or 1)
-"""Threads that decode pictures; Pillow frees the interpreter's lock while it decodes and resizes."""
+"""Number of threads that decode pictures; Pillow releases the GIL while it decodes and resizes."""
 
 Square = npt.NDArray[np.uint8]
 
 
 class PredictError(Exception):
-    """A request that cannot be answered; one line with the symptom, the values and the fix."""
+    """A prediction is impossible; the message is one line with the symptom, the values and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Prediction:
     """The most probable classes of one picture, or why it could not be used."""
 
     path: Path
-    """Path as it was given."""
+    """Path of the picture as it was given."""
     classes: tuple[tuple[str, float], ...]
     """The most probable classes with their calibrated probabilities, best first; empty if there is an error."""
     error: str | None = None
@@ -72,9 +72,9 @@ class Classifier:
     def predict(self, paths: Iterable[str | Path], *, top: int = 3, batch_size: int = 32) -> Iterator[Prediction]:
         """Yield one `Prediction` per picture file, in their order, as soon as its batch is done.
 
-        `paths` may be endless, as only two batches are held at a time; for folders see `pictures_in`. `top` is the
-        number of classes to return, all of them if there are fewer. A picture that cannot be used gives its reason and
-        stops no other. Raises ValueError for a single path, or a number below 1.
+        `paths` may be an endless iterator, because only two batches are held at a time; for folders see `pictures_in`.
+        `top` is the number of classes to return, at most all of them. For a picture that cannot be used, the reason is
+        returned, and the others are not affected. Raises ValueError for a single path, or a number below 1.
         """
         if isinstance(paths, (str, Path)) or top < 1 or batch_size < 1:
             raise ValueError(
@@ -129,7 +129,7 @@ class Classifier:
 
 
 def pictures_in(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Yield files as they are given, and of a folder its pictures in sorted order, then those of its folders.
+    """Yield files as given, and each folder's pictures in sorted order, followed by those of its subfolders.
 
     Hidden files are skipped, and so are links to folders unless they are given themselves. Raises PredictError: at once
     for a path that does not exist, and while it yields for a folder that cannot be read.
@@ -149,7 +149,7 @@ def _walk(top: Path) -> Iterator[Path]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             problem = f"cannot read folder {printable(folder)} ({error.strerror})"
-            raise PredictError(f"{problem}: check its permissions, or name its pictures") from error
+            raise PredictError(f"{problem}: check its permissions, or pass its pictures instead") from error
         seen = [entry for entry in entries if not is_hidden(entry.name)]
         for entry in seen:
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - 20 times faster than Path

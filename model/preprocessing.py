@@ -1,4 +1,4 @@
-"""From a picture file to the numbers that a network sees, by the same code in training, validation, test and predict.
+"""Preprocessing: turns a picture file into a network's input, with the same code in training, evaluation and predict.
 
 file -> `open_picture` (check, decode, RGB, upright) -> `to_square` (resize, crop: uint8) -> `normalise` (float32)
 The pixels depend only on the file's bytes and the size. Colour profiles are not applied.
@@ -20,27 +20,28 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 from model.files import open_regular
 
 MAX_PIXELS = 100_000_000
-"""Pixels of the largest picture; larger ones are refused by their header, before a decoder takes 4 bytes a pixel."""
+"""Largest number of pixels; larger pictures are refused by their header, before a decoder takes 4 bytes per pixel."""
 
 MAX_BYTES = 2**30
-"""Bytes of the largest file; larger ones are refused unread, as a sparse file may claim 1 TB. 100 megapixels of
+"""Largest file size in bytes; larger files are refused unread, as a sparse file may claim 1 TB. 100 megapixels of
 uncompressed 16-bit RGBA are 0.8 GB."""
 
 LARGE = 16_000_000
-"""Pixels above which pictures are decoded one at a time, whatever the number of threads: a file of 0.4 MB can unpack to
-100 megapixels of RGBA, which take 1.5 GB on the way to RGB (measured), and 32 of them at once would end the process."""
+"""Number of pixels above which pictures are decoded one at a time, in spite of threads: a file of 0.4 MB can unpack to
+100 megapixels of RGBA, which take 1.5 GB while converted to RGB (measured), and 32 at once would kill the process."""
 
 MIN_SIDE = 16
-"""Pixels of the shortest side that shows anything to learn from; the catalog leaves smaller pictures out."""
+"""Shortest side in pixels of a usable picture; the catalog leaves smaller ones out."""
 
 VERSION = 1
-"""Part of the cache's key; raise it with every change of the pixels that `load_square` returns."""
+"""Version of the preprocessing, part of the cache's key; raise it whenever `load_square` returns other pixels."""
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
-"""Normalisation, fixed so that bundles, caches and batches never disagree: black is -2, white is 2, mid-grey is 0."""
+"""Standard deviation of the normalisation, fixed like the mean so that bundles, caches and batches agree: black is -2,
+mid-grey 0, white 2."""
 
-# Formats that Pillow decodes by itself. EPS would run Ghostscript on a stranger's file; TGA has no signature and
+# Formats that Pillow decodes by itself. EPS would run Ghostscript on an untrusted file; TGA has no signature and
 # accepts text. Pillow has AVIF since 11.3.
 FORMATS = (
     "JPEG",
@@ -58,7 +59,7 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
     | {".jp2", ".j2k", ".avif", ".heic", ".heif"}
 )
-"""Suffixes of pictures in a folder; HEIC cannot be read, but is reported rather than skipped."""
+"""Suffixes by which pictures are found in a folder; HEIC cannot be read, but is reported rather than skipped."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,11 +78,11 @@ class PictureError(ValueError):
 
 
 def open_picture(source: str | Path | BinaryIO, *, at_least: int | None = None) -> Image.Image:
-    """Return a fully decoded picture: upright, in mode RGB; of an animation the first frame.
+    """Return a fully decoded picture: upright, in mode RGB, the first frame if it is an animation.
 
     Transparent areas become white. 16-bit grey is divided by 256. Floating-point grey is taken as 0 to 1 if no value is
-    above 1, else as 0 to 255, and clipped. With `at_least` (pixels) a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if
-    its shorter side stays at least twice that; the resize that follows hides the decoder's own, coarser one.
+    above 1, else as 0 to 255, and clipped. With `at_least` (pixels), a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+    if its shorter side stays at least twice that, so that the better resize that follows hides the decoder's own.
 
     Raises PictureError if the file cannot be opened, is not a picture, is truncated or broken, or has more than
     MAX_PIXELS or MAX_BYTES. Raises MemoryError if it does not fit into the free memory.
@@ -100,7 +101,7 @@ def to_square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
     Bicubic with Pillow's antialiasing is crisper than bilinear or box where gills and pores are a few pixels wide, has
     less ringing than Lanczos, and is smooth when a small picture is enlarged. Resizing the central box equals resizing
-    and cropping. `reducing_gap` is not needed, as JPEG's own reduction has done the coarse part.
+    and cropping. `reducing_gap` is not needed because the JPEG decoder has already reduced large pictures.
     """
     width, height = image.size
     side = min(width, height)
@@ -116,7 +117,7 @@ def load_square(path: str | Path | BinaryIO, size: int) -> npt.NDArray[np.uint8]
     """
     image = open_picture(path, at_least=max(size, MIN_SIDE))
     if min(image.size) < MIN_SIDE:
-        raise PictureError(f"{image.width} x {image.height} pixels, the shorter side needs {MIN_SIDE}")
+        raise PictureError(f"{image.width} x {image.height} pixels, the shorter side must be at least {MIN_SIDE}")
     return to_square(image, size)
 
 
@@ -149,7 +150,7 @@ def _decode(file: BinaryIO, at_least: int | None) -> Image.Image:
         except Exception as error:  # broken bytes make decoders raise almost anything: SyntaxError, struct.error
             reason = " ".join(str(error).lower().rstrip(".").split())[:80] or type(error).__name__
             if "max_text" in reason:  # Pillow's guard against text and colour profiles that unpack to gigabytes
-                raise PictureError("more than 1 MB of text or profile in it, save it without") from error
+                raise PictureError("more than 1 MB of text or profile data, save it without") from error
             raise PictureError("truncated" if "truncated" in reason else f"broken ({reason})") from error
 
 
@@ -201,8 +202,8 @@ _quiet_filters = warnings.catch_warnings()
 def _quiet_pillow() -> Generator[None]:
     """Silence Pillow's warnings (large picture, odd EXIF, malformed MPO) while any thread decodes.
 
-    `catch_warnings` alone is not safe in threads: the last one to leave may restore filters that another had changed.
-    Here the first thread to enter changes them and the last one to leave restores them.
+    `catch_warnings` alone is not thread-safe: a thread that exits may restore filters that another one had changed.
+    Here the first thread that enters changes the filters and the last one that exits restores them.
     """
     global _quiet_users, _quiet_filters
     with _quiet_lock:

@@ -1,6 +1,6 @@
-"""Training: a network, two streams of batches and a TrainingConfig in, one EpochMetrics per epoch out.
+"""Training: takes a network, two streams of batches and a TrainingConfig, and yields one EpochMetrics per epoch.
 
-`fit` is a generator: the caller stops asking when it has seen enough. An epoch depends only on the weights, the
+`fit` is a generator: to stop early, the caller stops iterating. An epoch depends only on the weights, the
 optimizer's state and (seed, epoch), so a run that resumes from a checkpoint needs no random generator's state.
 """
 
@@ -26,7 +26,7 @@ OptimizerName = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["step", "cosine", "one-cycle"]
 ClassBalance = Literal["none", "weighted loss", "oversampling"]
 Precision = Literal["float32", "bfloat16"]
-"""Number format of training's arithmetic; weights, optimizer and evaluation are always float32."""
+"""Precision of the training step's arithmetic; weights, optimizer and evaluation are always float32."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What goes in and what comes out
@@ -37,29 +37,30 @@ class TrainingConfig:
     """How a network is trained; raises ValueError with the rule that a value breaks."""
 
     optimizer: OptimizerName
-    """sgd has Nesterov momentum; adam adds the decay to the gradient (L2), adamw subtracts it from the weights."""
+    """Optimizer: sgd has Nesterov momentum, adam adds the decay to the gradient (L2), adamw decays the weights."""
     lr: float
     """Highest learning rate of the schedule."""
     weight_decay: float = 0.0
-    """Weight decay of the convolutions and the head's matrix; batch norm and biases have none."""
+    """Weight decay of the convolutions and the head's weights; batch norm and biases have none."""
     momentum: float = 0.9
     """Momentum of sgd; other optimizers ignore it."""
     schedule: Schedule
-    """step: times `step_factor` per `step_period`; cosine: down to 0; one-cycle: up for 30 % of the run, then down."""
+    """Learning rate schedule: step multiplies it by `step_factor` every `step_period` epochs, cosine lowers it to 0,
+    one-cycle raises it for 30 % of the run and then lowers it."""
     step_factor: float = 0.1
-    """Factor of the step schedule; others ignore it."""
+    """Factor of the step schedule; other schedules ignore it."""
     step_period: float = 5.0
-    """Period of the step schedule in epochs; others ignore it."""
+    """Period of the step schedule in epochs; other schedules ignore it."""
     warmup_epochs: float = 0.0
-    """Length of the linear rise at the start of step and cosine; one-cycle has its own."""
+    """Length in epochs of the linear warm-up of step and cosine; one-cycle has its own."""
     epochs: int
-    """Length of the schedule; stopping earlier does not change its shape."""
+    """Length of the schedule in epochs; stopping earlier does not change its shape."""
     batch_size: int
     """Pictures per step."""
     label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes."""
+    """Label smoothing: share of each label that is spread over all classes."""
     class_balance: ClassBalance = "none"
-    """weighted loss: all classes have the same weight in the loss; oversampling: done by the batches, plain loss."""
+    """Class balance: weighted loss gives all classes the same weight; oversampling is up to the batches."""
 
     def __post_init__(self) -> None:
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
@@ -81,11 +82,11 @@ class TrainingConfig:
 
 
 class Batches(Protocol):
-    """A stream of batches that can be drawn again for any epoch."""
+    """A stream of batches that can be generated again for any epoch."""
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """Pictures per class."""
+        """Number of pictures per class."""
         ...
 
     def __len__(self) -> int:
@@ -101,20 +102,20 @@ Confusion = tuple[tuple[int, ...], ...]
 """Number of pictures by true class (rows) and predicted class (columns)."""
 
 FLUSH_EVERY = 64
-"""Steps between two reads of the losses and gradients on a GPU: a wait after every step would leave the GPU idle."""
+"""Number of steps between two reads of losses and gradients on a GPU: waiting after every step would leave it idle."""
 
 AVERAGING = 8.0
-"""Decay of the average of the weights (gamma of Shamir & Zhang 2013): it spans about 1 / (AVERAGING + 1) of the steps."""
+"""Decay of the average of the weights, gamma of Shamir & Zhang 2013: it spans 1 / (AVERAGING + 1) of the steps."""
 
 MISTAKES = 12
-"""Number of wrong predictions that an evaluation keeps, the most confident ones."""
+"""Number of wrong predictions that an evaluation keeps: the most confident ones."""
 
 
 class Mistake(NamedTuple):
     """A wrong prediction."""
 
     place: int
-    """Position of the picture among the evaluated ones."""
+    """Position of the picture among those evaluated."""
     predicted: int
     """Predicted class."""
     probability: float
@@ -123,7 +124,7 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How well a network does on a set of pictures."""
+    """Result of evaluating a network on a set of pictures."""
 
     loss: float
     """Plain cross entropy per picture: no smoothing, no weights, so that all configurations are comparable."""
@@ -143,9 +144,9 @@ class EpochMetrics:
     epoch: int
     """Number of the epoch, from 0."""
     train_loss: float
-    """Loss per picture as it was minimised (smoothed, weighted), averaged over the epoch while the weights changed."""
+    """Training loss per picture (smoothed, weighted), averaged over the epoch while the weights changed."""
     train_top1: float
-    """Top-1 on the augmented pictures, 0 to 1, averaged over the epoch while the weights changed."""
+    """Top-1 on the augmented training pictures, 0 to 1, averaged over the epoch while the weights changed."""
     validation_loss: float
     """Plain cross entropy per validation picture, as in `Evaluation`."""
     top1: float
@@ -153,13 +154,13 @@ class EpochMetrics:
     top3: float
     """Top-3 on the validation pictures, 0 to 1."""
     confusion: Confusion
-    """Validation pictures by true class and predicted class."""
+    """Number of validation pictures by true class (rows) and predicted class (columns)."""
     lr: float
     """Learning rate of the epoch's last step."""
     seconds: float
-    """Duration of training and validation together."""
+    """Duration of the epoch, training and validation together."""
     peak_memory: int
-    """Bytes: on a GPU the most that tensors took since `fit` began, else the most that the process ever took."""
+    """Peak memory in bytes: that of a GPU's tensors since `fit` began, or that of the process since its start."""
     mistakes: tuple[Mistake, ...] = ()
     """The most confident wrong predictions on the validation pictures, as in `Evaluation`."""
 
@@ -184,7 +185,7 @@ class EpochMetrics:
 
 @dataclass(eq=False)
 class Diverged(ArithmeticError):  # noqa: N818 - an outcome of training, by its name in the field
-    """Training left the finite numbers; weights and optimizer are as they were before the step."""
+    """A loss or gradient is not finite; weights and optimizer are as they were before the step."""
 
     epoch: int
     step: int
@@ -218,11 +219,10 @@ def fit(
 
     The metrics are those of `averaged`, a copy of the model that becomes the running average of its weights (see
     `average_into`). To resume from a checkpoint, pass the model, the average and an optimizer from `make_optimizer`
-    with their states loaded. A batch
-    is split into even parts of up to `micro_batch` pictures whose gradients add up to the whole's (batch norm sees the
-    parts). Losses and gradients are read every `flush_every` steps, by default FLUSH_EVERY on a GPU and 1 elsewhere;
-    the numbers do not depend on it. Raises `Diverged` for a step that would not be finite, with weights and optimizer
-    as they were before it, and for a validation loss that is not finite.
+    with their states loaded. A batch is split into even micro-batches of up to `micro_batch` pictures whose gradients
+    are accumulated (batch norm sees the micro-batches). Losses and gradients are read every `flush_every` steps, by
+    default FLUSH_EVERY on a GPU and 1 elsewhere; the results do not depend on it. Raises `Diverged` for a step that
+    would not be finite, with weights and optimizer as they were before it, and for a validation loss that is not finite.
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
@@ -302,12 +302,12 @@ def average_into(averaged: nn.Module, model: nn.Module, step: int) -> None:
 def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
     """Return loss, accuracy and mistakes over all pictures, in float32; the model is left in evaluation mode.
 
-    A GPU's convolutions are TF32 here; `metrics.logits` has full precision. Raises ValueError if there is no picture.
+    On a GPU convolutions use TF32 here; `metrics.logits` has full precision. Raises ValueError if there is no picture.
     """
     device = next(model.parameters()).device
     classes, pictures = len(batches.class_counts), sum(batches.class_counts)
     if pictures == 0:
-        raise ValueError("got no picture to evaluate on")
+        raise ValueError("there are no pictures to evaluate on")
     model.eval()
     losses: list[Tensor] = []
     predictions: list[Tensor] = []
@@ -373,7 +373,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
 
 
 def fastest_precision(device: torch.device) -> Precision:
-    """Return bfloat16 where the hardware multiplies it, on GPUs since Ampere and CPUs with AVX512_BF16 or AMX.
+    """Return bfloat16 if the hardware supports it: GPUs since Ampere and CPUs with AVX512_BF16 or AMX.
 
     Elsewhere it is emulated, and float32 is returned: a step of the mushroom network took 5.8 times as long on a Zen 3
     core. On Zen 4 it takes half as long at 128 px and two thirds at 48 px.
@@ -388,19 +388,19 @@ def fastest_precision(device: torch.device) -> Precision:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which convolutions and the head have this precision, and losses float32.
+    """Return a context in which convolutions and the head have this precision, and losses float32.
 
-    A GPU's float32 convolutions are TF32, torch's default.
+    On a GPU float32 convolutions use TF32, torch's default.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class _EpochSums:
-    """Sums of an epoch's losses and hits, which stay on the device until many steps are read together.
+    """Sums of an epoch's losses and correct predictions, kept on the device until many steps are read together.
 
-    Until then the first loss or gradient that is not finite blocks its own step and all later ones on the device, by
-    the flag with which `torch.amp.GradScaler` makes fused optimizers skip a step. Optimizers without it are read after
-    every step.
+    Until then, the first loss or gradient that is not finite blocks its own step and all later ones on the device, by
+    the flag with which `torch.amp.GradScaler` makes fused optimizers skip a step. With other optimizers, every step is
+    read at once.
     """
 
     def __init__(self, epoch: int, optimizer: Optimizer, flush_every: int) -> None:
@@ -413,7 +413,7 @@ class _EpochSums:
         self.loss, self.hits, self.pictures = 0.0, 0.0, 0
 
     def before_step(self, loss: Tensor, hits: Tensor, gradient: Tensor, pictures: int, lr: float) -> None:
-        """Record the step that comes next. Raises `Diverged` for it or an earlier one."""
+        """Record the next step. Raises `Diverged` for it or an earlier one."""
         self._steps.append((torch.stack((loss, hits, gradient)), pictures, lr))
         if len(self._steps) == self._flush_every:
             self.flush()
@@ -423,7 +423,7 @@ class _EpochSums:
             setattr(self._optimizer, "found_inf", self._blocked)  # noqa: B010 - an attribute that its type does not have
 
     def flush(self) -> None:
-        """Read the steps recorded since the last flush: the only time that the host waits for the device."""
+        """Read the steps recorded since the last flush; only here does the host wait for the device."""
         rows = torch.stack([row for row, _, _ in self._steps]).tolist() if self._steps else []
         for (mean_loss, hits, norm), (_, pictures, lr) in zip(rows, self._steps, strict=True):
             if not math.isfinite(mean_loss + norm):
@@ -444,14 +444,14 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def _mistakes(predictions: Tensor, wrong: Tensor) -> tuple[Mistake, ...]:
-    """Both (N,): the predicted classes, and the probability of each if it is wrong, below 0 if it is right."""
+    """Return the most confident mistakes; `wrong` (N,) holds each prediction's probability, or -1 if it is right."""
     most = wrong.topk(min(MISTAKES, len(wrong)))
     rows = zip(map(int, most.indices), map(int, predictions[most.indices]), _floats(most.values), strict=True)
     return tuple(Mistake(*row) for row in rows if row[2] >= 0)
 
 
 def _class_weights(counts: tuple[int, ...], config: TrainingConfig) -> Tensor:
-    """Return (classes,): N / (C * n_c), which is 1 on average over the pictures; ones unless the loss is weighted."""
+    """Return class weights N / (C * n_c), (classes,), 1 on average over the pictures; ones without weighted loss."""
     n = torch.tensor(counts, dtype=torch.float32)
     if config.class_balance != "weighted loss":
         return torch.ones_like(n)

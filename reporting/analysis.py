@@ -1,6 +1,6 @@
 """The numbers behind the report: pure functions of a study's trials, each with the source of its method.
 
-A trial counts as trained here once it has finished with at least one epoch. Shares are from 0 to 1, times are in
+A trial counts as trained here if it has finished with at least one epoch. Shares are from 0 to 1, times are in
 seconds, epochs are counted from 1.
 """
 
@@ -22,21 +22,21 @@ from model import metrics
 from tuning.trials import Outcome, Trial, top
 
 NEAR_BOUND = 0.05
-"""Share of a parameter's range, on its own scale, within which a value is at the bound."""
+"""Distance from a bound, as a share of a parameter's range on its own scale, within which a value counts as at it."""
 PAUSE = 60.0
-"""Seconds without any trial that separate two runs of a study."""
+"""Number of seconds without a running trial that count as a pause between two runs of a study."""
 
 Floats = npt.NDArray[np.float64]
 Points = list[tuple[float, float]]
 
 
 def trained(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the finished trials with at least one epoch, or a value."""
+    """Return the finished trials that have at least one epoch or a value."""
     return [trial for trial in trials if trial.is_finished and trial.reached is not None]
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trained trials, best first; complete ones come before pruned ones of any value."""
+    """Return the trained trials, best first; complete ones come before pruned ones, whatever their values."""
     return sorted(trained(trials), key=lambda trial: (trial.value is None, -(trial.reached or 0.0), trial.number))
 
 
@@ -57,7 +57,7 @@ def curve(trial: Trial) -> Points:
 
 
 def best_so_far(trials: Sequence[Trial]) -> Points:
-    """Return the trials at which the best complete value rose, with the value; the last trial ends the line."""
+    """Return the trials at which the best complete value rose, with that value, and the last trial to end the line."""
     found: Points = []
     for trial in sorted(trials, key=lambda trial: trial.number):
         if trial.value is not None and (not found or trial.value > found[-1][1]):
@@ -66,7 +66,7 @@ def best_so_far(trials: Sequence[Trial]) -> Points:
 
 
 def parameters(trials: Sequence[Trial]) -> dict[str, BaseDistribution]:
-    """Return every parameter that varies, with its distribution; of several distributions the latest trial's."""
+    """Return every parameter that varies, with its distribution in the latest trial that has it."""
     found: dict[str, BaseDistribution] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         found |= trial.distributions
@@ -78,14 +78,14 @@ def parameters(trials: Sequence[Trial]) -> dict[str, BaseDistribution]:
 
 
 def wilson(share: float, pictures: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of independent pictures. Raises ValueError without a picture."""
+    """Return the 95 % interval of a share of independent pictures. Raises ValueError if there are none."""
     return metrics.wilson(round(share * pictures), pictures)
 
 
 def difference(first: float, second: float, pictures: int) -> tuple[float, float]:
     """Return the 95 % interval of first - second, each a share of `pictures` (Newcombe 1998, method 10).
 
-    It takes the two for independent; on the same pictures they are not, which makes the true interval narrower.
+    It assumes that the two are independent; on the same pictures they are not, and the true interval is narrower.
     """
     low1, high1 = wilson(first, pictures)
     low2, high2 = wilson(second, pictures)
@@ -96,27 +96,27 @@ def difference(first: float, second: float, pictures: int) -> tuple[float, float
 
 
 def pictures_of(confusion: Sequence[Sequence[int]]) -> int:
-    """Return how many pictures a confusion matrix counts."""
+    """Return the number of pictures in a confusion matrix."""
     return sum(map(sum, confusion))
 
 
 def commonest_class(confusion: Sequence[Sequence[int]]) -> float:
-    """Return the top-1 of always naming the commonest class."""
+    """Return the top-1 accuracy of always predicting the most common class."""
     return max(map(sum, confusion)) / pictures_of(confusion)
 
 
 class Mistake(NamedTuple):
-    """How often one class is taken for another."""
+    """How often one class is mistaken for another."""
 
     truth: int
     prediction: int
     pictures: int
     of: int
-    """Pictures of the true class."""
+    """Number of pictures of the true class."""
 
 
 def mistakes(confusion: Sequence[Sequence[int]], count: int) -> list[Mistake]:
-    """Return the `count` most common mistakes, most pictures first."""
+    """Return the `count` most common mistakes, those with the most pictures first."""
     found = [
         Mistake(truth, prediction, cell, sum(row))
         for truth, row in enumerate(confusion)
@@ -132,7 +132,7 @@ def mistakes(confusion: Sequence[Sequence[int]], count: int) -> list[Mistake]:
 
 @dataclass(frozen=True, kw_only=True)
 class BoundHint:
-    """A parameter whose best values lie at an end of their range."""
+    """A parameter whose best values lie at a bound of its range."""
 
     name: str
     upper: bool
@@ -140,15 +140,15 @@ class BoundHint:
     value: float
     """Value in the best trial."""
     at_bound: int
-    """How many of the best trials are at this bound, the best among them."""
+    """Number of the best trials that are at this bound, the very best included."""
     among: int
-    """How many of the best trials have the parameter."""
+    """Number of the best trials that have the parameter."""
 
 
 def bound_hints(trials: Sequence[Trial]) -> list[BoundHint]:
     """Return the numeric parameters that the best trial, and at least half of the best few, have at a bound.
 
-    The best few are the best fifth of the complete trials, 3 to 10 of them. A lower bound of 0 is natural for a dropout
+    The best few are the best fifth of the complete trials, 3 to 10 of them. A lower bound of 0 is natural for dropout
     or a share, and gives no hint.
     """
     complete = top(trials, len(trials))
@@ -182,17 +182,17 @@ def _place(distribution: FloatDistribution | IntDistribution, value: float) -> f
 
 @dataclass(frozen=True, kw_only=True)
 class Leaning:
-    """A parameter in which the best trials differ from all."""
+    """A parameter in which the best trials differ from the others."""
 
     name: str
     strength: float
-    """0 for no difference, 1 for no overlap."""
+    """Size of the difference: 0 for none, 1 for no overlap."""
     best: Any
-    """Median of the best trials, or the choice that they prefer most."""
+    """Median of the best trials, or the choice most overrepresented among them."""
     everywhere: float | None
     """Median of all trials; None for a choice."""
     share_best: float = 0.0
-    """Share of the best trials that have the choice."""
+    """Share of the best trials that have the preferred choice."""
     share_all: float = 0.0
 
 
@@ -230,7 +230,7 @@ def leanings(trials: Sequence[Trial], count: int) -> list[Leaning]:
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the complete trials that no other beats in accuracy without more FLOPs, from the cheapest to the best."""
+    """Return the Pareto front of accuracy and FLOPs among the complete trials, from the cheapest to the best."""
     complete = [trial for trial in trials if trial.value is not None and trial.flops is not None]
     found: list[Trial] = []
     for trial in sorted(complete, key=lambda trial: (trial.flops, -(trial.value or 0.0), trial.number)):
@@ -245,26 +245,26 @@ def front(trials: Sequence[Trial]) -> list[Trial]:
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """Training that was not needed, thanks to pruning and to recognising duplicates."""
+    """Training saved by pruning and by recognising duplicates."""
 
     epochs: int
-    """Epochs that were trained."""
+    """Number of epochs that were trained."""
     spared: int
-    """Epochs that pruned trials did not train."""
+    """Number of epochs that pruned trials did not train."""
     spared_seconds: float
-    """What these would have taken, at each trial's own seconds per epoch."""
+    """Seconds that the pruned epochs would have taken, at each trial's own time per epoch."""
     duplicate_epochs: int
-    """Epochs that duplicates did not train again."""
+    """Number of epochs that duplicates did not train again."""
     duplicate_seconds: float
 
     @property
     def share(self) -> float:
-        """The part of all epochs that pruning spared."""
+        """Share of all epochs that pruning saved."""
         return self.spared / (self.epochs + self.spared) if self.spared else 0.0
 
 
 def savings(trials: Sequence[Trial]) -> Savings:
-    """Count the epochs that were not trained. Diverged trials spared none: nothing was left to train."""
+    """Count the epochs that were not trained. Diverged trials saved none, because nothing was left to train."""
     pruned = [trial for trial in trials if trial.outcome is Outcome.PRUNED and trial.epochs]
     left = [max(0, trial.config.training.epochs - trial.epochs) if trial.config else 0 for trial in pruned]
     originals = {trial.key: trial for trial in trained(trials) if trial.key}
@@ -282,8 +282,8 @@ def savings(trials: Sequence[Trial]) -> Savings:
 def agreement(trials: Sequence[Trial], epoch: int) -> tuple[float, int] | None:
     """Return Spearman's rank correlation between the best value up to `epoch` and the final one, and the trial count.
 
-    It covers complete trials alone: pruned ones had the lowest early values and would raise it. None for fewer than
-    five trials or if all are equal.
+    Only complete trials are included: pruned ones had the lowest early values and would raise it. Returns None for
+    fewer than five trials, or if all are equal.
     """
     pairs: list[tuple[float, float]] = []
     for trial in trials:
@@ -304,7 +304,7 @@ def _ranks(values: Sequence[float]) -> Floats:
 
 
 def tally(trials: Sequence[Trial]) -> dict[str, int]:
-    """Return the number of trials of each outcome, then of running and waiting ones; only what there is."""
+    """Return the number of trials of each outcome, then of running and waiting ones, without zeros."""
     ends = Counter(trial.outcome for trial in trials)
     found = {str(end): ends[end] for end in Outcome}
     found["running"] = sum(trial.is_running for trial in trials)
@@ -314,18 +314,18 @@ def tally(trials: Sequence[Trial]) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why trials ended, equal texts taken together."""
+    """A reason for which trials ended, and the trials that share it."""
 
     outcome: Outcome
     text: str
-    """The reason, with an ellipsis for the numbers in which the trials differ."""
+    """Text of the reason, with an ellipsis for the numbers in which the trials differ."""
     count: int
     numbers: tuple[int, ...]
-    """The first few trials' numbers."""
+    """Numbers of the first few trials."""
 
 
 def reasons(trials: Sequence[Trial], *, shown: int = 5) -> list[Reason]:
-    """Return why trials ended, in the order of outcomes, the most common reason first, with `shown` numbers of each."""
+    """Return why trials ended, by outcome, the most common reason first, each with up to `shown` trial numbers."""
     groups: dict[tuple[Outcome, str], dict[str, list[Trial]]] = {}
     for trial in trials:
         if trial.outcome is not None:
@@ -352,11 +352,11 @@ class RunTime:
 
     workers: int
     seconds: float
-    """Time of the study without pauses."""
+    """Duration of the study in seconds, without pauses."""
     busy: float
     """Share of the workers' time in which a trial ran."""
     pauses: tuple[float, ...]
-    """Lengths of the times without any trial."""
+    """Lengths in seconds of the pauses, in which no trial ran."""
     began: datetime
     ended: datetime
 
@@ -364,8 +364,7 @@ class RunTime:
 def run_time(trials: Sequence[Trial]) -> RunTime | None:
     """Return how long the study ran; None if no trial was in a slot.
 
-    A trial that was interrupted and resumed counts with its training's own seconds up to its end, not with the night
-    in between.
+    A trial that was interrupted and resumed counts with its training time up to its end, not with the time in between.
     """
     spans: list[tuple[float, float, int]] = []
     known = [moment for trial in trials for moment in (trial.started, trial.ended) if moment is not None]

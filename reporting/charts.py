@@ -1,4 +1,4 @@
-"""The report's charts: plain numbers in, an SVG document out. No function here knows a trial."""
+"""The report's charts: drawn from plain numbers, not from trials, as SVG documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reporting.words import percent
 from tuning.trials import Outcome
 
 HIGHLIGHTS = (svg.RED, svg.BLUE, svg.GREEN, svg.ORANGE, svg.PURPLE)
-"""Colours of the best few trials, from the best on."""
+"""Colours of the best few trials, beginning with the best."""
 COLOURS = {
     Outcome.COMPLETE: svg.BLUE,
     Outcome.PRUNED: svg.FAINT,
@@ -25,13 +25,13 @@ COLOURS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """A trial as a point."""
+    """A trial as a point of a chart."""
 
     x: float
     y: float
     outcome: Outcome
     name: str = ""
-    """The name of a baseline, written beside it."""
+    """Name of a baseline, written beside the point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Bar:
 
 
 def accuracies(bars: Sequence[Bar], floor: float) -> str:
-    """Draw accuracies with their intervals below each other; `floor` is the accuracy of always naming one class."""
+    """Draw accuracies with their intervals in rows; `floor` is the accuracy of always predicting the same class."""
     rows = Rows([bar.name for bar in bars], end=1.0, height=38)
     for place, bar in enumerate(bars):
         y, colour = rows.middle(place) + 6, svg.RED if bar.best else svg.BLUE
@@ -62,7 +62,7 @@ def accuracies(bars: Sequence[Bar], floor: float) -> str:
 
 
 def importances(shares: Sequence[Importance]) -> str:
-    """Draw bars with intervals and what chance reaches; in colour where a parameter stands out from chance."""
+    """Draw importances as bars with intervals and chance levels; those that stand out from chance are coloured."""
     # What chance reaches can be beyond all bars where trials are few: an arrow at the edge says so.
     end = 1.05 * max(max(row.high, row.share) for row in shares)
     rows = Rows([row.name for row in shares], end=end, height=26)
@@ -81,7 +81,7 @@ def importances(shares: Sequence[Importance]) -> str:
 
 
 def history(dots: Sequence[Dot], best: Sequence[Point]) -> str:
-    """Draw what each trial reached, and the best complete value so far."""
+    """Draw the value of each trial, and the best complete value so far."""
     last = max(x for x, _ in [*((one.x, one.y) for one in dots), *best])
     plot = Plot(
         x=(-0.5 - 0.02 * last, last + 0.5 + 0.02 * last),
@@ -97,7 +97,7 @@ def history(dots: Sequence[Dot], best: Sequence[Point]) -> str:
 
 
 def cost(dots: Sequence[Dot], front: Sequence[Point], budget: float | None) -> str:
-    """Draw what was reached against the FLOPs of a forward pass, in millions, and the front that nothing beats."""
+    """Draw accuracy against forward FLOPs in millions, with the Pareto front."""
     flops = [one.x for one in dots] + ([budget] if budget else [])
     plot = Plot(
         x=(min(flops) / 1.12, max(flops) * 1.12),
@@ -125,7 +125,7 @@ def _outcomes(dots: Sequence[Dot]) -> list[Entry]:
 
 
 def _scatter(plot: Plot, dots: Sequence[Dot]) -> None:
-    """Draw the trials, one outcome after the other, complete ones on top; baselines with their names."""
+    """Draw the trials by outcome, complete ones on top, and name the baselines."""
     for end in reversed(Outcome):
         plot.dots(
             [(one.x, one.y) for one in dots if one.outcome is end], COLOURS[end], 4 if end is Outcome.COMPLETE else 3
@@ -146,7 +146,7 @@ class Curve:
 
 
 def curves(highlighted: Sequence[Curve], others: Sequence[Curve]) -> str:
-    """Draw learning curves: the best few in colour, all others dimmed, those that ended early with a dot."""
+    """Draw learning curves: the best few in colour, all others dimmed; a dot marks those that ended early."""
     every = [*highlighted, *others]
     early = [curve.points[-1] for curve in others if curve.outcome is not Outcome.COMPLETE]
     last = max(x for curve in every for x, _ in curve.points)

@@ -1,7 +1,7 @@
-"""optuna-dashboard for one study with its artifacts, on this machine's loopback address alone.
+"""Serves optuna-dashboard for one study with its artifacts, on the loopback address only.
 
-It shows a running study live, as it reads the same database. It can also edit and delete, so no other machine may reach
-it.
+It reads the same database, so it shows a running study live. It can also edit and delete studies, so it must not be
+reachable from other machines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tuning.folder import make_folder
 
 LOOPBACK = "127.0.0.1"
 PORT = 8080
-"""The port of optuna-dashboard; another one is used where it is taken."""
+"""Default port of optuna-dashboard; another one is used if it is taken."""
 NAMES = frozenset({LOOPBACK, "localhost"})
 """Names by which a browser on this machine may call the server."""
 
@@ -34,21 +34,21 @@ class _Server(ThreadingMixIn, WSGIServer):
     allow_reuse_address = sys.platform != "win32"  # Windows would share the port with another server
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a tab that is closed while it loads; report any other error."""
+        """Ignore the error of a tab that is closed while it loads; report any other error."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it overrides
-        """Print nothing per request."""
+        """Print nothing for a request."""
 
 
 def make(study: optuna.Study, artifacts: Path, port: int | None = None) -> tuple[WSGIServer, str]:
     """Return a server that is bound but not yet serving, and the address of the study's page.
 
-    `port` None takes PORT, or any free one. Raises OSError if a port that was asked for is taken, StudyError where
-    the folder `artifacts` cannot be created.
+    Without `port`, it takes PORT or, if that is taken, any free one. Raises OSError if the given port is taken, and
+    StudyError if the folder `artifacts` cannot be created.
     """
     make_folder(artifacts)
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
@@ -71,7 +71,7 @@ def on_a_desktop() -> bool:
 
 
 def _only_here(application: Application) -> Application:
-    """Return an application that answers only requests that call it by a name of this machine.
+    """Return an application that answers only requests whose host is a name of this machine.
 
     A web page can point its own name at the loopback address ("DNS rebinding"), and could then read and delete studies
     through the visitor's browser.

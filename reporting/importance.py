@@ -1,7 +1,7 @@
-"""Which parameters decide who is among the best: Optuna's PED-ANOVA, with an interval and what chance alone would give.
+"""Parameter importances: Optuna's PED-ANOVA, with intervals and the level that chance alone would reach.
 
-trials -> `PedAnovaImportanceEvaluator` -> shares; again over bootstrap resamples of the trials for the intervals, and
-over shuffled values for the level that chance reaches
+trials -> `PedAnovaImportanceEvaluator` -> shares; repeated over bootstrap resamples of the trials for the intervals,
+and over shuffled values for the chance level
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from reporting.analysis import parameters, trained
 from tuning.trials import Trial
 
 FEWEST = 10
-"""Trained trials needed to judge importances at all, and those of one parameter."""
+"""Smallest number of trained trials to judge importances at all, and to judge the importance of one parameter."""
 FEWEST_BEST = 5
-"""Trials above the quantile that PED-ANOVA needs at least, by the documentation of Optuna's evaluator."""
+"""Smallest number of trials above the quantile that PED-ANOVA needs, by the documentation of Optuna's evaluator."""
 QUANTILE = 0.1
 """Share of the trials that count as the best: Optuna's default, above FEWEST_BEST from 50 trials on."""
 RESAMPLES = 50
-"""Bootstrap resamples, and as many shuffles. One of 1,000 trials takes a tenth of a second."""
+"""Number of bootstrap resamples, and of shuffles. One of 1,000 trials takes a tenth of a second."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """One parameter's part in reaching the best trials."""
+    """Importance of one parameter for being among the best trials."""
 
     name: str
     share: float
-    """Share of the sum over all parameters, 0 to 1."""
+    """Importance as a share of the sum over all parameters, 0 to 1."""
     low: float
     high: float
     """95 % interval of the share: 1.96 standard deviations over bootstrap resamples of the trials."""
     chance: float
-    """Level that 95 % of studies with shuffled values stay below, in the same unit as `share`."""
+    """Chance level: 95 % of studies with shuffled values stay below it; in the same unit as `share`."""
 
     @property
     def tells(self) -> bool:
@@ -57,21 +57,21 @@ class Importance:
 
 @dataclass(frozen=True, kw_only=True)
 class Importances:
-    """All parameters' importances: those that stand out from chance first, and of each kind the largest first."""
+    """Importances of all parameters: first those that stand out from chance, then the others, largest first."""
 
     rows: tuple[Importance, ...]
     trials: int
-    """Trained trials that they are computed from."""
+    """Number of trained trials that the importances are computed from."""
     best: int
-    """Trials above the quantile."""
+    """Number of trials above the quantile."""
     pruned: int
-    """Trials that count with what they had reached when they ended early."""
+    """Number of trials that ended early and count with the best value they had reached."""
     rare: dict[str, int]
     """Parameters that fewer than FEWEST trials have, with their number of trials."""
 
 
 class StudyOf(optuna.Study):
-    """A study in memory that has the given trials: what Optuna's evaluators and plots take."""
+    """An in-memory study with the given trials, for Optuna's evaluators and plots."""
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         storage = InMemoryStorage()
@@ -85,10 +85,10 @@ class StudyOf(optuna.Study):
 
 
 def importances(trials: Sequence[Trial], *, resamples: int = RESAMPLES, seed: int = 0) -> Importances | None:
-    """Return how much each parameter decides who is among the best tenth, or the best five of fewer than 50 trials.
+    """Return how much each parameter matters for being in the best tenth, or the best five of fewer than 50 trials.
 
-    Pruned trials count with what they reached: without them the bad half of the space would be missing. Returns None
-    for too few trained trials, or if no parameter varies in enough of them.
+    Pruned trials count with what they reached: without them, the bad half of the space would be missing. Returns None
+    if there are too few trained trials, or if no parameter varies in enough of them.
     """
     chosen = trained(trials)
     space = parameters(chosen)
@@ -140,7 +140,7 @@ def importances(trials: Sequence[Trial], *, resamples: int = RESAMPLES, seed: in
 
 
 def _complete(number: int, trial: Trial, kinds: dict[BaseDistribution, BaseDistribution]) -> FrozenTrial:
-    """Return the trial as a complete one, as the evaluator takes no other."""
+    """Return the trial as a complete one, because the evaluator accepts no others."""
     distributions = {name: kinds.setdefault(kind, kind) for name, kind in trial.distributions.items()}
     made = create_trial(params=trial.params, distributions=distributions, value=trial.reached)
     made.number = made._trial_id = number  # pyright: ignore[reportPrivateUsage]
@@ -148,6 +148,6 @@ def _complete(number: int, trial: Trial, kinds: dict[BaseDistribution, BaseDistr
 
 
 def _shares(divergences: Floats) -> Floats:
-    """Return shares of the sum; equal ones where it is 0, as where all trials are equally good."""
+    """Return shares of the sum, equal ones if the sum is 0, as it is if all trials are equally good."""
     whole = divergences.sum()
     return divergences / whole if whole > 0 else np.full(len(divergences), 1 / len(divergences))

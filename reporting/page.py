@@ -2,8 +2,8 @@
 
 study, folder -> `read` -> Facts -> `SECTIONS` -> `render` -> report.html
 
-Nothing is fetched from anywhere and no script runs in the page. Names can hold anything: the template escapes all text,
-and charts escape their own.
+The page loads nothing and runs no script. Names can contain anything: the template escapes all text, and charts escape
+their own.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def write(
 ) -> Path:
     """Write report.html and plots/ into the study's folder and return the report's path.
 
-    What the folder lacks - histories, data report, finalists, test result - is left out of the page.
+    Whatever the folder lacks (histories, data report, finalists, test result) is left out of the page.
 
     Args:
-        study_options: Options by which other commands find the study; by default its name.
-        argv: Arguments with which `study.py` was run last, if they are known.
+        study_options: Options with which other commands find the study; by default its name.
+        argv: Arguments with which `study.py` was last run, if they are known.
 
     Raises StudyError if the folder cannot be written, or holds a retrained.json that cannot be read.
     """
@@ -98,7 +98,7 @@ def _history(folder: Path, best: Trial | None) -> list[EpochMetrics]:
 
 
 def _gallery(study: optuna.Study, best: Trial, artifacts: Path) -> bytes | None:
-    """Return the picture of the best trial's mistakes that the dashboard shows, too."""
+    """Return the picture of the best trial's mistakes, the one that the dashboard also shows."""
     storage = study._storage  # pyright: ignore[reportPrivateUsage]
     for meta in get_all_artifact_meta(best.frozen, storage=storage):
         if meta.filename == GALLERY:
@@ -146,7 +146,7 @@ def _inline(drawn: str) -> markupsafe.Markup:
 
 
 def _shown(value: object) -> object:
-    """Replace control characters, which no page may hold, and keep numbers and their units on one line."""
+    """Replace control characters, which HTML forbids, and keep numbers and their units on one line."""
     if not isinstance(value, str) or isinstance(value, markupsafe.Markup):
         return value
     value = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", value)
@@ -169,7 +169,7 @@ def _subtitle(facts: Facts) -> str:
 
 
 def _headline(facts: Facts) -> dict[str, str] | None:
-    """Return the one number: on the test set where there is one, otherwise the best trial's on the validation set."""
+    """Return the headline number: the test result if there is one, otherwise the best trial's validation accuracy."""
     if facts.test:
         value, what, bounds = facts.test["top1"], "top-1 on the test set", facts.test["top1_interval"]
     elif facts.best is not None:
@@ -185,7 +185,7 @@ def _headline(facts: Facts) -> dict[str, str] | None:
 
 
 def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
-    """Return the study at a glance: figures, each with what it is and more about it."""
+    """Return the study's key figures, each with a label and a detail."""
     tiles: list[tuple[str, str, str]] = []
     if facts.trials:
         ends = [f"{count:,} {name}" for name, count in analysis.tally(facts.trials).items()]

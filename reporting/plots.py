@@ -1,6 +1,6 @@
 """The interactive plots: pages under `plots/` that open offline and share one copy of plotly's script (4.8 MB).
 
-trials -> `as_shown`, in the form in which Optuna's own plots take them -> a plotly figure per page
+trials -> `as_shown`, in the form that Optuna's own plots accept -> a plotly figure per page
 
 plotly reads `<b>` and `&amp;` in every label as markup, so names are escaped twice: once for plotly, once for the page.
 """
@@ -33,9 +33,9 @@ from tuning.trials import Outcome, Trial
 HERE = Path(__file__).resolve().parent
 SCRIPT = "plotly.min.js"
 MOST_LINES, MOST_POINTS = 300, 1000
-"""Trials that a page shows as lines, and as points: more slow a browser down and show nothing new."""
+"""Largest number of trials drawn as lines, and as points: more would slow down a browser and show nothing new."""
 AXES, PAIRS = 12, 3
-"""Parameters of the parallel coordinates, and of the pairs: the most important ones."""
+"""Number of parameters in the parallel coordinates, and in the pairs: the most important ones."""
 TOP1 = "validation top-1"
 TITLES = {
     "history": "Validation top-1 of each trial",
@@ -47,17 +47,17 @@ TITLES = {
     "cost": "Accuracy against FLOPs",
     "timeline": "Timeline",
 }
-"""Titles of the pages, by their names."""
+"""Titles of the pages, by page name."""
 NAMES = {
     "Best Value": "best so far",
     **dict.fromkeys((TOP1, "Feasible", "COMPLETE"), "complete"),
     **dict.fromkeys(("Infeasible Trial", "Infeasible", "INFEASIBLE"), "pruned or diverged"),
 }
-"""What Optuna calls a trace, and what it shows here."""
+"""Optuna's names of traces, and what they show here."""
 
 
 def write(found: Mapping[str, go.Figure], folder: Path, *, name: str, trials: int) -> list[Path]:
-    """Write a page for each of the `figures`, and the script; remove earlier pages that have no figure now.
+    """Write a page for each of the `figures`, and the script; remove earlier pages that no longer have a figure.
 
     `trials` is the number of trained trials. Returns the pages. Raises StudyError if they cannot be written.
     """
@@ -90,7 +90,7 @@ def write(found: Mapping[str, go.Figure], folder: Path, *, name: str, trials: in
 
 
 def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str, go.Figure]:
-    """Return the figures that these trials allow, by the name of their page."""
+    """Return the figures that can be drawn of these trials, by the name of their page."""
     many = analysis.sampled(trials, MOST_POINTS)
     if not many:
         return {}
@@ -127,7 +127,7 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
 
 
 def in_rows(figure: go.Figure, panels: int) -> go.Figure:
-    """Return Optuna's slice plot with its panels in rows of four, where it has one long row."""
+    """Return Optuna's slice plot with its panels in rows of four instead of one long row."""
     columns = min(4, panels)
     rows = -(-panels // columns)
     for place in range(panels):
@@ -139,9 +139,9 @@ def in_rows(figure: go.Figure, panels: int) -> go.Figure:
 
 
 def as_shown(trials: Sequence[Trial], *, grey: bool = True) -> list[FrozenTrial]:
-    """Return trained trials as Optuna's plots take them: complete, with what they reached, and with escaped names.
+    """Return trained trials in the form that Optuna's plots accept: complete, with a value, and with escaped names.
 
-    `grey`: those that ended early violate a constraint, which draws them in grey.
+    With `grey`, those that ended early violate a constraint, which makes Optuna draw them in grey.
     """
     made: list[FrozenTrial] = []
     for trial in sorted(trials, key=lambda trial: trial.number):
@@ -165,7 +165,7 @@ def as_shown(trials: Sequence[Trial], *, grey: bool = True) -> list[FrozenTrial]
 
 
 def numbered(study: StudyOf) -> StudyOf:
-    """Return the study with a failed trial for each missing number: Optuna's history takes no gaps."""
+    """Return the study with a failed trial for each missing number, because Optuna's history plot accepts no gaps."""
     there = {trial.number: trial for trial in study.get_trials()}
     return StudyOf([there.get(number) or _failed(number) for number in range(max(there) + 1)])
 
@@ -177,7 +177,7 @@ def _failed(number: int) -> FrozenTrial:
 
 
 def importances(found: Importances | None) -> go.Figure | None:
-    """Return shares with their intervals, and what chance reaches; None if there are none."""
+    """Return a figure of the importances with their intervals and chance levels; None if there are none."""
     if found is None:
         return None
     rows = found.rows[::-1]
@@ -213,7 +213,7 @@ def importances(found: Importances | None) -> go.Figure | None:
 
 
 def cost(trials: Sequence[Trial]) -> go.Figure | None:
-    """Return what was reached against the FLOPs of a forward pass, with the front that nothing beats."""
+    """Return a figure of accuracy against forward FLOPs, with the Pareto front."""
     priced = [trial for trial in analysis.sampled(trials, MOST_POINTS) if trial.flops]
     if not priced:
         return None
@@ -248,17 +248,17 @@ def cost(trials: Sequence[Trial]) -> go.Figure | None:
 
 @cache
 def _text(value: object) -> str:
-    """Return a name that plotly shows as it is written."""
+    """Escape a name so that plotly shows it unchanged."""
     return html.escape(short(str(value), 40), quote=False)
 
 
 def _choice(value: Any) -> Any:
-    """Return a parameter's value, text escaped."""
+    """Return a parameter's value, escaped if it is text."""
     return _text(value) if isinstance(value, str) else value
 
 
 def _element(figure: go.Figure) -> str:
-    """Return the figure's element and the script that fills it."""
+    """Return the figure's HTML element and the script that fills it."""
     figure.update_layout(
         template="plotly_white",
         colorway=[BLUE, RED, GREEN, ORANGE, PURPLE, SKY],

@@ -1,4 +1,4 @@
-"""The study's own page in the dashboard: a note that explains it, and plots on its first page.
+"""The study's note in the dashboard, which explains it, and the plots on its first page.
 
 Both can be written at any time, so they are kept up to date while the study runs.
 """
@@ -28,8 +28,8 @@ from tuning.events import StudyEvent, TrialEnded
 from tuning.trials import Outcome, count_trials, read_trials, top
 
 EVERY, SHARE = 10, 20
-"""Finished trials between two updates: ten, or a twentieth of all where that is more. An update reads every trial, and
-the importances of 1,000 take seconds."""
+"""Number of finished trials between two updates: ten, or a twentieth of all if that is more. An update reads every
+trial, and the importances of 1,000 take seconds."""
 SHOWN_CLASSES = 50
 
 
@@ -47,17 +47,17 @@ class StudyNote:
         self._about = _about(catalog, split, profile, space)
         self._wanted = trials
         self._ended = 0
-        """Trials that have finished since the last update."""
+        """Number of trials that have finished since the last update."""
 
     def receive(self, event: StudyEvent) -> None:
-        """Count a finished trial, and update note and plots when it is time to."""
+        """Count a finished trial, and update the note and the plots if an update is due."""
         if isinstance(event, TrialEnded):
             self._ended += 1
             if self._ended >= max(EVERY, len(self._study.get_trials(deepcopy=False)) // SHARE):
                 self.update()
 
     def write_note(self) -> None:
-        """Write the note alone, as at the start of a run: the plots of a long study take seconds."""
+        """Write only the note, as at the start of a run, because the plots of a long study take seconds."""
         save_note(self._study, self._note())
 
     def update(self) -> None:
@@ -101,7 +101,7 @@ class StudyNote:
 
 
 def _about(catalog: Catalog, split: Split, profile: Profile, space: list[str]) -> list[str]:
-    """Return what the study searches: pictures, trials, space, and a table of the classes."""
+    """Return a description of the study: pictures, trials, space, and a table of the classes."""
     parts = split.named()
     pictures = ", ".join(f"{len(places):,} {part}" for part, places in parts)
     sizes = ", ".join(map(str, profile.sizes))
@@ -124,12 +124,12 @@ def _about(catalog: Catalog, split: Split, profile: Profile, space: list[str]) -
 
 
 def show_finalists(study: optuna.Study, folder: Path) -> None:
-    """Show the finalists' runs in the dashboard, where `retrain` has trained them."""
+    """Show the finalists' runs in the dashboard, if `retrain` has trained them."""
     _show(study, "Finalists", _finalists(folder / "finalists.csv"))
 
 
 def _show(study: optuna.Study, title: str, figure: go.Figure | None) -> None:
-    """Put a figure into the dashboard, which gives it half a page and no title."""
+    """Put a figure into the dashboard, which gives it half the width of the page and no title."""
     if figure is not None:
         figure.update_layout(
             title={"text": title, "x": 0.02, "y": 0.98, "yanchor": "top"},
@@ -141,7 +141,7 @@ def _show(study: optuna.Study, title: str, figure: go.Figure | None) -> None:
 
 
 def _finalists(path: Path) -> go.Figure | None:
-    """Return each finalist's runs and their mean; None before there are any."""
+    """Return a figure of each finalist's runs and their mean; None if there are none yet."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["outcome"] == Outcome.COMPLETE]

@@ -1,6 +1,6 @@
-"""Charts as SVG: one small plotting kit, and the learning curves and confusion matrix of a trial.
+"""Charts as SVG: a small plotting library, and the learning curves and confusion matrix of a trial.
 
-numbers -> `Plot` (axes, grid, legend) -> `document`, a file of its own, or `inline`, a part of an HTML page
+numbers -> `Plot` (axes, grid, legend) -> `document`, a file, or `inline`, part of an HTML page
 
 A study draws two charts for each of its trials. matplotlib takes a third of a second for these, sixty times as long,
 and gives a browser a bitmap in one font; here text stays text, in the reader's own fonts.
@@ -26,7 +26,7 @@ from reporting.words import columns, number, percent, short
 
 INK, MUTED, GRID, FAINT, WHITE = "#1b1f24", "#59636e", "#dfe3e8", "#a9b1ba", "#ffffff"
 BLUE, RED, GREEN, ORANGE, SKY, PURPLE = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7"
-"""The palette of Okabe and Ito (2008), distinct for every kind of colour vision; RED is their vermilion."""
+"""Colour from the palette of Okabe and Ito (2008), distinct for every kind of colour vision; RED is their vermilion."""
 VARIABLES: dict[str, str] = dict(
     zip(
         (INK, MUTED, GRID, FAINT, BLUE, RED, GREEN, ORANGE, SKY, PURPLE),
@@ -34,42 +34,42 @@ VARIABLES: dict[str, str] = dict(
         strict=True,
     )
 )
-"""Names of the colours in the page's style sheet, which gives them other values in the dark."""
+"""CSS variables of the colours in the page's style sheet, which has other values for dark mode."""
 FONT = 14
-"""Size of text in pixels, the unit of all lengths here."""
+"""Font size in pixels, the unit of all lengths here."""
 LETTER = 0.55 * FONT
-"""Approximate width of a letter."""
+"""Approximate width of a letter in pixels."""
 WIDTH = 560
-"""Width of a figure in the report; scaled to a phone's 358 px its text is still 9 px tall."""
+"""Width of a figure in the report, in pixels; scaled down to a phone's 358 px, its text is still 9 px tall."""
 PANEL, PANEL_HEIGHT = 290, 260
-"""Size of one of the three panels of a trial's learning curves."""
+"""Width and height in pixels of each of the three panels of a trial's learning curves."""
 NAMED, NUMBERED = 40, 15
-"""Classes up to which a confusion matrix has names, and numbers in its cells."""
+"""Largest number of classes for which a confusion matrix shows names, and for which it shows counts in its cells."""
 STEEP = 30
-"""Ratio of the largest to the smallest learning rate from which its axis is logarithmic."""
+"""Ratio of the largest to the smallest learning rate above which their axis is logarithmic."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """A range of values and the pixels that it is drawn on."""
+    """An axis: a range of values and the pixels that it is mapped to."""
 
     low: float
     high: float
     start: float
-    """Pixel of `low`."""
+    """Pixel coordinate of `low`."""
     end: float
-    """Pixel of `high`."""
+    """Pixel coordinate of `high`."""
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Return the pixel of a value."""
+        """Return the pixel coordinate of a value."""
         low, high, value = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
     def ticks(self, most: int, *, whole: bool = False) -> list[float]:
-        """Return at most about `most` round values within the range; `whole`: integers alone."""
+        """Return up to about `most` round values within the range; with `whole`, only integers."""
         if self.log:
             return log_ticks(self.low, self.high, most)
         span = self.high - self.low
@@ -82,7 +82,7 @@ class Scale:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Return at most about `most` round values between two bounds above 0: 1, 2 and 5 of each decade, or fewer."""
+    """Return up to `most` round values between two bounds above 0, such as 1, 2 and 5 times powers of ten."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     places: list[float] = []
     for steps in ((1, 2, 5), (1, 3), (1,)):
@@ -94,14 +94,14 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def padded(values: Sequence[float], *, share: bool = False) -> tuple[float, float]:
-    """Return the range of an axis that shows these values with a margin; `share`: within 0 to 1."""
+    """Return the range of an axis that shows these values with a margin; with `share`, within 0 to 1."""
     low, high = min(values), max(values)
     room = 0.05 * (high - low) or abs(high) / 10 or 0.1
     return (max(0.0, low - room), min(1.0, high + room)) if share else (low - room, high + room)
 
 
 class Entry(NamedTuple):
-    """A name in a legend, with a line or a dot of its colour."""
+    """An entry in a legend: a name, with a line or a dot in its colour."""
 
     name: str
     colour: str
@@ -110,7 +110,7 @@ class Entry(NamedTuple):
 
 @dataclass(kw_only=True)
 class Plot:
-    """A chart with two axes, to which lines, dots and names are added."""
+    """A chart with two axes, to which lines, dots and labels are added."""
 
     width: float = WIDTH
     height: float = 300
@@ -120,13 +120,13 @@ class Plot:
     log_x: bool = False
     log_y: bool = False
     whole_x: bool = False
-    """Whether ticks across are integers."""
+    """Whether the ticks of the horizontal axis are integers."""
     percent_y: bool = False
     x_title: str
     entries: Sequence[Entry] = ()
-    """The legend."""
+    """Entries of the legend."""
     elements: list[str] = field(default_factory=list[str])
-    """The chart so far, as SVG."""
+    """SVG elements drawn so far."""
 
     def __post_init__(self) -> None:
         names, top = legend(self.entries, self.width)
@@ -150,13 +150,13 @@ class Plot:
         ]
 
     def places(self, points: Sequence[Point]) -> list[Point]:
-        """Return where points are drawn; those without a place on a logarithmic axis are left out."""
+        """Return the pixel coordinates of points, without those that a logarithmic axis cannot show."""
         return [
             (self.across(x), self.down(y)) for x, y in points if (x > 0 or not self.log_x) and (y > 0 or not self.log_y)
         ]
 
     def line(self, points: Sequence[Point], colour: str, width: float = 2, **more: str) -> None:
-        """Add a line through points; a single one is a dot."""
+        """Add a line through points; a single point becomes a dot."""
         places = self.places(points)
         self.elements.append(line(places, colour, width, **more))
         if len(points) == 1:
@@ -168,7 +168,7 @@ class Plot:
         self.line([*points[:1], *corners], colour)
 
     def dots(self, points: Sequence[Point], colour: str, radius: float) -> None:
-        """Add a dot per point."""
+        """Add a dot for each point."""
         self.elements += [dot(place, colour, radius) for place in self.places(points)]
 
     def mark(self, x: float) -> None:
@@ -178,7 +178,7 @@ class Plot:
         )
 
     def label(self, name: str, point: Point, colour: str, *, below: bool = False) -> None:
-        """Add a name beside a point, on the side that has more room."""
+        """Add a label beside a point, on the side with more room."""
         (x, y), middle = self.places([point])[0], (self.across.start + self.across.end) / 2
         side, anchor = (-8, "end") if x > middle else (8, "start")
         self.elements += [
@@ -187,12 +187,12 @@ class Plot:
         ]
 
     def document(self) -> str:
-        """Return the chart as a document."""
+        """Return the chart as an SVG document."""
         return document(self.width, self.height, self.elements)
 
 
 class Rows:
-    """Names below each other, with a scale across that begins at 0, to which each row's marks are added."""
+    """A chart with named rows and a horizontal scale from 0, to which each row's marks are added."""
 
     def __init__(self, names: Sequence[str], *, end: float, height: float) -> None:
         shown = [short(name, 28) for name in names]
@@ -210,12 +210,12 @@ class Rows:
             self.elements.append(text(name, left - 10, self.middle(place) + FONT / 3, anchor="end", colour=INK))
 
     def middle(self, place: int) -> float:
-        """Return the pixel of a row's middle."""
+        """Return the vertical pixel coordinate of a row's middle."""
         return self.top + (place + 0.5) * self._height
 
 
 def legend(entries: Sequence[Entry], width: float) -> tuple[list[str], float]:
-    """Lay out entries in rows from the top left; also return the pixel below the last row."""
+    """Lay out legend entries in rows from the top left; also return the pixel coordinate below the last row."""
     drawn: list[str] = []
     x, y = 0.0, float(FONT)
     for entry in entries:
@@ -237,7 +237,7 @@ def legend(entries: Sequence[Entry], width: float) -> tuple[list[str], float]:
 
 
 def curve_panels(history: Sequence[EpochMetrics], best_epoch: int) -> list[str]:
-    """Return three documents: losses, accuracies and learning rate by epoch, with `best_epoch` (from 1) dashed."""
+    """Return three charts: losses, accuracies and learning rate by epoch; a dashed line marks `best_epoch` (from 1)."""
     epochs = [metrics.epoch + 1 for metrics in history]
     panels = (
         (("train loss", BLUE, "train_loss"), ("validation loss", RED, "validation_loss")),
@@ -278,10 +278,10 @@ def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> str:
 
 
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Return a confusion matrix as a document: true classes down, predicted ones across.
+    """Return a confusion matrix as a document: true classes in rows, predicted ones in columns.
 
-    Blue is right and vermilion wrong, the deeper the larger the share of the true class. Cells have their counts up to
-    NUMBERED classes and names up to NAMED; of more classes each cell is a pixel.
+    Blue is right and vermilion wrong, darker for a larger share of the true class. Up to NUMBERED classes, cells show
+    their counts, and up to NAMED, classes their names; with more classes, each cell is a pixel.
     """
     count = len(matrix)
     cell = max(40, 200 / count) if count <= NUMBERED else 18 if count <= NAMED else 480 / count
@@ -306,7 +306,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
 
 
 def _cells(matrix: Sequence[Sequence[int]], shares: np.ndarray, cell: float, left: float) -> str:
-    """Draw a square per cell that is not empty."""
+    """Draw a square for each cell that is not empty."""
     inside: list[str] = []
     for truth, prediction in zip(*np.nonzero(shares), strict=True):
         share, x, y = float(shares[truth, prediction]), left + cell * prediction, cell * truth
@@ -320,7 +320,7 @@ def _cells(matrix: Sequence[Sequence[int]], shares: np.ndarray, cell: float, lef
 
 
 def _pixels(shares: np.ndarray, side: float, left: float) -> str:
-    """Draw a pixel per cell, as transparent as its share is small."""
+    """Draw a pixel for each cell, more transparent the smaller its share."""
     colours = np.full((*shares.shape, 4), [*bytes.fromhex(RED[1:]), 0], dtype=np.uint8)
     diagonal = np.arange(len(shares))
     colours[diagonal, diagonal] = [*bytes.fromhex(BLUE[1:]), 0]
@@ -338,7 +338,7 @@ def _pixels(shares: np.ndarray, side: float, left: float) -> str:
 
 
 def document(width: float, height: float, inside: Sequence[str]) -> str:
-    """Return an SVG document on white paper."""
+    """Return an SVG document on a white background."""
     return element(
         "svg",
         element("rect", width="100%", height="100%", fill=WHITE),
@@ -353,7 +353,7 @@ def document(width: float, height: float, inside: Sequence[str]) -> str:
 
 
 def inline(drawn: str) -> str:
-    """Return a document as an element of the report: without paper, in the page's font and colours.
+    """Return a document as an element of the report: without a background, in the page's font and colours.
 
     It scales with the page; below the width at which its text would be 8.6 px tall it scrolls instead.
     """
@@ -365,23 +365,23 @@ def inline(drawn: str) -> str:
 
 
 def line(points: Sequence[Point], colour: str, width: float, **more: str) -> str:
-    """Return a line through pixels."""
+    """Return an SVG line through points given in pixels."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return element("polyline", points=path, fill="none", stroke=colour, stroke_width=width, **more)
 
 
 def dot(place: Point, colour: str, radius: float = 3) -> str:
-    """Return a filled circle."""
+    """Return an SVG circle, filled."""
     return element("circle", cx=place[0], cy=place[1], r=radius, fill=colour)
 
 
 def text(said: str, x: float, y: float, *, anchor: str = "start", colour: str = MUTED, **more: str) -> str:
-    """Return text whose first letter, middle or end is at a pixel."""
+    """Return SVG text that starts, is centred or ends at a point given in pixels."""
     return element("text", escape(said, {'"': "&quot;"}), x=x, y=y, text_anchor=anchor, fill=colour, **more)
 
 
 def element(tag: str, *inside: str, **attributes: float | str) -> str:
-    """Return an element; `inside` is markup, underscores in names become hyphens, numbers are written to a tenth."""
+    """Return an SVG element; `inside` is markup, underscores in names become hyphens, numbers are rounded to tenths."""
     written = "".join(
         f" {name.replace('_', '-')}={quoteattr(value if isinstance(value, str) else f'{value:.1f}')}"
         for name, value in attributes.items()

@@ -1,4 +1,4 @@
-"""What the dashboard shows of one trial: pictures as artifacts, and a note in Markdown around them.
+"""A trial's note in the dashboard: Markdown around pictures, which are artifacts.
 
 TrialRecord -> learning curves, confusion matrix, the most confident mistakes, the configuration -> artifacts -> note
 
@@ -37,16 +37,16 @@ class TrialNotes:
     """Describes trials: the coordinator calls it before it reports one as finished."""
 
     def __init__(self, folder: Path, data: CacheHandle) -> None:
-        """Keep artifacts in `folder`/artifacts, where the dashboard looks for them."""
+        """Store artifacts in `folder`/artifacts, where the dashboard finds them."""
         self._data = data
         place = folder / "artifacts"
         place.mkdir(exist_ok=True)
         self._store = FileSystemArtifactStore(str(place))
 
     def __call__(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        """Write the trial's artifacts and note, over those that an interrupted run may have left.
+        """Write the trial's artifacts and note, replacing those that an interrupted run may have left.
 
-        Those can be outdated: a trial that was to be pruned then may have been resumed, as others ended in between.
+        Those can be outdated: a trial that was to be pruned may have been resumed because others ended in between.
         """
         there = _artifacts(trial)
         chosen = record.chosen
@@ -62,7 +62,7 @@ class TrialNotes:
         save_note(trial, note(trial.number, record, pictures))
 
     def _contents(self, record: TrialRecord, chosen: EpochMetrics) -> dict[str, bytes]:
-        """Return the content of each file by its name."""
+        """Return the content of each artifact by its file name."""
         config = record.assignment.config
         contents = {
             "curves.svg": svg.learning_curves(record.history, chosen.epoch + 1).encode(),
@@ -110,7 +110,7 @@ def _artifacts(trial: optuna.Trial) -> dict[str, str]:
 
 
 def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
-    """Return the note in Markdown; `pictures` are the addresses of the artifacts by name."""
+    """Return the note in Markdown; `pictures` are the URLs of the artifacts by name."""
     chosen, epochs = record.chosen, len(record.history)
     reason = record.reason[:1].upper() + record.reason[1:]
     lines = [f"# Trial {number}: {record.outcome}", "", as_text(reason) + "."]
@@ -145,8 +145,8 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
 
 
 def as_text(text: str) -> str:
-    """Return text that Markdown shows unchanged, on one line, with what cannot be printed or stored as its escape.
+    """Escape text so that Markdown shows it unchanged on one line; unprintable characters become escape sequences.
 
-    All of ASCII's punctuation may have a backslash before it.
+    In Markdown, any ASCII punctuation may be escaped with a backslash.
     """
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", printable(" ".join(text.split())))

@@ -1,4 +1,4 @@
-"""Text that the report, the dashboard's notes and the terminal share: numbers, times, names and configurations."""
+"""Formats numbers, times, names and configurations for the report, the dashboard's notes and the terminal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def points(difference: float) -> str:
-    """Return the size of a difference between two shares: 0.133 -> 13.3 points."""
+    """Return the size of a difference between two shares in percentage points: 0.133 -> 13.3 points."""
     return f"{100 * abs(difference):.1f} points"
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that a person would use: 59.6 -> 60 s, 5400 -> 1.5 h."""
+    """Return a duration in the unit that a person would use: 59.6 -> 60 s, 5400 -> 1.5 h."""
     if seconds < 90:
         return f"{max(1, seconds):.0f} s"
     if seconds < 90 * 60:
@@ -38,17 +38,17 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 
 
 def times(count: int) -> str:
-    """Return how often something happened: once, 3 times."""
+    """Return how often something happened: 1 -> once, 3 -> 3 times."""
     return "once" if count == 1 else f"{count:,} times"
 
 
 def listed(words: Sequence[str]) -> str:
-    """Return an enumeration: a, b and c."""
+    """Return names joined as in a sentence: a, b and c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
 def number(value: float) -> str:
-    """Return a number with three digits, in powers of ten only where it has many zeros."""
+    """Return a number with three significant digits, in scientific notation only if it would have many zeros."""
     if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}" if abs(value) < 1e12 else f"{value:.3g}"
     if abs(value) >= 1e-5:
@@ -70,9 +70,9 @@ def trial_name(trial: Trial) -> str:
 
 
 def configuration(config: Any) -> dict[str, dict[str, str]]:
-    """Return every setting of a configuration, read off its dataclass's fields: group -> name -> value.
+    """Return every setting of a configuration, from the fields of its dataclass: group -> name -> value.
 
-    A field that is a dataclass is a group of its own; all others are the group "input".
+    A field that is itself a dataclass is a group; all other fields form the group "input".
     """
     groups: dict[str, dict[str, str]] = {"input": {}}
     for field in dataclasses.fields(config):
@@ -85,7 +85,7 @@ def configuration(config: Any) -> dict[str, dict[str, str]]:
 
 
 def short(text: str, length: int) -> str:
-    """Return a name on one line and without control characters, cut with an ellipsis to `length` columns."""
+    """Return a name on one line, without control characters, shortened to `length` columns with an ellipsis."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if columns(line) <= length:
         return line
@@ -95,5 +95,5 @@ def short(text: str, length: int) -> str:
 
 
 def columns(text: str) -> int:
-    """Return how many letters wide a text is: those of East Asia count as two."""
+    """Return the width of a text in columns: wide East Asian characters count as two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

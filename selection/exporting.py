@@ -12,18 +12,18 @@ from tuning.environment import processor, versions
 from tuning.session import OpenStudy, Session
 
 CHECKED = 64
-"""Pictures on which the formats of a bundle are compared."""
+"""Number of pictures on which the formats of a bundle are compared."""
 
 
 def winner_of(study: OpenStudy) -> Winner:
     """Return the retrained winner, or the best trial, untested, of a study that has not been retrained.
 
-    Raises StudyError if there is neither, and if retrained.json cannot be used.
+    Raises StudyError if there is neither, or if retrained.json cannot be used.
     """
     winner = Winner.load(study.folder) or best_so_far(study)
     if winner.pictures != study.data_identity:
         raise StudyError(
-            f"{study.folder / 'retrained.json'} belongs to other pictures ({winner.pictures}) than the study "
+            f"{study.folder / 'retrained.json'} was made with other pictures ({winner.pictures}) than the study "
             f"({study.data_identity}): run python study.py retrain again"
         )
     return winner

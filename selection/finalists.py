@@ -30,7 +30,7 @@ from tuning.trials import METRIC, Outcome, Trial, read_trials, top
 KIND = "finalists"
 """Suffix of the sibling study's name, and its folder within the study's."""
 STREAM = 2**32 - 1
-"""Stands in for a trial's number when finalists' seeds are derived; no trial has such a high number."""
+"""Number used instead of a trial's to derive the finalists' seeds; no trial has such a high number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,16 @@ class Candidate:
 
     name: str
     trial: int
-    """Number of the trial that it is, or is derived from."""
+    """Number of the trial that has this configuration, or that it is derived from."""
     config: Config
     recorded: float
     """The trial's validation top-1 in the study, 0 to 1."""
     epoch_seconds: float
-    """Seconds that the trial took per epoch."""
+    """Seconds per epoch that the trial took."""
     complete: bool = True
-    """Whether the study trained it to its last epoch, so that `recorded` compares with the new runs."""
+    """Whether the study trained it to its last epoch, so that `recorded` is comparable with the new runs."""
     baseline: bool = False
-    """Whether it is trained for comparison only and cannot win."""
+    """Whether it is trained only for comparison and cannot win."""
 
     def runs(self, seeds: list[int]) -> list[FixedRun]:
         """Return one run per seed, on the training set."""
@@ -137,7 +137,7 @@ def baseline_candidates(study: optuna.Study) -> list[Candidate]:
 
 
 def replay(candidate: Candidate, trial: Trial) -> FixedRun:
-    """Return a run that repeats a trial with the same seed for as many epochs. Raises StudyError."""
+    """Return a run that repeats a trial with the same seed and number of epochs. Raises StudyError."""
     if trial.seed is None or trial.result is None:
         raise StudyError(f"--trial {trial.number} was not trained by this program: choose another one")
     return FixedRun(
@@ -153,7 +153,7 @@ def replay(candidate: Candidate, trial: Trial) -> FixedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A candidate and its runs."""
+    """A candidate with its runs, from which it is ranked."""
 
     candidate: Candidate
     runs: tuple[Trial, ...]
@@ -161,7 +161,7 @@ class Standing:
 
     @property
     def complete(self) -> list[Trial]:
-        """The runs that did not diverge."""
+        """Runs that did not diverge."""
         return [run for run in self.runs if run.outcome is Outcome.COMPLETE]
 
     @property
@@ -186,7 +186,7 @@ class Standing:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a final run: the median of the best epochs. Raises StudyError if all runs diverged."""
+        """Number of epochs for a final run: the median of the best epochs. Raises StudyError if all runs diverged."""
         best = [run.result.epoch + 1 for run in self.complete if run.result]
         if not best:
             raise StudyError(f"{self.candidate.name} diverged with every seed: choose another one with --trial N")
@@ -240,8 +240,8 @@ def write_csv(standings: list[Standing], path: Path) -> None:
 def _candidate(trial: Trial, name: str) -> Candidate:
     if trial.config is None or trial.result is None:
         raise StudyError(
-            f"cannot read the configuration of trial {trial.number}, which another version of search_space.py made: "
-            "choose another one with --trial N"
+            f"cannot read the configuration of trial {trial.number} (from another version of search_space.py): choose "
+            "another trial with --trial N"
         )
     return Candidate(
         name=name,

@@ -1,7 +1,7 @@
 """Runs whose configuration, seed and epochs are fixed in advance: finalists, replays, final runs, audited trials.
 
-FixedRun ... -> `enqueue`: one waiting trial each, in a sibling study -> trained by a coordinator as in a search
--> the finished `Trial` of each. A run is trained once, however often it is requested.
+Each FixedRun -> `enqueue`: a waiting trial in a sibling study -> trained by a coordinator as in a search -> a finished
+`Trial`. A run is trained only once, however often it is requested.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from tuning.session import Session
 from tuning.trials import Trial, read_trial, read_trials
 
 Follow = Callable[[str, optuna.Study, Coordinator], None]
-"""Runs a coordinator to its end, given the kind of runs and their study; commands show progress meanwhile."""
+"""Function that runs a coordinator to its end, given the kind of runs and their study; commands show its progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedRun:
-    """One run to train."""
+    """One run to train, with everything fixed in advance."""
 
     key: str
-    """Identifies the run within its study."""
+    """Key that identifies the run within its study."""
     assignment: Assignment
     trial: int
-    """Number of the trial in the searched study that has its configuration."""
+    """Number of the trial in the search that has the run's configuration."""
     seed_index: int
-    """Index of its seed among the seeds of the runs, from 0."""
+    """Index of the run's seed among the seeds of all runs, from 0."""
     seconds: float
     """Expected duration in seconds."""
 
@@ -51,8 +51,8 @@ def run_silently(kind: str, study: optuna.Study, coordinator: Coordinator) -> No
 def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow: Follow = run_silently) -> list[Trial]:
     """Train those of `runs` that have not been trained yet and return the trial of each, complete or diverged.
 
-    `kind` is the suffix of the sibling study's name, and its folder within the study's; `metric` is what the dashboard
-    calls a run's value. Raises StudyError naming a run that failed.
+    `kind` is the suffix of the sibling study's name, and the name of its folder within the study's; `metric` is what
+    the dashboard calls a run's value. If a run failed, raises StudyError with its name.
     """
     folder = study_folder(session.folder, kind)
     study = open_study(
@@ -113,35 +113,35 @@ def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
 
 
 def assign(trial: optuna.Trial) -> Assignment:
-    """Return what an enqueued run trains; record its trial and seed as parameters, which the dashboard shows."""
+    """Return the assignment of an enqueued run; record its trial and seed as parameters, which the dashboard shows."""
     for name in ("trial", "seed"):
         trial.suggest_int(name, 0, 2**31 - 1)
     run = read_trial(trial)
     if run.config is None or run.seed is None:
         raise StudyError(
-            f"cannot read the configuration of {run.name}, which another version of search_space.py made: retrain "
-            "another trial with --trial N"
+            f"cannot read the configuration of {run.name} (from another version of search_space.py): retrain another "
+            "trial with --trial N"
         )
     return Assignment(config=run.config, seed=run.seed, epochs=run.planned_epochs, final=run.is_final, name=run.name)
 
 
 def expected_seconds(study: optuna.Study) -> float:
-    """Return the expected seconds of all unfinished runs, one after the other."""
+    """Return the expected total seconds of all unfinished runs, trained one after the other."""
     return sum(trial.expected_seconds for trial in read_trials(study) if not trial.is_finished)
 
 
 def _has_weights(trial: Trial, folder: Path) -> bool:
-    """Return whether a finished run still has the checkpoint that it needs; a diverged one needs none."""
+    """Return whether a finished run still has its checkpoint; a diverged run does not need one."""
     return trial.value is None or weights(folder, trial).is_file()
 
 
 def weights(folder: Path, trial: Trial) -> Path:
-    """Return the path of a complete run's best checkpoint; `folder` is that of the runs' study."""
+    """Return the path of a complete run's best checkpoint; `folder` is the folder of the runs' study."""
     return trial_directory(folder, trial.number) / "best.pt"
 
 
 def finished(study: optuna.Study, runs: Iterable[FixedRun]) -> list[Trial]:
-    """Return the trial of each run, in their order, complete or diverged. Raises StudyError naming one that failed."""
+    """Return the trial of each run, complete or diverged, in order. If one failed, raises StudyError with its name."""
     trials = {trial.run: trial for trial in read_trials(study)}
     for run in runs:
         trial = trials[run.key]

@@ -24,12 +24,12 @@ KIND = "audit"
 
 @dataclass(frozen=True, kw_only=True)
 class PrunerAudit:
-    """What pruned trials would have reached."""
+    """Result of an audit: what pruned trials would have reached."""
 
     best: float
-    """The study's best validation top-1, 0 to 1."""
+    """Best validation top-1 of the study, 0 to 1."""
     pruned: tuple[tuple[int, float, float], ...]
-    """Number, best top-1 when it was pruned, and best top-1 after its last epoch, of each audited trial."""
+    """Number, best top-1 when pruned, and best top-1 after the last epoch, for each audited trial."""
 
     @property
     def winners(self) -> list[int]:
@@ -46,7 +46,7 @@ def audit_pruner(session: Session, count: int, follow: Follow = run_silently) ->
 
 
 def audit_runs(study: OpenStudy, count: int) -> list[FixedRun]:
-    """Return the runs of an audit; a larger `count` adds runs and changes none.
+    """Return the runs of an audit; a larger `count` adds runs without changing the others.
 
     Raises StudyError if no trial was pruned.
     """
@@ -83,7 +83,7 @@ def read_audit(study: optuna.Study, storage: optuna.storages.BaseStorage) -> Pru
 
 
 def _compare(study: optuna.Study, audited: Sequence[Trial]) -> PrunerAudit:
-    """Compare audited runs with the study's best; one that diverged counts with what it reached until then."""
+    """Compare audited runs with the study's best; a diverged run counts with the best value it had reached."""
     trials = read_trials(study)
     best = top(trials, 1)
     rows = [

@@ -36,11 +36,11 @@ from tuning.session import OpenStudy, Session
 from tuning.trials import Outcome, Trial, count_trials, read_trials
 
 FORMAT = 3
-"""Version of retrained.json."""
+"""Format version of retrained.json."""
 FINAL_RUNS = "retrained"
 """Suffix of the sibling study's name, and its folder within the study's."""
 FINAL_METRIC = "top-1 on validation pictures that it has trained on"
-"""What the dashboard calls a final run's value, which shows only that the network has learned."""
+"""Dashboard's name for a final run's value, which shows only that the network has learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class FinalRuns:
 
 
 def final_runs(standing: Standing, seeds: list[int]) -> list[FixedRun]:
-    """Return one run per seed on train + validation, for the median of the finalist runs' best epochs.
+    """Return one run per seed on train + validation, stopped after the median of the finalist runs' best epochs.
 
-    The lr schedule is that of all epochs, cut short.
+    The lr schedule is not shortened: it is that of the full number of epochs.
     """
     candidate, epochs = standing.candidate, standing.epochs
     return [
@@ -125,11 +125,11 @@ def load_network(config: Config, path: Path) -> MushroomCNN:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Evaluates networks on parts of a data set."""
+    """Evaluates networks on a part of the pictures, on one device."""
 
     data: CacheHandle
     device: str
-    """Torch's name of the device: cpu, cuda:0, mps."""
+    """Torch's name for the device: cpu, cuda:0, mps."""
 
     def logits(self, config: Config, path: Path, part: PartName) -> metrics.Logits:
         """Return logits and labels of the network with the weights at `path`, on a part of the pictures.
@@ -142,13 +142,13 @@ class Evaluator:
             return metrics.logits(network, batches)
         except torch.OutOfMemoryError as error:
             raise StudyError(
-                f"{self.device} has too little free memory to evaluate the winner: stop what else uses it, or run the "
-                "same command with --device cpu; finished runs are kept"
+                f"{self.device} has too little free memory to evaluate the winner: stop other programs that use it, or "
+                "run the same command with --device cpu; finished runs are kept"
             ) from error
 
 
 def fit_temperature(config: Config, paths: list[Path], evaluator: Evaluator) -> float:
-    """Return the temperature that fits the validation logits of these weights, which must not have trained on them."""
+    """Return the temperature fitted on the validation pictures, on which these weights must not have been trained."""
     pairs = [evaluator.logits(config, path, "validation") for path in paths]
     outputs, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
     return metrics.temperature(outputs, labels)
@@ -189,7 +189,7 @@ def evaluate_on_test(finals: list[FinalRuns], temperature: float, evaluator: Eva
 def evaluate_logged(
     study: OpenStudy, winner: Winner, finals: list[FinalRuns], evaluator: Evaluator, *, retest: bool
 ) -> Winner:
-    """Log the evaluation on the test set, then make it; return the winner with its results.
+    """Log the test-set evaluation, then run it; return the winner with its results.
 
     If other networks have been evaluated there before, the winner is returned unchanged, unless `retest`. Baselines are
     not logged, as nothing is chosen by them. Raises StudyError if the log cannot be used.
@@ -210,7 +210,7 @@ def _on_test(finals: FinalRuns, temperature: float, evaluator: Evaluator) -> lis
 
 
 def _spread(values: list[float]) -> float | None:
-    """Return the standard deviation; None for a single value."""
+    """Return the sample standard deviation; None for a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -250,35 +250,35 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
-    """The network that is exported, stored as `retrained.json` in the study's folder."""
+    """The winning network, which is exported; stored as `retrained.json` in the study's folder."""
 
     name: str
     trial: int
-    """Number of the trial that has its configuration."""
+    """Number of the trial that has the winner's configuration."""
     config: dict[str, Any]
-    """The configuration, as `Config.to_dict` gives it."""
+    """Configuration of the winner, as `Config.to_dict` returns it."""
     pictures: str
     """Text that identifies the study's pictures and their split."""
     trials: int
-    """Counted trials that the study had when it was retrained."""
+    """Number of counted trials that the study had when the winner was retrained."""
     seed: int
     seed_index: int
-    """Index of the final run, from 0; above 0 if the first ones diverged."""
+    """Index of the exported final run, from 0; above 0 if the first ones diverged."""
     environment: dict[str, str]
-    """Facts about the machine that trained it, as `tuning.environment` gives them."""
+    """Facts of the machine that trained the winner, as `tuning.environment` returns them."""
     epochs: int
-    """Epochs it was trained for."""
+    """Number of epochs that the winner was trained for."""
     trained_on: list[PartName]
     weights: str
-    """Path of its checkpoint, relative to the study's folder."""
+    """Path of the winner's checkpoint, relative to the study's folder."""
     temperature: float | None
-    """Divisor of its logits; None if it was not fitted."""
+    """Temperature, the divisor of the logits; None if it was not fitted."""
     networks: str
-    """Identifies the final runs in the log of test-set evaluations; empty before retraining."""
+    """Key of the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]
     """Validation top-1: `recorded` in the study, `finalists_mean` and `finalists_sd` over its finalist runs."""
     results: dict[str, Any] | None
-    """What `evaluate_on_test` returns, and `evaluations`, how often the test set has been used; None if untested."""
+    """Result of `evaluate_on_test`, and `evaluations`, how often the test set has been used; None if untested."""
 
     @property
     def test_top1(self) -> float | None:

@@ -1,8 +1,8 @@
 """The log of test-set evaluations: each one after the first makes the test accuracy a little more optimistic.
 
 One line per evaluation in `results/test-set-uses.tsv`, beside the studies, because another study of the same pictures
-uses the same test set. The line is written before the evaluation. Neither the same networks again nor the baselines are
-counted, as nothing is chosen by them.
+uses the same test set. The line is written before the evaluation. Evaluating the same networks again, or the baselines,
+is not logged, because nothing is chosen by the result.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from tuning import StudyError
 
 FILE = "test-set-uses.tsv"
 EARLIER_FILE = "test-looks.tsv"
-"""The log's name in earlier versions; its lines are the same."""
+"""Name of the log in earlier versions, with the same format."""
 
 
 @dataclass(frozen=True)
 class TestSetUse:
-    """One evaluation on a test set."""
+    """One logged evaluation on a test set."""
 
     __test__ = False  # not a test class of pytest
 
     fingerprint: str
     """Fingerprint of the pictures."""
     networks: str
-    """Identifies the networks that were evaluated together."""
+    """Key of the networks that were evaluated together."""
     study: str
     when: str
-    """ISO date and time."""
+    """Date and time of the evaluation, in ISO format."""
 
 
 @contextlib.contextmanager
@@ -69,12 +69,12 @@ def all_uses(results: Path, fingerprint: str) -> list[TestSetUse]:
 
 
 def uses_by_others(results: Path, fingerprint: str, networks: str) -> list[TestSetUse]:
-    """Return the evaluations of other networks before those of `networks`: all if `networks` were never evaluated."""
+    """Return the other networks' evaluations that came before those of `networks`, or all if it has none."""
     return list(takewhile(lambda use: use.networks != networks, all_uses(results, fingerprint)))
 
 
 def already_tested(results: Path, fingerprint: str, networks: str) -> bool:
-    """Return whether these networks have been evaluated before; again they would give the same result."""
+    """Return whether these networks have been evaluated before; another evaluation would give the same result."""
     return any(use.networks == networks for use in all_uses(results, fingerprint))
 
 

@@ -171,7 +171,7 @@ def test_sealing_lists_every_file(folder: Path) -> None:
 
 def test_verify_names_what_differs(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(b"new")
-    with pytest.raises(BundleError, match=r"config\.json .*differ in 'model\.onnx'"):
+    with pytest.raises(BundleError, match=r"config\.json .*does not match the folder: 'model\.onnx'"):
         verify(folder)
     seal(folder, BUNDLE)
     (folder / "model.onnx").write_bytes(b"other")
@@ -242,7 +242,7 @@ def test_another_format(folder: Path, found: object) -> None:
         (b"\xff\xfe", "'utf-8'"),
         (b'{"format": ', "Expecting value"),
         (b"[1, 2]", "[1, 2] is not an object"),
-        (b'{"format": 1, "format": 2}', "duplicate name 'format'"),
+        (b'{"format": 1, "format": 2}', "duplicate key 'format'"),
         (b'{"temperature": NaN}', "'NaN' is not a finite number"),
         (b'{"temperature": -Infinity}', "'-Infinity' is not a finite number"),
         (b'{"temperature": 1e999}', "'1e999' is not a finite number"),
@@ -509,18 +509,18 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> No
     other = WEIGHTS_SAVED | {"head.weight": torch.zeros(features, 3)}
     replace_weights(folder, as_safetensors(other))
     message = refused(folder, folder / WEIGHTS)
-    assert f"head.weight is F32 {features} x 3, where its architecture has F32 3 x {features}" in message
+    assert f"head.weight is F32 {features} x 3, but its architecture has F32 3 x {features}" in message
 
 
 def test_weights_of_a_wider_network(folder: Path) -> None:
     replace_weights(folder, as_safetensors(weights(replace(MODEL, width=0.3))))
-    assert "block2.branch.0.weight is F32 40 x 16 x 3 x 3, where its architecture has F32 32 x 16" in refused(folder)
+    assert "block2.branch.0.weight is F32 40 x 16 x 3 x 3, but its architecture has F32 32 x 16" in refused(folder)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "F64"), (torch.int32, "I32")])
 def test_a_tensor_of_another_type(folder: Path, dtype: torch.dtype, name: str) -> None:
     replace_weights(folder, as_safetensors(WEIGHTS_SAVED | {"head.bias": torch.zeros(3, dtype=dtype)}))
-    assert f"head.bias is {name} 3, where its architecture has F32 3" in refused(folder, folder / WEIGHTS)
+    assert f"head.bias is {name} 3, but its architecture has F32 3" in refused(folder, folder / WEIGHTS)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

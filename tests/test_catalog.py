@@ -33,7 +33,7 @@ def test_reasons_name_the_other_file(flawed: Catalog):
     files = by_path(flawed)
     assert files["Agaricus/again.jpg"].reason == "same bytes as Agaricus/0000.jpg"
     assert files["Agaricus/in-two-classes.jpg"].reason.endswith("Amanita/in-two-classes-too.jpg")
-    assert files["Boletus/small.png"].reason == "15 x 40 pixels, the shorter side needs 16"
+    assert files["Boletus/small.png"].reason == "15 x 40 pixels, the shorter side must be at least 16"
 
 
 def test_three_copies_in_two_classes_are_all_left_out(tmp_path: Path):
@@ -89,7 +89,7 @@ def test_a_class_with_too_few_kept_pictures_is_an_error_with_all_counts(tmp_path
     with pytest.raises(DataError) as caught:
         scanned(root, tmp_path / "cache")
     text = str(caught.value)
-    assert "'Amanita'" in text and str(root) in text and "4 of at least 10" in text
+    assert "'Amanita'" in text and str(root) in text and "(4, but needs at least 10;" in text
     assert "4 kept, 8 unreadable" in text and "Agaricus 12, Amanita 4, Boletus 12" in text
 
 

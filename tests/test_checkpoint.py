@@ -117,7 +117,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in [0, 1, 4, 100, *range(1000, len(whole), len(whole) // 50), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        assert "torn" in refused(path)
+        assert "damaged" in refused(path)
 
 
 def test_a_flipped_bit_in_a_weight_is_refused(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_flipped_bit_in_a_weight_is_refused(tmp_path: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[largest.header_offset + largest.file_size // 2 + 64] ^= 1
     path.write_bytes(damaged)
-    assert "torn" in refused(path)
+    assert "damaged" in refused(path)
 
 
 class Trap:
@@ -146,7 +146,7 @@ def test_a_file_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path:
     torch.save({"format": FORMAT, "model": Trap(sprung)}, tmp_path / "zip.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Trap(sprung)))
     for name in ("zip.pt", "plain.pt"):
-        assert "more than tensors and plain values" in refused(tmp_path / name)
+        assert "not only tensors and plain values" in refused(tmp_path / name)
     assert not sprung.exists()
 
 

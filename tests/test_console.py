@@ -254,7 +254,8 @@ def test_an_interrupted_study_names_the_command_that_resumes_it(open_study: Call
     half.ask()
     screen.print_end(console, replace(open_study("r"), study=half), Ending.STOPPED, ["--trials", "9"], "--study r")
     first, second = lines(console)[-7:-5]
-    assert first.startswith("1 trial: stopped. 1 unfinished trial")
+    assert first.startswith("1 trial: stopped. ")
+    assert " 1 unfinished trial " in first
     assert second == "Resume:   python study.py --trials 9"
 
 

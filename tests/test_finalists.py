@@ -111,7 +111,7 @@ def test_a_configuration_of_another_search_space_is_refused_by_its_trial() -> No
     study = searched(recorded([0.5], config={"image_size": 32}))
     for choose in (lambda: finalists.candidate(study, 0), lambda: finalists.candidates(study, 1)):
         with pytest.raises(
-            StudyError, match=r"^cannot read the configuration of trial 0, .*search_space\.py.*--trial N"
+            StudyError, match=r"^cannot read the configuration of trial 0 .*search_space\.py.*--trial N"
         ):
             choose()
 

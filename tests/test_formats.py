@@ -214,7 +214,7 @@ def test_one_wrong_number_is_enough(exported: Exported, wrong: float) -> None:
     answers = np.stack([eager, eager])
     assert formats._parity(Path("x"), eager, answers, (1, 4)).log_probability == 0
     answers[1, 3, 0] = wrong
-    with pytest.raises(BundleError, match=r"export x .*off .*more than 0\.0001"):
+    with pytest.raises(BundleError, match=r"export x .*differs .*more than 0\.0001"):
         formats._parity(Path("x"), eager, answers, (1, 4))
 
 

@@ -190,7 +190,7 @@ def test_only_formats_that_pillow_decodes_itself_are_opened() -> None:
 
 
 def test_a_picture_of_one_pixel_is_not_classified() -> None:
-    with pytest.raises(PictureError, match=r"^1 x 1 pixels, the shorter side needs 16$"):
+    with pytest.raises(PictureError, match=r"^1 x 1 pixels, the shorter side must be at least 16$"):
         load_square(io.BytesIO(png(1, 1)), 32)
 
 

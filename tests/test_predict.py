@@ -155,7 +155,7 @@ def test_broken_pictures_give_their_reason_and_stop_no_other(classifier: Classif
         "Boletus/really-text.jpg": "not a picture",
         "Boletus/nothing.jpg": "not a picture",
         "Boletus/bomb.png": "400 megapixels, more than the 100 allowed",
-        "Boletus/small.png": "15 x 40 pixels, the shorter side needs 16",
+        "Boletus/small.png": "15 x 40 pixels, the shorter side must be at least 16",
         "nothing.jpg": f"cannot be opened ({os.strerror(2)})",
         ".": f"cannot be opened ({os.strerror(21)})",
     }

@@ -110,7 +110,7 @@ def test_only_the_audit_is_trained_on_a_finished_study(searched: Tiny, audited: 
     study, finished = audited
     assert essence(study.trials()) == essence(searched.trials())
     assert len(study.trials("tiny-audit")) == 2
-    assert "audit: 2 runs left" in finished.out
+    assert "Pruner audit: 2 runs left" in finished.out
 
 
 def test_an_audited_trial_repeats_the_curve_of_the_pruned_one_bit_for_bit(audited: tuple[Tiny, Finished]) -> None:
@@ -154,7 +154,7 @@ def test_a_second_audit_trains_nothing_and_prints_the_same(audited: tuple[Tiny, 
     before = essence(study.trials("tiny-audit"))
     again = study.command(*COMMAND, "--audit-pruner", "2")
     assert (again.code, again.err) == (0, "")
-    assert "audit: " not in again.out
+    assert "Pruner audit" not in again.out
     assert again.out.partition("when pruned")[1:] == first.partition("when pruned")[1:]
     assert essence(study.trials("tiny-audit")) == before
 
@@ -162,7 +162,7 @@ def test_a_second_audit_trains_nothing_and_prints_the_same(audited: tuple[Tiny, 
 def test_a_smaller_audit_shows_only_its_own_trials(audited: tuple[Tiny, Finished], tmp_path: Path) -> None:
     study = copied(audited[0], tmp_path)
     fewer = study.command(*COMMAND, "--audit-pruner", "1")
-    assert "audit: " not in fewer.out
+    assert "Pruner audit" not in fewer.out
     assert " of 1 pruned trials" in fewer.out
 
 

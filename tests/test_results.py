@@ -94,7 +94,7 @@ def cells(console: Console, first: str) -> list[str]:
 def test_the_standings_show_each_run_the_winner_and_the_luck_of_the_best_single_run(console: Console) -> None:
     screen.print_standings(console, [WON, WILD, LOST])
     assert shown(console)[0] == "Validation top-1 in %"
-    assert shown(console)[1].split() == ["study", "seed", "1", "seed", "2", "mean", "sd", "epoch"]
+    assert shown(console)[1].split() == ["study", "seed", "1", "seed", "2", "mean", "sd", "epochs"]
     assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "80.00", "75.00", "7.07", "2"]
     assert cells(console, "trial 12") == ["trial 12", "95.00", "60.00", "diverged", "60.00", "-", "1"]
     printed = " ".join(shown(console))

@@ -143,7 +143,7 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
         ("--trials -5", "--trials must be >= 1, but got -5; see python study.py --help"),
         ("--trials many", "--trials must be a whole number, but got 'many'; see python study.py --help"),
         ("--trials 1.5", "--trials must be a whole number, but got '1.5'; see python study.py --help"),
-        ("--trials", "parameter --trials requires an argument; see python study.py --help"),
+        ("--trials", "--trials needs a value; see python study.py --help"),
         ("--epochs 0", "--epochs must be >= 1, but got 0; see python study.py --help"),
         ("--timeout -3", "--timeout must be > 0, but got -3.0; see python study.py --help"),
         ("--timeout nan", "--timeout must be > 0, but got nan; see python study.py --help"),
@@ -164,6 +164,10 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
             "check-data, clean; see python study.py --help",
         ),
         ("check-data --trials 4", "unknown option --trials; see python study.py check-data --help"),
+        (
+            "export export",
+            "unexpected argument 'export': export takes options only; see python study.py export --help",
+        ),
         (
             "check-data folder",
             "unexpected argument 'folder': check-data takes options only; see python study.py check-data --help",
@@ -218,14 +222,14 @@ def too_few(folder: Path) -> list[str]:
     class_folders(folder, classes=2, each=12)
     for path in sorted((folder / "Amanita").iterdir())[4:]:
         path.unlink()
-    return [str(folder), "'Amanita'", " 4 ", " 10 "]
+    return [str(folder), "'Amanita'", "4", "10"]
 
 
 def only_an_unreadable_one(folder: Path) -> list[str]:
     class_folders(folder, classes=2, each=12)
     (folder / "Zombie").mkdir()
     (folder / "Zombie" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    return [str(folder), "'Zombie'", " 0 ", " 10 ", "1 unreadable"]
+    return [str(folder), "'Zombie'", "0", "10", "1 unreadable"]
 
 
 @pytest.mark.parametrize("spoil", [no_folder, a_file, an_empty_folder, one_class, too_few, only_an_unreadable_one])
@@ -243,7 +247,7 @@ def test_pictures_that_cannot_be_used_are_an_error_with_path_and_reason(
     else:
         line = refused("--data", tmp_path / "data")
         assert not (tmp_path / "results").exists()
-    assert [fact for fact in facts if fact not in line] == [], line
+    assert [fact for fact in facts if not re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", line)] == [], line
 
 
 def test_an_ascii_log_shows_other_characters_as_escapes(pictures: Path, tmp_path: Path) -> None:
@@ -279,6 +283,7 @@ def test_a_report_that_cannot_be_written_is_refused(run: Run, pictures: Path, tm
     ended = run("check-data", "--data", pictures, "--cache", tmp_path / "cache", "--report", report)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert str(report.parent) in ended.err
+    assert str(report) not in ended.out
 
 
 def test_a_file_that_is_not_a_database_is_refused_and_left_alone(
@@ -309,7 +314,7 @@ def test_a_study_name_that_cannot_be_a_folder_is_refused(
     name: str, refused: Callable[..., str], pictures: Path
 ) -> None:
     line = refused("--data", pictures, "--study", name)
-    assert line.startswith(repr(name))
+    assert repr(name) in line
     assert "--study" in line
 
 

@@ -5,4 +5,4 @@ A spawned worker imports this package, so this file imports nothing.
 
 
 class StudyError(Exception):
-    """A problem with a study that only the user can solve; its text is one line that says how."""
+    """Problem with a study that only the user can fix; its message is one line and says how."""

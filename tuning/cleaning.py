@@ -1,4 +1,4 @@
-"""Sizes of studies and caches on the disk, and their removal by name. A user's pictures are never among them."""
+"""Finds studies and caches with their sizes on disk, and removes them by name; never the user's own pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuning import StudyError
 from tuning.lock import sole_coordinator
 
 CACHES = {"field-guide": "[0-9]*", "pictures": "[0-9a-f]" * 32, "scans": "*.npz"}
-"""Folder of a cache -> pattern of this program's files. Nothing else is removed: `--cache` may be a user's folder."""
+"""Cache folders, each with the pattern of this program's files. Only these are removed: `--cache` may be any folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,12 @@ class Item:
     """A study or a cache, as `clean` lists it."""
 
     name: str
-    """Name of a study, or cache/<folder>."""
+    """Name of a study, or cache/<folder> for a cache."""
     path: Path
     parts: tuple[Path, ...]
     """Files and folders to remove; `path` itself is removed if that leaves it empty."""
     size: int
-    """Size of the parts in bytes."""
+    """Total size of the parts in bytes."""
 
 
 def find(results: Path, cache: Path) -> list[Item]:
@@ -44,7 +44,7 @@ def find(results: Path, cache: Path) -> list[Item]:
 
 
 def choose(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
-    """Return the named items. Raises StudyError naming one that does not exist, before anything is removed."""
+    """Return the named items. If one does not exist, raises StudyError with its name."""
     by_name = {item.name: item for item in items}
     for name in names:
         if name not in by_name:
@@ -55,7 +55,7 @@ def choose(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
 
 
 def remove(item: Item) -> None:
-    """Delete a study or a cache. Raises StudyError for a study that is running."""
+    """Delete a study or a cache. Raises StudyError if the study is running."""
     if not item.name.startswith("cache/"):
         with sole_coordinator(item.path):
             pass

@@ -1,4 +1,4 @@
-"""The coordinator: asks Optuna for a configuration, has a worker train it one epoch at a time, decides, and reports.
+"""The coordinator: asks Optuna for configurations, has workers train them one epoch at a time, prunes, and reports.
 
 It is the only writer of the study. A trial passes through
 
@@ -53,39 +53,39 @@ from tuning.trials import (
 )
 
 KEPT_CHECKPOINTS = 3
-"""Finished trials that keep their best checkpoint, for an export before `retrain`."""
+"""Number of finished trials that keep their best checkpoint, for an export before `retrain`."""
 DEATHS = 3
-"""Worker deaths without a finished epoch in between after which a trial fails."""
+"""Number of worker deaths, without a finished epoch in between, after which a trial fails."""
 SMALLEST_MICRO_BATCH = 8
-"""Pictures per forward pass down to which the micro-batch of a trial that runs out of memory is halved. With fewer,
-batch norm's statistics cost accuracy: 1.2 points at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
+"""Smallest micro-batch to which that of a trial that runs out of memory is halved. The smaller it is, the more
+accuracy batch norm loses: 1.2 points at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
 UNCOUNTED_IN_A_ROW = 20
-"""Trials in a row that do not count after which the study stops."""
+"""Number of trials in a row without a result after which the study stops."""
 FAILED_IN_A_ROW = 3
-"""Failed trials in a row after which the study stops."""
+"""Number of failed trials in a row after which the study stops."""
 SPARE_BYTES = 100 * 2**20
-"""Free disk space that a trial leaves beside its own checkpoints."""
+"""Bytes of disk space that must remain free besides a trial's own checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How far a run goes and what a trial may cost. The budgets belong to the study, the rest to the run."""
+    """When a run stops and what a trial may cost. The budgets belong to the study, the rest to the run."""
 
     trials: int | None
-    """Counted trials in all, over restarts and workers; None: the trials that are enqueued, and no others."""
+    """Total number of counted trials over all restarts and workers; None to train only the enqueued trials."""
     timeout: float | None = None
     """Seconds after which the run stops, even within an epoch."""
     patience: int | None = None
-    """Counted trials without an improvement after which no new ones are started."""
+    """Number of counted trials without an improvement after which no new ones are started."""
     target: float | None = None
     """Validation top-1, 0 to 1, after which no new trials are started."""
     max_parameters: float | None = None
-    """Number of parameters above which a network is infeasible."""
+    """Largest number of parameters of a feasible network."""
     max_flops: float | None = None
-    """Forward FLOPs of one picture above which a network is infeasible."""
+    """Largest number of forward FLOPs per picture of a feasible network."""
 
     def over_budget(self, cost: Cost) -> dict[str, float]:
-        """Return the share of each budget by which a network exceeds it; negative if it stays below."""
+        """Return by which share of each budget a network exceeds it; negative if it stays below."""
         spent = {"parameters": (cost.parameters, self.max_parameters), "flops": (cost.flops, self.max_flops)}
         return {name: (value - budget) / budget for name, (value, budget) in spent.items() if budget is not None}
 
@@ -96,7 +96,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class _Live:
-    """A trial in a slot."""
+    """A trial that is being trained in a slot."""
 
     trial: optuna.Trial
     assignment: Assignment
@@ -105,15 +105,15 @@ class _Live:
     micro_batch: int | None
     """Pictures per forward pass if memory was short; None for whole batches."""
     reported: set[int]
-    """Epochs that the study knows."""
+    """Number of epochs that have been reported to the study."""
     decided: int
-    """Number of epochs about which the scheduler is not asked: it was, in an earlier run or for an earlier worker."""
+    """Number of epochs about which the scheduler has already decided, in an earlier run or for an earlier worker."""
     history: list[EpochMetrics] = field(default_factory=list[EpochMetrics])
     deaths: int = 0
 
 
 class Coordinator:
-    """The loop that runs a study until its plan is fulfilled; the module's docstring shows what a trial passes through.
+    """The loop that runs a study until its plan is fulfilled; the module's docstring shows the stages of a trial.
 
     Args:
         keep: How many of the best finished trials keep the checkpoint of their best epoch.
@@ -149,11 +149,11 @@ class Coordinator:
         self._uncounted: list[Outcome] = []
         self._stops = 0
         self.ending: Ending | None = None
-        """Why the last run ended; None while it runs."""
+        """Why the last run ended; None while one is running."""
 
     @property
     def wanted(self) -> int:
-        """Number of trials that are still to be counted, including those that an earlier run left unfinished."""
+        """Number of trials that remain to be trained, including those that an earlier run left unfinished."""
         trials = read_trials(self._study)
         unfinished = sum(trial.is_running for trial in trials)
         if self._plan.trials is None:
@@ -161,17 +161,17 @@ class Coordinator:
         return 0 if self._fulfilled(trials) and not unfinished else max(1, self._plan.trials - count_trials(trials))
 
     def stop(self) -> None:
-        """Ask the run to stop: the first call when the running epochs end, the second at once.
+        """Ask the run to stop: on the first call after the running epochs, on the second at once.
 
         It can be called from a signal handler.
         """
         self._stops += 1
 
     def run(self) -> Generator[StudyEvent]:
-        """Train until the plan is fulfilled or a stop is asked for, and yield what happens.
+        """Train until the plan is fulfilled or a stop is requested, and yield the study's events.
 
         Raises StudyError for too many trials in a row without a result, a full disk, or a study that another program
-        has deleted; RuntimeError with the worker's traceback for a bug. A later run resumes what is unfinished.
+        has deleted, and RuntimeError with the worker's traceback for a bug. A later run resumes unfinished trials.
         """
         deadline = time.monotonic() + (self._plan.timeout or float("inf"))
         trials = read_trials(self._study)
@@ -223,7 +223,7 @@ class Coordinator:
                     yield self._ended_outside(slot, trial, error)
 
     def _next_action(self) -> Resume | Retire | optuna.Trial | None:
-        """Return a trial left by an earlier run, else what the scheduler chooses, else a new one; None for none."""
+        """Return a trial left by an earlier run, else the scheduler's choice, else a new one; None if there is none."""
         if self._adopted:
             return live_trial(self._study, self._adopted.popleft())
         trials = read_trials(self._study)
@@ -239,7 +239,7 @@ class Coordinator:
         return self._longest_of(last) if 1 < last <= len(self._workers.slots) else self._study.ask()
 
     def _longest_of(self, last: int) -> optuna.Trial:
-        """Ask for the study's last trials together and return the longest; the others come next.
+        """Ask for all of the study's last trials and return the longest; the others follow.
 
         If the longest started last, the other slots would wait for it. This is longest-processing-time-first scheduling
         (Graham 1969); the relative training cost is known before a trial starts.
@@ -254,7 +254,7 @@ class Coordinator:
         return work.config.cost.flops * work.config.views * work.epochs
 
     def _fulfilled(self, trials: list[Trial], unfinished: int = 0) -> Ending | None:
-        """Return why no new trial is wanted, assuming that the unfinished ones will count; None if one is."""
+        """Return why no new trial is needed, assuming that the unfinished ones will count; None if one is needed."""
         if self._plan.trials is None:
             return None if any(trial.is_waiting for trial in trials) else Ending.TRIALS
         counted = count_trials(trials)
@@ -300,7 +300,7 @@ class Coordinator:
             yield self._start(slot, live)
 
     def _start(self, slot: int, live: _Live) -> StudyEvent:
-        """Hand the trial to the slot's worker, as a new attempt that owns the trial's directory."""
+        """Give the trial to the slot's worker, as a new attempt that owns the trial's directory."""
         number = live.trial.number
         live.attempt += 1
         directory = trial_directory(self._folder, number)
@@ -441,7 +441,7 @@ class Coordinator:
         self._live.pop(slot, None)  # missing if another program ended the trial meanwhile
 
     def _ended_outside(self, slot: int | None, trial: optuna.Trial, error: Exception) -> TrialEnded:
-        """Release a trial that another program has finished; otherwise raise `error` again."""
+        """Release the slot's trial if another program has finished it; otherwise re-raise `error`."""
         try:
             finished = read_trial(trial).is_finished
         except KeyError:
@@ -502,7 +502,7 @@ class Coordinator:
     def _remove_checkpoints(self, ended: int | None = None) -> None:
         """Remove the checkpoints of finished trials, except the best one of each of the best few trials.
 
-        With `ended`, only that trial and the one that it may have pushed out are checked, so that it stays cheap.
+        With `ended`, only that trial and the one that it may have displaced are checked, which keeps this cheap.
         """
         trials = read_trials(self._study)
         best = {trial.number for trial in top(trials, self._keep)}
@@ -519,7 +519,7 @@ class Coordinator:
 
 
 def search(suggest: Callable[[optuna.Trial], Config], seed: int) -> Callable[[optuna.Trial], Assignment]:
-    """Return what a search assigns to a trial: a point of the space with a seed of its own, and no point twice."""
+    """Return the assignment of a searched trial: a point of the space with its own seed; no point is trained twice."""
 
     def assign(trial: optuna.Trial) -> Assignment:
         config = suggest(trial)

@@ -1,4 +1,4 @@
-"""The database of a study: opening it, creating the study in it, and saying what is wrong if that fails."""
+"""Opens a study's database, creates the study in it, and explains what is wrong if that fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tuning.space import refuse_changes
 from tuning.trials import METRIC
 
 IDENTITY = "identity:"
-"""Prefix of the study attributes that must not change."""
+"""Prefix of study attributes that must not change."""
 LOCKED_SECONDS = 300.0
 """Seconds that SQLite waits for another program to release the database; its own default of 5 is short for a slow disk
 or a backup in progress. Ctrl-C takes effect when the wait is over."""
@@ -35,9 +35,9 @@ WAYS_OUT = {
     "disk is full": "free some space, then run the same command again to resume",
     "disk i/o error": "repair the disk or raise its quota, then run the same command again to resume",
     "gone": f"put it back, or {ANOTHER}",
-    "malformed": f"restore a copy of it, or {ANOTHER}",
+    "malformed": f"restore it from a backup, or {ANOTHER}",
 }
-"""What the user can do, by a part of the database's message. Every finished epoch is also in a trial's checkpoint."""
+"""Fix to suggest, by a phrase in the database's message. Every finished epoch is also in a trial's checkpoint."""
 NETWORK_FILE_SYSTEMS = {
     "nfs",
     "nfs4",
@@ -54,7 +54,7 @@ NETWORK_FILE_SYSTEMS = {
 
 
 def without_password(text: str) -> str:
-    """Return a storage URL, or a text that holds one, with its password masked, even if the URL cannot be parsed."""
+    """Return a storage URL, or a text that contains one, with its password masked, even if the URL cannot be parsed."""
     # From the user's colon to the last @, whatever is in between: blanks, a second @, a mistyped scheme.
     text = re.sub(r"(://[^:/]*:|^[^:/\\]{2,}:(?!/)|^[^:/\\]{2,}:/[^:/]*:).*@", r"\1***@", text, flags=re.DOTALL)
     text = re.sub(r"(://[^:/@]*:)(?!\d+$)[^@/?]+$", r"\1***", text)  # neither an @ nor a port
@@ -62,7 +62,7 @@ def without_password(text: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """Return a storage URL that means the same in every working directory: an SQLite file gets its absolute path."""
+    """Return a storage URL that works from any working directory: an SQLite file gets its absolute path."""
     try:
         file, parsed = _file(url), sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):  # reported when it is opened
@@ -82,7 +82,7 @@ def network_file_system(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def explained(url: str) -> Generator[None]:
-    """Turn an error of the database into one StudyError that says what to do; nothing that was committed is lost."""
+    """Turn a database error into a StudyError that says what to do; nothing that was committed is lost."""
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
@@ -99,32 +99,32 @@ def explained(url: str) -> Generator[None]:
 
 @contextlib.contextmanager
 def _legible(url: str) -> Generator[None]:
-    """Turn what Optuna raises for nonsense in an intact database, such as a flipped bit, into StudyError."""
+    """Turn what Optuna raises for invalid values in a readable database, such as a flipped bit, into a StudyError."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise StudyError(
-            f"cannot understand what the database {without_password(url)} holds ({type(error).__name__}: {reason}): "
+            f"cannot interpret the contents of database {without_password(url)} ({type(error).__name__}: {reason}): "
             f"{WAYS_OUT['malformed']}"
         ) from error
 
 
 def _file(url: str) -> Path | None:
-    """Return the file of an SQLite database; None for any other database."""
+    """Return the path of an SQLite database's file; None for any other database."""
     parsed = sqlalchemy.make_url(url)
     named = parsed.database if parsed.get_backend_name() == "sqlite" else None
     return Path(named.removeprefix("file:")) if named and named != ":memory:" else None
 
 
 def _check(file: Path) -> None:
-    """Raise an error for an SQLite database that is damaged, or missing although its trials are still there."""
+    """Raise an error if an SQLite database is damaged, or missing although its trials are still there."""
     there = file.stat().st_size if file.is_file() else 0
     trials = sorted(file.parent.glob("trials/[0-9][0-9][0-9][0-9]/*"))
     if not there and not file.is_dir() and trials:
         raise StudyError(
             f"{file} is {'empty' if file.exists() else 'missing'}, but {trials[0].parent} belongs to a study: restore "
-            "a copy of the database, or start another study with --study NAME"
+            "the database from a backup, or start another study with --study NAME"
         )
     if there:
         with contextlib.closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as connection:
@@ -135,7 +135,7 @@ def _check(file: Path) -> None:
 
 
 def connect(url: str) -> optuna.storages.BaseStorage:
-    """Return the storage behind a URL. Raises StudyError if there is none, or one with another Optuna's schema."""
+    """Return the storage at a URL. Raises StudyError if there is none, or if another Optuna version created it."""
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -178,7 +178,7 @@ def open_study(
     portfolio: Sequence[dict[str, Any]] = (),
     metric: str = METRIC,
 ) -> optuna.Study:
-    """Open a study and check that it is the same one, or create it with its first trials enqueued.
+    """Open a study and check its identity, or create it with its first trials enqueued.
 
     Args:
         identity: JSON values by name; a study that was created with other values is refused.
@@ -186,7 +186,7 @@ def open_study(
         portfolio: Parameters that are enqueued after them.
         metric: What the dashboard calls a trial's value.
 
-    Raises StudyError for another program's study, a changed identity, or a database that cannot be used.
+    Raises StudyError if another program created the study, its identity differs, or the database cannot be used.
     """
     storage = connect(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -224,7 +224,7 @@ def open_study(
 
 
 def load_study(url: str, name: str) -> optuna.Study:
-    """Return a study that exists. Raises StudyError if it does not, or the database cannot be used."""
+    """Return an existing study. Raises StudyError if it does not exist, or if the database cannot be used."""
     missing = StudyError(
         f"no study '{name}' in {without_password(url)}: run it first with python study.py, or name another with "
         "--study NAME"

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A place for one trial at a time: a device and how it is used."""
+    """A slot, which trains one trial at a time: a device and how it is used."""
 
     device: str = "cpu"
-    """Torch's name of the device: cpu, cuda:0, mps."""
+    """Torch's name for the device: cpu, cuda:0, mps."""
     threads: int = 1
-    """CPU threads per training."""
+    """Number of CPU threads that train the trial."""
     precision: Precision = "float32"
 
 
 def slots(device: str, workers: int | None, precision: str = "auto") -> list[Slot]:
-    """Return the slots that the options ask for; "auto" is the fastest device there is.
+    """Return the slots that the options request; "auto" is the fastest device available.
 
     One single-threaded worker per core trains 1.25 times as much as one worker with two threads (2 Zen 3 cores).
     Raises StudyError for a device that this machine does not have.

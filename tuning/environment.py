@@ -1,4 +1,4 @@
-"""Facts of the machine that must be equal for a second training to give the same numbers, bit for bit."""
+"""Facts of the machine that must be equal for a repeated training run to give the same numbers, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from tuning.devices import Slot
 
 PACKAGES = ("numpy", "pillow")
-"""Packages that affect the numbers, beside torch."""
+"""Packages besides torch that affect the numbers."""
 
 
 def environment(slot: Slot) -> dict[str, str]:
@@ -23,12 +23,12 @@ def environment(slot: Slot) -> dict[str, str]:
 
 
 def sums_in_order(facts: dict[str, str]) -> bool:
-    """Return whether a training repeats bit for bit: several threads, or a GPU, add in varying order."""
+    """Return whether training repeats bit for bit: several threads, or a GPU, add numbers in varying order."""
     return facts.get("threads") == "1" and facts.get("device", "").startswith("cpu: ")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what affects the numbers."""
+    """Return the versions of the program and packages that affect the numbers."""
     # torch.__version__ names its build, such as +cpu or +cu130; the package's version may not.
     packages = {package: version(package) for package in PACKAGES}
     return {
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 
 def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Return one text per fact that differs."""
+    """Return a text for each fact that differs."""
     names = sorted(then.keys() | now.keys())
     return [
         f"{name} {then.get(name, 'unknown')} -> {now.get(name, 'unknown')}"
@@ -50,7 +50,7 @@ def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 @cache
 def _device_name(device: str) -> str:
-    """Return the device's name; a CPU's also says which instructions torch chooses its kernels by."""
+    """Return the device's name; for a CPU, also the instruction set by which torch chooses its kernels."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     if device != "cpu":
@@ -79,5 +79,5 @@ def commit(folder: Path) -> str | None:
 
 @cache
 def _program() -> str:
-    """Return this program's commit at the first call."""
+    """Return this program's commit, as it was at the first call."""
     return commit(Path(__file__).resolve().parent.parent) or "unknown"

@@ -1,4 +1,4 @@
-"""What a running study reports: started, advanced, paused and ended trials, and how the run itself ended."""
+"""Events that a running study reports: trials that start, advance, pause and end, and how the run itself ended."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStarted:
-    """A slot trains a trial, from the beginning or from its last checkpoint."""
+    """A slot has begun to train a trial, from its first epoch or from its last checkpoint."""
 
     slot: int
     number: int
     attempt: int
-    """1 for the first start; higher after an interruption or a pause."""
+    """Number of the attempt: 1 for the first start, higher after an interruption or a pause."""
     assignment: Assignment
     micro_batch: int | None = None
     """Pictures per forward pass if memory was short; None for whole batches."""
@@ -57,21 +57,21 @@ class TrialEnded:
 
     number: int
     outcome: Outcome | None
-    """None if another program ended the trial."""
+    """How the trial ended; None if another program ended it."""
     reason: str
     value: float | None
     """Best validation top-1, 0 to 1; None if no epoch was trained."""
     slot: int | None
-    """The slot that trained it; None if it was not in one."""
+    """Slot that trained the trial; None if it was not in one."""
 
 
 StudyEvent = TrialStarted | TrialAdvanced | TrialPaused | TrialEnded | None
-"""What `Coordinator.run` yields; None at least once a second, so that clocks on a screen advance."""
+"""Event that `Coordinator.run` yields; None comes at least once a second, so that clocks on a screen advance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """All that is known of a trial when it is reported as finished."""
+    """Everything known about a trial when it is reported as finished."""
 
     assignment: Assignment
     cost: Cost
@@ -82,5 +82,5 @@ class TrialRecord:
 
     @property
     def chosen(self) -> EpochMetrics | None:
-        """The epoch that stands for the trial: the best one, or the last one of a final run."""
+        """Epoch that represents the trial: the best one, or the last one of a final run."""
         return self.assignment.chosen_epoch(self.history) if self.history else None

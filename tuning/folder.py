@@ -1,4 +1,4 @@
-"""A study's folder: where its files are, and how they are written and removed."""
+"""A study's folder: paths of its files, and how they are written and removed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from model.files import replacing
 from tuning import StudyError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-"""The folder of all studies by default."""
+"""Default folder of all studies."""
 
 
 def study_folder(results: Path, name: str) -> Path:
     """Create the folder of a study. Raises StudyError if it cannot be created or written."""
     if not name.strip(" .") or not name.isprintable() or any(character in name for character in '/\\:*?"<>|'):
         raise StudyError(
-            f"{name!r} cannot be the name of a folder, which a study's name must be: choose one without "
+            f"{name!r} is not a valid name for a study and its folder: choose one without "
             '/ \\ : * ? " < > | with --study NAME'
         )
     folder = results / name

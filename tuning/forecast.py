@@ -1,7 +1,7 @@
 """The forecast of a study's duration on this machine, before it starts.
 
-It is based on the study's own trials if enough of them were trained in an equal slot; otherwise on the FLOPs of random
-points and a few timed training steps.
+It is based on the study's own trials if enough of them were trained in an equivalent slot; otherwise on the FLOPs of
+random points and a few timed training steps.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from tuning.space import random_points
 from tuning.trials import Trial
 
 POINTS = 24
-"""Random points whose mean cost stands for that of a trial."""
+"""Number of random points whose mean cost represents that of a trial."""
 TIMED = 3
-"""How many of the points have their steps timed."""
+"""Number of points whose training steps are timed."""
 STEP_FLOPS = 2e10
-"""Most FLOPs of a timed step on a CPU: about half a second on one core."""
+"""Largest number of FLOPs in a timed step on a CPU: about half a second on one core."""
 STEPS_SHARE = 0.84
 """Share of a trial's time that its training steps take; the rest is evaluation, augmentation and set-up
 (benchmarks/README.md, "Where a trial's time goes")."""
 
 ENOUGH = 6
-"""Trials whose mean duration predicts the others: the two baselines, which are not typical, and four more."""
+"""Number of trials whose mean duration predicts the others: the two baselines, which are not typical, and four more."""
 
 
 def seconds_so_far(trials: Iterable[Trial], slot: Slot) -> float | None:
-    """Return the mean seconds of the trials that were trained in an equal slot; None if there are too few."""
+    """Return the mean seconds of the trials that were trained in an equivalent slot; None if there are too few."""
     here = environment(slot)
     took = [
         trial.result.seconds
@@ -76,8 +76,8 @@ def seconds_per_trial(
 def _flops_per_second(config: Config, slots: Sequence[Slot]) -> float:
     """Return the FLOPs per second of training steps on random pictures in one slot.
 
-    On a CPU all slots are timed at once, as they slow each other down. On a GPU the batch is halved until it fits into
-    the memory that other programs leave.
+    On a CPU all slots are timed at once, because they slow each other down. On a GPU the batch is halved until it fits
+    into the memory that other programs leave free.
     """
     slot, batch = slots[0], config.training.batch_size
     if slot.device == "cpu":

@@ -1,4 +1,4 @@
-"""What passes between the coordinator and its workers: small, picklable messages."""
+"""Messages between the coordinator and its workers, small and picklable."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tuning.devices import Slot
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What a trial trains."""
+    """What a trial trains, and with which seed."""
 
     config: Config
     seed: int
     """Seed of the weights, the order of pictures, augmentation and dropout."""
     epochs: int
-    """Epochs to train unless it is pruned; the horizon of the lr schedule is the configuration's own."""
+    """Number of epochs to train unless pruned; the length of the lr schedule is part of the configuration."""
     final: bool = False
-    """Whether it trains on the validation pictures too. They cannot choose an epoch then, so the last one is kept."""
+    """Whether to train on the validation pictures too. They cannot choose an epoch then, so the last one is kept."""
     key: str | None = None
-    """Equal for trials of which only the first is worth training; None for a trial that is always trained."""
+    """Key that is equal for trials of which only the first needs training; None to always train the trial."""
     name: str | None = None
-    """What the trial is called beside its number."""
+    """Name that is shown beside the trial's number."""
 
     def chosen_epoch(self, history: Sequence[EpochMetrics]) -> EpochMetrics:
-        """Return the epoch that stands for the trial: the best validation top-1, the earlier of equals; or the last."""
+        """Return the epoch that represents the trial: the first with the best top-1, but a final run's last epoch."""
         return history[-1] if self.final else max(history, key=lambda metrics: (metrics.top1, -metrics.epoch))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob:
-    """One trial, or the rest of one, for a worker to train."""
+    """A trial, or the rest of one, for a worker to train."""
 
     number: int
     """The trial's number in the study."""
@@ -54,14 +54,14 @@ class TrialJob:
 
     @property
     def digest(self) -> str:
-        """Hash of all that decides the weights: a checkpoint of an equal digest can be resumed."""
+        """Hash of everything that determines the weights: a checkpoint with an equal digest can be resumed."""
         work = self.assignment
         facts = (work.config.digest, work.seed, work.final, self.data.fingerprint, self.data.split)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 class FailureKind(StrEnum):
-    """Why a training failed."""
+    """Why training failed."""
 
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out of memory"
@@ -73,34 +73,34 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerReady:
-    """A worker is about to train the trial."""
+    """Message that a worker is about to train the trial."""
 
     environment: dict[str, str]
-    """Facts of the worker's machine, as `tuning.environment` gives them."""
+    """Facts of the worker's machine, as `tuning.environment` returns them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialFailure:
-    """A training that did not reach its end."""
+    """Message that training ended early, and why."""
 
     kind: FailureKind
     reason: str
-    """One line, or the whole traceback of a bug."""
+    """Reason in one line, or the whole traceback of a bug."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A sign of life within an epoch."""
+    """Message within an epoch that shows that the worker is alive."""
 
     share: float
-    """Share of the epoch's batches that is done, 0 to 1."""
+    """Share of the epoch's batches that are done, 0 to 1."""
 
 
 WorkerMessage = WorkerReady | EpochMetrics | TrialFailure | Progress
 
 
 class Workers(Protocol):
-    """Slots that train trials one epoch at a time; pruning, pausing and stopping all mean not asking for the next one.
+    """Workers that train trials one epoch at a time; to prune, pause or stop one, do not request the next epoch.
 
     The metrics of an epoch are sent once its checkpoint is on disk. A resumed trial first sends the epochs that its
     checkpoint holds, and waits after each as after a new one.
@@ -108,7 +108,7 @@ class Workers(Protocol):
 
     @property
     def slots(self) -> Sequence[Slot]:
-        """One slot per trial that can run at once; the other methods refer to a slot by its index here."""
+        """The slots, one per trial that can run at once; the methods refer to a slot by its index here."""
         ...
 
     def start(self, slot: int, job: TrialJob) -> None:
@@ -116,11 +116,11 @@ class Workers(Protocol):
         ...
 
     def proceed(self, slot: int) -> None:
-        """Ask for the next epoch of the slot's trial."""
+        """Request the next epoch of the slot's trial."""
         ...
 
     def stop(self, slot: int) -> None:
-        """Stop the slot's trial, even within an epoch; it sends nothing more, and the slot is free."""
+        """Stop the slot's trial, even within an epoch; it sends no more messages, and the slot is free."""
         ...
 
     def wait(self, timeout: float) -> list[tuple[int, WorkerMessage]]:

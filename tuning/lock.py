@@ -16,7 +16,7 @@ from tuning import StudyError
 
 @contextlib.contextmanager
 def sole_coordinator(folder: Path) -> Generator[None]:
-    """Hold the lock of the study in `folder`; the system releases it when the process ends, however it ends.
+    """Hold the lock of the study in `folder`; the operating system releases it however the process ends.
 
     Raises StudyError if another process holds it, naming that process, or if the folder cannot be written.
     """

@@ -12,21 +12,21 @@ from pathlib import Path
 
 COUNTER = "oom_kill"
 FIRST_VICTIM = 500
-"""Thousandths of all memory that the kernel adds to a worker's own when it chooses a victim: killing a worker loses an
-epoch, killing the coordinator or a desktop program loses more."""
+"""Worker's out-of-memory score adjustment, in thousandths of all memory: the kernel should rather kill a worker, which
+loses an epoch, than the coordinator or a desktop program."""
 
 
 @dataclass(frozen=True)
 class Kills:
-    """The number of out-of-memory kills in a process's control group at one time."""
+    """Number of out-of-memory kills in a process's control group at one moment."""
 
     place: Path | None
-    """The file with the counter; None on a system without one."""
+    """File with the counter; None on a system without one."""
     count: int
 
     @classmethod
     def around(cls, pid: int, root: Path = Path("/")) -> Kills:
-        """Return the present number for a running process."""
+        """Return the current number for a running process."""
         groups: dict[str, str] = {}
         with contextlib.suppress(OSError):
             for line in (root / f"proc/{pid}/cgroup").read_text().splitlines():
@@ -46,18 +46,18 @@ class Kills:
 
     @property
     def risen(self) -> bool:
-        """Whether there have been more kills since then."""
+        """Whether there have been more kills since this number was read."""
         return self.place is not None and (_count(self.place) or 0) > self.count
 
 
 def offer_first() -> None:
-    """Ask the kernel to kill this process before others when memory runs out, on systems where that can be asked."""
+    """Ask the kernel to kill this process before others when memory runs out, on systems that allow it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(FIRST_VICTIM))
 
 
 def _count(place: Path) -> int | None:
-    """Return the counter in a file of names and numbers; None if it is missing."""
+    """Return the out-of-memory kill counter in a file of names and numbers; None if it is missing."""
     with contextlib.suppress(OSError):
         for line in place.read_text().splitlines():
             name, _, number = line.partition(" ")

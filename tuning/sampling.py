@@ -1,8 +1,8 @@
 """Samplers: Optuna's own, reseeded for every trial and parameter.
 
-With one running random state, a study that is killed between two suggestions would sample other parameters in all later
-trials. Here each draw depends only on (seed, trial number, parameter names) and on the other trials, so that an
-interrupted study samples what an undisturbed one would have sampled.
+With a single random state, a study that is killed between two suggestions would sample different parameters in all
+later trials. Here each draw depends only on (seed, trial number, parameter names) and on the other trials, so that an
+interrupted study samples the same parameters as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tuning.trials import Trial
 
 STARTUP_TRIALS = 10
-"""Trials before the sampler learns, including the baselines: Optuna's default for TPE."""
+"""Number of trials before the sampler begins to learn, including the baselines: Optuna's default for TPE."""
 
 
 def one_seed(*numbers: int) -> int:
@@ -37,7 +37,7 @@ def draw_seed(seed: int, number: int, names: Iterable[str]) -> int:
 
 
 class SeededTPESampler(TPESampler):
-    """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018) that decomposes a conditional space into groups.
+    """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018) that divides a conditional space into groups.
 
     Paused trials count as pruned where they are: Optuna would take them for running ones and only avoid them.
     """
@@ -62,7 +62,7 @@ class SeededTPESampler(TPESampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Sample one parameter that no group has yet, or any during the start-up trials."""
+        """Sample a parameter that is not in a group yet, or any parameter during the start-up trials."""
         seed = draw_seed(self._seed, trial.number, [param_name])
         self._rng.rng.seed(seed)
         self._random_sampler._rng.rng.seed(seed)  # pyright: ignore[reportPrivateUsage]
@@ -91,7 +91,7 @@ def _paused_as_pruned(study: Study) -> Study:
 
 
 class SeededRandomSampler(RandomSampler):
-    """Independent uniform draws, which every other sampler must beat."""
+    """Random search: independent uniform draws, which every other sampler must beat."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -106,4 +106,4 @@ class SeededRandomSampler(RandomSampler):
 
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {"tpe": SeededTPESampler, "random": SeededRandomSampler}
-"""The values of `--sampler`, each a function of the seed."""
+"""Samplers by their name in `--sampler`, each made from the seed."""

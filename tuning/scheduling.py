@@ -1,8 +1,8 @@
 """Schedulers: what happens to a trial after an epoch, and what a free slot does next.
 
-The coordinator asks and obeys. Optuna's pruners are one answer; a scheduler that pauses trials and resumes the
-promising ones is another. A scheduler keeps no state of its own: it decides from the trials as they stand in the
-database, so that a killed study makes the decisions that it would have made undisturbed.
+The coordinator asks and obeys. Optuna's pruners are one kind; a scheduler that pauses trials and resumes the promising
+ones is another. A scheduler keeps no state of its own: it decides from the trials stored in the database, so that a
+killed study makes the same decisions as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tuning.trials import Trial
 
 
 class Decision(Enum):
-    """What happens to a trial after an epoch."""
+    """Decision about a trial after an epoch."""
 
     CONTINUE = auto()
     PAUSE = auto()
@@ -28,36 +28,39 @@ class Decision(Enum):
 
 @dataclass(frozen=True)
 class Resume:
-    """A free slot continues a paused trial."""
+    """Decision that a free slot resumes a paused trial."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Retire:
-    """A paused trial is pruned; it counts, and the slot is still free."""
+    """Decision to prune a paused trial; it counts, and the slot stays free."""
 
     number: int
 
 
 class Scheduler(Protocol):
-    """Decides after each epoch and for each free slot."""
+    """Decides what happens to a trial after each epoch, and what a free slot does next."""
 
     def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
-        """Decide about a trial whose last epoch has just been reported; `trials` are all of the study."""
+        """Decide about a trial whose last epoch has just been reported; `trials` are all of the study's trials."""
         ...
 
     def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
         """Choose a paused trial to resume or retire; None starts a new trial, or leaves the slot idle.
 
-        `new_wanted`: whether the study still wants new trials. Paused trials are retired when no slot has anything left
-        to do; when the target is reached or patience has run out, that is without asking the scheduler again.
+        `new_wanted` says whether the study still needs new trials. Paused trials are retired when no slot has anything
+        left to do; once the target is reached or patience has run out, the scheduler is no longer asked.
         """
         ...
 
 
 class PrunerScheduler:
-    """Optuna's pruners: a trial continues or is pruned, and none is ever paused. Baselines are not pruned."""
+    """Scheduler that asks one of Optuna's pruners: a trial continues or is pruned, but is never paused.
+
+    Baselines are not pruned.
+    """
 
     def __init__(self, study: optuna.Study, pruner: BasePruner | None = None) -> None:
         """Use `pruner`, or the study's own."""
@@ -77,8 +80,8 @@ class PrunerScheduler:
 class PromotionScheduler:
     """Asynchronous successive halving with promotion (Li et al. 2020, arXiv:1810.05934).
 
-    Every trial pauses at a rung; the best share of those that reached it, `keep`, continue to the next one. A trial that
-    was overtaken can still be promoted later, which stopping for good rules out.
+    Every trial pauses at each rung, and the best share of those that reached it is promoted to the next one. A trial that
+    fell behind early can still be promoted later, which pruning for good rules out.
     """
 
     def __init__(self, rungs: Sequence[int], keep: float) -> None:
@@ -114,15 +117,15 @@ def rungs(epochs: int) -> tuple[int, ...]:
 
 
 def warmup_epochs(epochs: int) -> int:
-    """Return the number of epochs during which no trial is pruned: 30 % of the horizon, and at least two.
+    """Return the number of epochs during which no trial is pruned: 30 % of all epochs, and at least two.
 
-    The one-cycle schedule raises the learning rate for that long, and a curve says little before the rate peaks.
+    The one-cycle schedule raises the learning rate for that long, and a learning curve says little before the peak.
     """
     return max(2, round(0.3 * epochs))
 
 
 def first_pruning(scheduler: str, epochs: int) -> int | None:
-    """Return the first epoch, counted from 1, after which a trial can end; None where none ever does before the last."""
+    """Return the first epoch, counted from 1, after which a trial can be pruned or paused; None if none ever is."""
     if scheduler == "promote":
         return next(iter(rungs(epochs)), None)
     first = warmup_epochs(epochs) + 1
@@ -151,4 +154,4 @@ SCHEDULERS: dict[str, MakeScheduler] = {
     ),
     "none": lambda study, epochs: PrunerScheduler(study, NopPruner()),
 }
-"""The values of `--scheduler`, each a function of the study and the horizon in epochs."""
+"""Schedulers by their name in `--scheduler`, each made from the study and the number of epochs."""

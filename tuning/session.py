@@ -44,7 +44,7 @@ from tuning.workers import LocalWorkers
 MakeWorkers = Callable[[Sequence[Slot]], Workers]
 """Returns workers for these slots, such as `LocalWorkers`."""
 Describe = Callable[[optuna.Trial, TrialRecord], None]
-"""Adds pictures and notes to a trial before it is reported as finished."""
+"""Function that adds pictures and notes to a trial before it is reported as finished."""
 MakeNotes = Callable[[Path, CacheHandle], Describe]
 """Returns what describes the trials of a study, given its folder and pictures."""
 
@@ -64,13 +64,13 @@ def no_notes(folder: Path, data: CacheHandle) -> Describe:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenStudy:
-    """A study, its database, its folder and its settings."""
+    """An open study: its database, its folder and its settings."""
 
     study: optuna.Study
     folder: Path
-    """The study's folder, which has its name."""
+    """Folder of the study, which has the study's name."""
     url: str
-    """URL of its database."""
+    """URL of the study's database."""
     settings: Settings
 
     @property
@@ -183,13 +183,13 @@ class SearchSession(Session):
     profile: Profile
     plan: Plan
     draw: Callable[[Any], Config]
-    """Samples a configuration with the methods of an Optuna trial."""
+    """Function that samples a configuration with the methods of an Optuna trial."""
     searcher: Coordinator
     trained_share: float
     """Expected share of all trials' epochs that the scheduler lets train."""
 
     def run(self) -> Generator[StudyEvent]:
-        """Run the search, yield what happens and write trials.csv at the end. Raises what `Coordinator.run` raises.
+        """Run the search, yield its events and write trials.csv at the end. Raises what `Coordinator.run` raises.
 
         Leaving the loop early stops the workers; the next session resumes after the last finished epochs.
         """
@@ -233,7 +233,7 @@ def open_session(
 
     Args:
         pictures: The data set, from `find_pictures` with the profile's limit.
-        plan: How many trials are trained, and when the run stops. Without a FLOPs budget it has the profile's.
+        plan: How many trials are trained, and when the run stops. The FLOPs budget is by default the profile's.
         name: Name of the study and of its folder; by default the data set's.
         profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
         space: Samples the configurations.
@@ -249,8 +249,8 @@ def open_session(
         make_notes: Returns what adds notes and pictures to trials, such as `reporting.trial_note.TrialNotes`.
         argv: Command-line arguments to store for later commands.
 
-    Raises StudyError: another coordinator holds the study, it was started with other settings, or its folder or
-    database cannot be used. Raises DataError: the pictures cannot be decoded.
+    Raises StudyError if another coordinator holds the study, if it was started with other settings, or if its folder or
+    database cannot be used. Raises DataError if the pictures cannot be decoded.
     """
     slots = slots or devices.slots("auto", None)
     make_scheduler = SCHEDULERS[scheduler] if isinstance(scheduler, str) else scheduler

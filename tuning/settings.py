@@ -1,6 +1,6 @@
-"""The settings of a study for later commands: `results/<study>/settings.json`.
+"""Settings of a study for later commands, in `results/<study>/settings.json`.
 
-Every run rewrites the file, so that its time tells which study was run last.
+Every run rewrites the file, so that its modification time tells which study was run last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE = "settings.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where a study's pictures and trials are."""
+    """Where a study's pictures and trials are, and how it was run."""
 
     data: str
     """A value of `--data`: a name, or the absolute path of a folder."""
@@ -34,12 +34,12 @@ class Settings:
     """Command-line arguments after `study.py`, without passwords."""
 
     def save(self, folder: Path) -> None:
-        """Write the file. Raises StudyError."""
+        """Write settings.json. Raises StudyError if that fails."""
         replace_file(folder / FILE, lambda path: path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8"))
 
 
 def command_line(argv: Sequence[str], trials: int | None = None) -> str:
-    """Return the command with these arguments as it is typed; `trials` replaces the value of its --trials."""
+    """Return these arguments as a command to type; `trials` replaces the value of --trials."""
     kept = list(argv)
     if trials is not None:
         if "--trials" in kept:
@@ -50,7 +50,7 @@ def command_line(argv: Sequence[str], trials: int | None = None) -> str:
 
 
 def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
-    """Return the folder and settings of a study, None being the one that was run last. Raises StudyError."""
+    """Return the folder and settings of a study; without a name, of the one that was run last. Raises StudyError."""
     names = [study] if study is not None else _by_time(results)
     path = results / names[0] / FILE if names else results / "*" / FILE
     try:
@@ -66,14 +66,15 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
         ) from None
     except (OSError, ValueError) as error:
         raise StudyError(
-            f"cannot read {printable(path)} ({why(error)}): run the study's own command again, which rewrites it"
+            f"cannot read {printable(path)} ({why(error)}): run the study again with its original command, which "
+            "rewrites it"
         ) from error
 
 
 def url(settings: Settings, folder: Path, given: str | None) -> str:
-    """Return the URL of a study's database: the given one, or else the one that it was started with.
+    """Return the URL of a study's database: the given one, or else the one that the study was started with.
 
-    Raises StudyError if its password is needed, as only the URL without it was stored.
+    Raises StudyError if a password is needed, because the URL was stored without it.
     """
     if given is not None:
         return given

@@ -1,4 +1,4 @@
-"""The search space as data: its distributions, random points, and the refusal of a space that has changed."""
+"""The search space as data: lists its distributions, draws random points, and refuses a space that has changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SpacePoint:
         return self._forced.get(name, choices[int(self._rng.integers(len(choices)))])
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """Return a whole number from low to high."""
+        """Return an integer from low to high."""
         self.distributions[name] = IntDistribution(low, high, log=log, step=step)
         return low + step * int(self._rng.integers((high - low) // step + 1))
 
@@ -78,7 +78,7 @@ def describe_space(suggest: Callable[[Any], Any]) -> dict[str, list[str]]:
 
 
 def refuse_changes(stored: dict[str, Any], now: dict[str, Any], study: str) -> None:
-    """Raise StudyError naming each fact of `stored` that differs in `now`, with both values."""
+    """Raise StudyError if `now` differs from `stored`, with the name and both values of each difference."""
     differences = [
         f"{name}: {_text(stored.get(name))} -> {_text(now.get(name))}"
         for name in sorted(stored.keys() | now.keys())
@@ -92,7 +92,7 @@ def refuse_changes(stored: dict[str, Any], now: dict[str, Any], study: str) -> N
 
 
 def _text(value: Any) -> str:
-    """Return a value as text, and of a distribution's JSON only the bounds."""
+    """Return a value as text; for a distribution's JSON, only its bounds."""
     if value is None:
         return "none"
     if isinstance(value, float):

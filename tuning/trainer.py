@@ -44,12 +44,12 @@ NO_MEMORY = (
     "ALLOCATION_FAILED",
     "unable to find an engine",
 )
-"""Parts of the messages of a RuntimeError that is about memory: the CPU allocator's (Linux, Windows), CUDA's outside
-torch's own allocator, C++'s, cuBLAS's and cuDNN's, and cuDNN's where no workspace fits. None has a type of its own."""
+"""Phrases by which a RuntimeError means out of memory, as it has no type of its own: from the CPU allocator (Linux,
+Windows), CUDA outside torch's allocator, C++, cuBLAS, cuDNN, and cuDNN when no workspace fits."""
 DEVICE_ERRORS = ("CUDA", "cuDNN", "CUBLAS")
-"""Names in the message of a RuntimeError after which the process may be unusable."""
+"""Words in a RuntimeError's message after which the process may be unusable."""
 BEAT_SECONDS = 0.5
-"""Shortest time in seconds between two signs of life, which are sent between batches."""
+"""Shortest time in seconds between two Progress messages, which are sent between batches."""
 
 
 class Link(Protocol):
@@ -64,7 +64,7 @@ class Link(Protocol):
         ...
 
     def stop_asked(self) -> bool:
-        """Return at once whether a stop was asked for within the epoch."""
+        """Return at once whether a stop has been requested within the epoch."""
         ...
 
 
@@ -73,7 +73,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 def run(job: TrialJob, link: Link) -> bool:
-    """Train until the last epoch, a stop or a failure, and send what happens.
+    """Train until the last epoch, a stop or a failure, and send messages about it.
 
     Returns whether this process can train another trial; after a CUDA error it cannot.
     """
@@ -109,7 +109,7 @@ def run(job: TrialJob, link: Link) -> bool:
 
 
 def release() -> None:
-    """Free the GPU memory that a finished trial still holds: other processes may need it."""
+    """Free the GPU memory that a finished trial still holds, because other processes may need it."""
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
@@ -205,7 +205,7 @@ def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
 
 
 def _of_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Return a saved state for this optimizer, which may be fused where the saved one was not, or vice versa."""
+    """Return a saved state adapted to this optimizer, which may be fused while the saved one was not, or vice versa."""
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in pairs]}
 
@@ -225,7 +225,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _WithHeartbeat:
-    """Batches that send signs of life to the coordinator, and raise Stopped when it has stopped the trial."""
+    """Batches that send Progress to the coordinator, and raise Stopped when it has stopped the trial."""
 
     def __init__(self, batches: Batches, link: Link) -> None:
         self._batches = batches

@@ -3,7 +3,7 @@
     writing, while a trial runs:  write_work -> write_attempt -> write_environment -> write_result, before Optuna's tell
     reading, at any time:         read_trials(study) -> Trial ...
 
-It stays a plain Optuna study that `optuna-dashboard` and Optuna's own command line read without this program.
+The study remains a plain Optuna study, which `optuna-dashboard` and Optuna's command line read without this program.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tuning import StudyError
 from tuning.folder import replace_file, trial_directory
 
 METRIC = "validation top-1"
-"""What the dashboard calls a trial's value."""
+"""Dashboard's name for a trial's value."""
 LONGEST_ATTRIBUTE = 2045
-"""Characters of JSON that every database accepts as one attribute."""
+"""Number of JSON characters that every database accepts as one attribute."""
 EARLIER_NAMES = {"improved by hand": "hand-tuned recipe"}
-"""Present names of baselines, by those that earlier versions stored."""
+"""Current names of baselines, by the names that earlier versions stored."""
 
 
 class Outcome(StrEnum):
-    """How a trial ended, stored as its attribute `outcome`; Optuna's state says less."""
+    """How a trial ended, stored as its attribute `outcome`; more specific than Optuna's state."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -68,21 +68,21 @@ def state_of(outcome: Outcome) -> TrialState:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a trial reached on the validation set, by its best epoch."""
+    """Result of a trial's best epoch on the validation set."""
 
     epoch: int
-    """The best epoch, from 0."""
+    """Number of the best epoch, from 0."""
     top1: float
-    """Share of the validation pictures, 0 to 1."""
+    """Top-1 as a share of the validation pictures, 0 to 1."""
     top3: float
     seconds: float
-    """Training time of all epochs together."""
+    """Training time in seconds of all epochs together."""
     peak_memory: int | None
-    """Bytes."""
+    """Peak memory in bytes."""
     per_class: Sequence[float | None] | None
     """Top-1 of each class; None for a class without pictures, and for a list too long for the database."""
     confusion: Sequence[Sequence[int]] | None
-    """Pictures by true class and predicted class; None if it is too long for the database."""
+    """Number of pictures by true class and predicted class; None if it is too long for the database."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Trial:
     """One trial of a study as it stands in the database."""
 
     frozen: FrozenTrial
-    """Optuna's own record of it."""
+    """Optuna's own record of the trial."""
 
     @property
     def number(self) -> int:
@@ -99,7 +99,7 @@ class Trial:
 
     @property
     def state(self) -> TrialState:
-        """Optuna's state."""
+        """Optuna's state of the trial."""
         return self.frozen.state
 
     @property
@@ -154,7 +154,7 @@ class Trial:
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the trial ended; None before. A trial finished by another program has Optuna's state alone."""
+        """How the trial ended; None before. A trial finished by another program only has Optuna's state."""
         if not self.is_finished:
             return None
         return _OUTCOMES.get(str(self._attributes.get("outcome"))) or _BY_STATE[self.state]
@@ -166,7 +166,7 @@ class Trial:
 
     @property
     def counts(self) -> bool:
-        """Whether the trial is one of `--trials`: it has been trained and is finished."""
+        """Whether the trial counts towards `--trials`: it has been trained and is finished."""
         return self.outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED)
 
     @property
@@ -200,7 +200,7 @@ class Trial:
 
     @property
     def result(self) -> Result | None:
-        """What the trial reached; None if no epoch was trained, or before it has finished."""
+        """Result of the trial; None if no epoch was trained, or before it has finished."""
         stored = self._attributes
         if "best_top1" not in stored:
             return None
@@ -265,7 +265,7 @@ class Trial:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Facts of the machine that trained it last, as `tuning.environment` gives them."""
+        """Facts of the machine that trained it last, as `tuning.environment` returns them."""
         stored = self._attributes.get("environment")
         return stored if isinstance(stored, dict) else {}
 
@@ -310,13 +310,13 @@ def read_trial(trial: optuna.Trial) -> Trial:
 
 
 def live_trial(study: optuna.Study, number: int) -> optuna.Trial:
-    """Return an unfinished trial of an earlier run as the object that Optuna's `tell` takes."""
+    """Return an unfinished trial of an earlier run as an object that Optuna's `tell` accepts."""
     storage, study_id = study._storage, study._study_id  # pyright: ignore[reportPrivateUsage]
     return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
 
 def top(trials: Iterable[Trial], count: int) -> list[Trial]:
-    """Return the best `count` complete trials, best first; of equals the earlier one first."""
+    """Return the best `count` complete trials, best first, and earlier ones first if they are equal."""
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
 
@@ -329,8 +329,8 @@ def count_trials(trials: Iterable[Trial]) -> int:
 def trials_since_best(trials: Iterable[Trial]) -> int:
     """Return how many counted trials have ended since the one with the best value.
 
-    After a clock was set back, some ends lie in the future; they are taken as earlier than all others. Sorted by time,
-    they would stay the last for hours, and patience would not run out.
+    If the clock was set back, some trials ended in the future; they are treated as earlier than all others. Sorted by
+    time, they would stay the last for hours, and patience would not run out.
     """
     now = datetime.now()
 
@@ -351,7 +351,7 @@ def trials_since_best(trials: Iterable[Trial]) -> int:
 
 
 def write_work(trial: optuna.Trial, config: Config, cost: Cost, *, seed: int, key: str | None) -> None:
-    """Store what a trial trains, once."""
+    """Store what a trial trains; later calls change nothing."""
     facts = {
         "config": config.to_dict(),
         "key": key,
@@ -418,13 +418,13 @@ def write_result(
 
 
 def write_history(folder: Path, number: int, history: Sequence[EpochMetrics]) -> None:
-    """Write every epoch's metrics of a trial into history.json in its directory. Raises StudyError."""
+    """Write the metrics of all of a trial's epochs into history.json in its directory. Raises StudyError."""
     text = json.dumps([metrics.to_dict() for metrics in history])
     replace_file(trial_directory(folder, number) / "history.json", lambda path: path.write_text(text))
 
 
 def read_history(folder: Path, number: int) -> list[EpochMetrics]:
-    """Return every epoch's metrics of a trial; an empty list if none were written or the file was removed.
+    """Return the metrics of all of a trial's epochs; an empty list if none were written or the file was removed.
 
     Raises StudyError for a file that this program did not write.
     """
@@ -435,7 +435,7 @@ def read_history(folder: Path, number: int) -> list[EpochMetrics]:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = why(error) if isinstance(error, OSError | ValueError) else "not a list of epochs"
-        raise StudyError(f"cannot read {path} ({reason}): remove it; its curves are then left out") from error
+        raise StudyError(f"cannot read {path} ({reason}): remove it; the trial's curves are then left out") from error
 
 
 def write_trials_csv(study: optuna.Study, path: Path) -> None:

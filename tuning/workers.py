@@ -31,7 +31,7 @@ HANG_SECONDS = 300.0
 its process starts (importing torch takes seconds, and minutes on a cold network disk)."""
 END_SECONDS = 10.0
 """Seconds to wait for the end of a process that was killed or has closed its connection. Only the kernel can delay it,
-in a call to a disk or a GPU that does not respond; it is left alone then, as it runs no more of our code."""
+in a call to a disk or a GPU that does not respond; such a process no longer runs our code and is left alone."""
 MEMORY_SHARE = 0.5
 """Share of the machine's memory that all idle workers together may hold before they are replaced by fresh ones."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -47,10 +47,10 @@ class LocalWorkers:
         """Seconds without a message after which a busy worker is terminated."""
         self._processes: dict[int, _Process] = {}
         self._received: queue.SimpleQueue[tuple[_Process, _Envelope | None]] = queue.SimpleQueue()
-        """Messages of all processes, in order; None: the connection has broken."""
+        """Queue of the messages of all processes, in order; None means that the connection is broken."""
 
     def start(self, slot: int, job: TrialJob) -> None:
-        """Hand the job to the slot's process, or to a fresh one if that has died or holds too much memory."""
+        """Give the job to the slot's process, or to a fresh one if that has died or holds too much memory."""
         process = self._processes.get(slot)
         if process is not None and (not process.alive or process.memory > self._memory_limit):
             self._discard(slot)
@@ -60,7 +60,7 @@ class LocalWorkers:
         process.assign(job)
 
     def proceed(self, slot: int) -> None:
-        """Ask for the next epoch; the next `wait` reports a process that has died meanwhile."""
+        """Request the next epoch; the next `wait` reports a process that has died meanwhile."""
         if slot in self._processes:
             self._processes[slot].send("proceed")
 
@@ -96,7 +96,7 @@ class LocalWorkers:
             self._discard(slot)
 
     def _receive(self, timeout: float) -> list[tuple[_Process, _Envelope | None]]:
-        """Return what was received, as soon as there is something or the time is up."""
+        """Return the messages received, as soon as there are any or the time is up."""
         received: list[tuple[_Process, _Envelope | None]] = []
         with contextlib.suppress(queue.Empty):
             received.append(self._received.get(timeout=timeout))
@@ -106,7 +106,7 @@ class LocalWorkers:
 
     @property
     def _memory_limit(self) -> float:
-        """Bytes of memory that one idle worker may hold."""
+        """Largest number of bytes of memory that an idle worker may hold."""
         return MEMORY_SHARE * psutil.virtual_memory().total / len(self.slots)
 
     def _discard(self, slot: int) -> None:
@@ -115,18 +115,18 @@ class LocalWorkers:
 
 @dataclass(frozen=True)
 class _Envelope:
-    """A message, and the trial that it is about."""
+    """A message together with the trial that it is about."""
 
     trial: tuple[int, int]
-    """Number and attempt."""
+    """Number and attempt of the trial."""
     message: WorkerMessage
 
 
 class _Process:
     """A worker process as the coordinator sees it.
 
-    One thread reads from its connection and another one writes: both can block for as long as the process is suspended
-    in the middle of a message that is larger than the connection's buffer.
+    One thread reads from its connection and another writes to it: both can block while the process is suspended in the
+    middle of a message that is larger than the connection's buffer.
     """
 
     def __init__(self, received: queue.SimpleQueue[tuple[_Process, _Envelope | None]]) -> None:
@@ -143,7 +143,7 @@ class _Process:
             thread.start()
         self.job: TrialJob | None = None
         self.silence = 0.0
-        """Seconds spent waiting for it since its last message, or since the last one to it."""
+        """Seconds spent waiting for the process since its last message, or since the last one sent to it."""
 
     @property
     def alive(self) -> bool:
@@ -151,7 +151,7 @@ class _Process:
 
     @property
     def memory(self) -> int:
-        """Resident memory in bytes."""
+        """Resident memory of the process in bytes."""
         with contextlib.suppress(psutil.Error):
             return psutil.Process(self._process.pid).memory_info().rss
         return 0
@@ -171,7 +171,7 @@ class _Process:
         self._to_send.put(message)
 
     def messages(self, envelope: _Envelope | None) -> list[WorkerMessage]:
-        """Return the message if it is about the present job; a failure ends the job."""
+        """Return the message if it is about the current job; a failure ends the job."""
         from tuning.jobs import TrialFailure
 
         if self.job is None:
@@ -243,7 +243,7 @@ class _PipeLink:
 
 @contextlib.contextmanager
 def _signals_held() -> Generator[None]:
-    """Block the signals in a process that is started here, which would otherwise die of them while it imports."""
+    """Block the signals in a process that is started here; they could otherwise kill it while it imports."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -278,7 +278,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
 
 
 def _leave_with_parent() -> None:
-    """Exit with the coordinator: an orphan would write into directories that the next run gives to other workers."""
+    """Exit when the coordinator exits: an orphan would write into directories that the next run's workers use."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -288,8 +288,8 @@ def _leave_with_parent() -> None:
 def keep_memory_mapped() -> None:
     """Keep glibc from returning large blocks to the system, only to map and zero them again in the next step.
 
-    That took half the time of a training step: without it, steps ran 1.4 to 2.0 times as fast, with at worst 44 %
-    more memory (2 Zen 3 cores, tensors over 32 MB). If the environment sets malloc's own variables, they decide.
+    Mapping took half the time of a training step: without it, steps ran 1.4 to 2.0 times as fast, with at most 44 %
+    more memory (2 Zen 3 cores, tensors over 32 MB). malloc's own environment variables take precedence.
     """
     if platform.libc_ver()[0] != "glibc" or os.environ.keys() & {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}:
         return

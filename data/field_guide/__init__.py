@@ -152,8 +152,8 @@ def counts(total: int) -> dict[str, int]:
     """
     if total < LEAST * len(GENERA):
         raise DataError(
-            f"{total} pictures are too few for the field guide ({LEAST} of each of its {len(GENERA)} genera, "
-            f"{LEAST * len(GENERA)} in all, are the least): ask for more with --pictures N"
+            f"{total} pictures are too few for the field guide (at least {LEAST} of each of its {len(GENERA)} genera, "
+            f"{LEAST * len(GENERA)} in all): ask for more with --pictures N"
         )
     shared = dict.fromkeys(GENERA, LEAST)
     queue = [(-full / (LEAST + 0.5), genus) for genus, full in GENERA.items()]
@@ -171,7 +171,7 @@ def draw(genus: str, index: int, *, size: int = 256, seed: int = 0) -> Image.Ima
     Every size shows the same scene; below 256 pixels it is the 256-pixel picture, scaled down.
     """
     if genus not in APPEARANCES:
-        raise ValueError(f"a genus is one of {', '.join(APPEARANCES)}, but got {genus!r}")
+        raise ValueError(f"genus must be one of {', '.join(APPEARANCES)}, but got {genus!r}")
     if not 16 <= size <= MAX_SIDE:
         raise ValueError(f"16 <= size <= {MAX_SIDE} must hold, but got size={size}")
     if index < 0 or seed < 0:

@@ -1,4 +1,4 @@
-"""The bundle: an exported network on disk, as weights and a description that hold no code, read with suspicion.
+"""The bundle: an exported network on disk, as weights and a description without code, read as untrusted input.
 
     save:  Bundle, weights -> model.safetensors -> `seal`: config.json with the sha256 of every file beside it
     load:  config.json -> checked Bundle -> model.safetensors -> checked tensors -> MushroomCNN
@@ -31,7 +31,7 @@ from model.plain_json import duplicate, few, short
 from model.preprocessing import MEAN, STD, VERSION
 
 FORMAT = "mushroom-study bundle 1"
-"""First entry of every config.json; the number rises when an older program would misread a newer bundle."""
+"""Format version, the first entry of every config.json; raise it when older programs would misread newer bundles."""
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -39,10 +39,10 @@ WEIGHTS = "model.safetensors"
 IMAGE_SIZES = (16, 4096)
 """Smallest and largest side of the network's input, in pixels."""
 TEMPERATURES = (1e-3, 1e3)
-"""Limits of a sane calibration: beyond them all probabilities would be 0 or 1, or all equal."""
+"""Lowest and highest plausible temperature: beyond them all probabilities would be 0 or 1, or all equal."""
 
 MAX_HEADER = 2**20
-"""Bytes that model.safetensors may have beside its tensors: names, shapes, and notes of other tools."""
+"""Bytes that model.safetensors may have besides its tensors: names, shapes, and other tools' metadata."""
 
 PREPROCESSING = {
     "version": VERSION,
@@ -54,16 +54,16 @@ PREPROCESSING = {
     "mean": list(MEAN),
     "std": list(STD),
 }
-"""How a picture becomes the network's input; a bundle with another version, mean or std is refused."""
+"""Description of the preprocessing in config.json; a bundle with another version, mean or std is refused."""
 
 
 class BundleError(Exception):
-    """A bundle that cannot be read or made; one line with the symptom, the path, the values and the fix."""
+    """A bundle cannot be read or written; the message is one line: the symptom, the path, the values and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """Everything about an exported network but its weights; raises ValueError for values that cannot be right."""
+    """Everything about an exported network except its weights; raises ValueError for impossible values."""
 
     model: ModelConfig
     """The architecture."""
@@ -72,9 +72,9 @@ class Bundle:
     image_size: int
     """Side of the square picture that the network sees, 16 to 4096 pixels."""
     temperature: float
-    """Divisor of the logits that makes softmax give calibrated probabilities; 1 if it was not fitted."""
+    """Divisor of the logits with which softmax gives calibrated probabilities; 1 if it was not fitted."""
     provenance: dict[str, Any]
-    """Origin, as plain JSON: study, trial, data fingerprint, versions and so on; shown, never acted upon."""
+    """Provenance as plain JSON: study, trial, data fingerprint, versions and so on; shown but not used."""
     results: dict[str, Any] | None
     """Test results, as `model.export.card.Results`; None for a network that was never tested."""
 
@@ -96,7 +96,7 @@ class Bundle:
 
 @dataclass(frozen=True, kw_only=True)
 class _Description:
-    """The contents of config.json, in this order."""
+    """Contents of config.json, in this order."""
 
     format: str
     classes: list[Any]
@@ -107,7 +107,7 @@ class _Description:
     provenance: dict[str, Any]
     results: dict[str, Any] | None
     files: dict[str, Any]
-    """sha256 of each other file in the folder, by name."""
+    """SHA-256 of each other file in the folder, by name."""
 
 
 def save(folder: Path, bundle: Bundle, weights: dict[str, Tensor]) -> None:
@@ -121,7 +121,7 @@ def save(folder: Path, bundle: Bundle, weights: dict[str, Tensor]) -> None:
 
 
 def seal(folder: Path, bundle: Bundle) -> None:
-    """Write config.json, or write it again, with the sha256 of every other file in the folder. Raises OSError."""
+    """Write or rewrite config.json with the SHA-256 of every other file in the folder. Raises OSError."""
     files = sorted(path for path in folder.iterdir() if path.name != CONFIG)
     description = _Description(
         format=FORMAT,
@@ -142,7 +142,8 @@ def seal(folder: Path, bundle: Bundle) -> None:
 def load(folder: Path) -> tuple[Bundle, MushroomCNN]:
     """Return the description and the network: in evaluation mode, on the CPU, float32, channels_last.
 
-    Raises BundleError if there is no bundle, or one that is damaged, foreign, altered, or made for other preprocessing.
+    Raises BundleError if there is no bundle, or if it is damaged, altered, not this program's, or made for other
+    preprocessing.
     """
     bundle, hashes = _description(folder)
     network = empty(bundle.model)
@@ -151,7 +152,7 @@ def load(folder: Path) -> tuple[Bundle, MushroomCNN]:
     path = folder / WEIGHTS
     content = _read(folder, WEIGHTS, needed + MAX_HEADER)
     if len(content) < needed:
-        _refuse(path, f"truncated: {len(content):,} bytes, where its architecture needs {needed:,}")
+        _refuse(path, f"truncated: {len(content):,} bytes, but its architecture needs {needed:,}")
     if hashlib.sha256(content).hexdigest() != hashes[WEIGHTS]:
         _refuse(path, f"its sha256 is not the one in {CONFIG}: one of the two was altered")
     network.load_state_dict(_tensors(path, content, expected), assign=True)
@@ -168,7 +169,8 @@ def empty(model: ModelConfig) -> MushroomCNN:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Skips the initial weights: filling meta tensors does nothing, but first makes torch import its compiler, 2 s."""
+    """Skips weight initialisation: filling meta tensors has no effect, but makes torch import its compiler, which takes
+    2 s."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -177,18 +179,18 @@ class _Unfilled(TorchFunctionMode):
 
 
 def verify(folder: Path) -> None:
-    """Raise BundleError unless config.json names every other file of the folder with its sha256."""
+    """Raise BundleError unless config.json lists every other file of the folder with its SHA-256."""
     _, hashes = _description(folder)
     there = {path.name for path in folder.iterdir()} - {CONFIG}
     if there != hashes.keys():
-        _refuse(folder / CONFIG, f"its list of files and the folder differ in {few(there ^ hashes.keys())}")
+        _refuse(folder / CONFIG, f"its list of files does not match the folder: {few(there ^ hashes.keys())}")
     for name, sha256 in hashes.items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
             _refuse(folder / name, f"its sha256 is not the one in {CONFIG}")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that is on the disk, whole, when this returns. Raises OSError."""
+    """Write a file and flush it to the disk. Raises OSError."""
     with replacing_on_disk(path) as file:
         file.write(content)
 
@@ -197,7 +199,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _description(folder: Path) -> tuple[Bundle, dict[str, str]]:
-    """Return the checked contents of config.json, and the sha256 of each file by name."""
+    """Return the checked contents of config.json, and the SHA-256 of each file by name."""
     path = folder / CONFIG
     content = _read(folder, CONFIG, plain_json.MAX_BYTES)
     try:
@@ -272,7 +274,7 @@ def _readable(value: Any, indent: str = "") -> str:
 
 
 def _read(folder: Path, name: str, limit: int) -> bytes:
-    """Return up to `limit` bytes of a file; nothing outside the folder, no pipe, no device, no pickle."""
+    """Return a file's content, up to `limit` bytes; refuse pipes, devices, pickles and files outside the folder."""
     path = _inside(folder, name)
     try:
         # The limit is checked last, as the kind of a wrong file says more than its size
@@ -301,18 +303,18 @@ def _inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError):  # links in a circle; which of the two depends on Python's version
         stays = False
     if not stays:
-        _refuse(path, "a link that leads out of the bundle's folder", "replace it by the file itself")
+        _refuse(path, "a link that leads out of the bundle's folder", "replace it with the file itself")
     return path
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is a file's own name on every system: no folder, no drive, no '..'."""
+    """Whether a name is a plain file name on every system: no folder, no drive, no '..'."""
     ours = name not in ("", ".", "..") and "\0" not in name
     return ours and PurePosixPath(name).name == PureWindowsPath(name).name == name
 
 
 def _dangerous_kind(content: bytes) -> str | None:
-    """Return which dangerous kind of file this is, in place of JSON or safetensors; None if it is neither."""
+    """Return which dangerous kind of file this is in disguise; None if it is not dangerous."""
     if content[8:9] == b"{":
         return None  # safetensors: its header's length comes first, and one of 640 bytes begins as a pickle does
     if content.startswith(b"PK\x03\x04"):
@@ -335,7 +337,7 @@ def _tensors(path: Path, content: bytes, expected: dict[str, Tensor]) -> dict[st
     for name, like in expected.items():
         kind = f"{_TYPES[like.dtype]} {_by(like.shape)}"
         if (given := f"{found[name]['dtype']} {_by(found[name]['shape'])}") != kind:
-            _refuse(path, f"{name} is {given}, where its architecture has {kind}")
+            _refuse(path, f"{name} is {given}, but its architecture has {kind}")
         tensor = torch.frombuffer(found[name]["data"], dtype=like.dtype).reshape(like.shape)
         if not bool(torch.isfinite(tensor).all()):
             _refuse(path, f"{name} has NaN or infinity")
@@ -346,7 +348,7 @@ def _tensors(path: Path, content: bytes, expected: dict[str, Tensor]) -> dict[st
 
 
 _TYPES = {torch.float32: "F32", torch.int64: "I64"}
-"""Types in a network's state and their names in safetensors; batch norm counts its batches in whole numbers."""
+"""Types in a network's state and their names in safetensors; the integers are batch norm's batch counts."""
 
 
 def _by(shape: Iterable[int]) -> str:

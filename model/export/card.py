@@ -21,18 +21,18 @@ MATRIX_CLASSES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far one exported file, opened in a fresh process, is from the network on the same real pictures."""
+    """Difference between an exported file, opened in a fresh process, and the network on the same real pictures."""
 
     pictures: int
     """Number of pictures compared."""
     batch_sizes: tuple[int, ...]
-    """Batch sizes in which every picture was seen."""
+    """Batch sizes in which every picture was run."""
     probability: float
-    """Largest |difference| of a probability."""
+    """Largest absolute difference of a probability."""
     log_probability: float
-    """Largest |difference| of a probability's natural logarithm: of logits, up to a constant."""
+    """Largest absolute difference of a log-probability, which is a logit up to a constant."""
     disagreements: int
-    """Pictures with another most probable class, summed over the batch sizes; a tie may fall either way."""
+    """Number of pictures with a different most probable class, summed over the batch sizes; ties may go either way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,14 @@ class Latency:
 
 
 class Results(TypedDict):
-    """The contents of `Bundle.results`: the test set, as shares of 1; the exported model is that of the first seed."""
+    """Contents of `Bundle.results`: test-set results as shares of 1; the exported model is the first seed's."""
 
     evaluations: int
-    """How often models have been evaluated on this test set, this time included."""
+    """Number of evaluations on this test set so far, including this one."""
     pictures: int
     top1: float
     top1_interval: Sequence[float]
-    """95 % Wilson interval, low and high."""
+    """95 % Wilson interval of the top-1: (low, high)."""
     top3: float
     top3_interval: Sequence[float]
     ece: float
@@ -65,21 +65,21 @@ class Results(TypedDict):
     seeds: NotRequired[Sequence[Mapping[str, Any]]]
     """Test result of each seed that did not diverge: seed, top1, top3, ece."""
     diverged: NotRequired[int]
-    """Runs that diverged."""
+    """Number of runs that diverged."""
     top1_mean: NotRequired[float]
     top1_sd: NotRequired[float | None]
-    """None for a single seed."""
+    """Standard deviation of the top-1 over the seeds; None for a single seed."""
     validation: NotRequired[Mapping[str, Any]]
-    """Validation top-1: `recorded` in the search, `finalists_mean` and `finalists_sd` when trained again."""
+    """Validation top-1: `recorded` in the search, `finalists_mean` and `finalists_sd` over the finalist runs."""
     baselines: NotRequired[Sequence[Mapping[str, Any]]]
-    """Test top-1 of baselines trained likewise: name, top1 (one per seed that did not diverge), top1_mean, top1_sd,
+    """Test top-1 of baselines trained the same way: name, top1 (one per seed that did not diverge), top1_mean, top1_sd,
     and diverged, the number of runs that did."""
     tested: NotRequired[str]
-    """ISO date, perhaps with a time."""
+    """Date of the evaluation in ISO format, with or without a time."""
 
 
 def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int], latency: Latency) -> str:
-    """Return the whole README.md; `parity` and `sizes` (bytes) are those of the weight files, by name."""
+    """Return the text of README.md; `parity` and `sizes` (bytes) belong to the weight files, by name."""
     results = cast(Results | None, bundle.results)
     sections = [
         _front_matter(bundle, results),
@@ -98,7 +98,7 @@ def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int],
 
 
 def _front_matter(bundle: Bundle, results: Results | None) -> str:
-    """Return what hubs index; every string is in JSON's quotes, which YAML reads as its own."""
+    """Return the front matter that model hubs index; strings are quoted as in JSON, which is valid YAML."""
     lines = [
         "---",
         "library_name: mushroom-study",
@@ -246,7 +246,7 @@ how accurate it is. `python study.py retrain` evaluates it.
 
 
 def _spread(results: Results) -> list[str]:
-    """Return how much of the result is luck, and what the baselines reach."""
+    """Say how much of the result is luck, and what the baselines reach."""
     parts: list[str] = []
     if seeds := results.get("seeds"):
         runs = _runs(len(seeds), results.get("diverged", 0))
@@ -384,7 +384,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each value as Markdown, with its name; values in nested mappings have dotted names."""
+    """Yield each value's name and its text as Markdown; values in nested mappings have dotted names."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(cast(dict[str, Any], value), f"{prefix}{name}.")
@@ -398,7 +398,7 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return text that Markdown, and HTML inside it, show as it is on one line; it must not begin a line."""
+    """Escape text so that Markdown, and HTML inside it, show it unchanged on one line; it must not begin a line."""
     entities = {"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;"}
     escaped = re.sub(r"[\\`*_\[\]#|~$:@]|(?<=www)\.", r"\\\g<0>", printable(text), flags=re.IGNORECASE)
     return "".join(entities.get(character, character) for character in escaped)

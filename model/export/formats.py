@@ -1,10 +1,10 @@
-"""The bundle in formats that other programs run, and the proof that they compute what the network computes.
+"""Exports the bundle in formats that other programs can run, and verifies that they compute what the network computes.
 
     publish:  save -> load -> `write_graphs` -> `compare` -> card -> seal -> verify -> rename into place
     graphs:   network -> torch.export -> model.pt2 -> torch.onnx -> model.onnx
 
-The exporters and the readers run in processes of their own: what they print, warn about or change stays there, a crash
-is an error like any other, and each format is read as a stranger would read it.
+The exporters and the readers run in separate processes: what they print, warn about or change stays there, a crash is
+an error like any other, and each format is read as another program would read it.
 """
 
 import copy
@@ -37,26 +37,26 @@ TORCH = "model.pt2"
 ONNX = "model.onnx"
 CARD = "README.md"
 NAMES = frozenset({CONFIG, WEIGHTS, TORCH, ONNX, CARD})
-"""Files of a published folder."""
+"""Names of the files in a published folder."""
 EARLIER = frozenset({"model-any-size.onnx"})
-"""Files that only earlier versions published; a folder with them is a bundle and may be replaced."""
+"""Names of files that only earlier versions published; a folder with them is still a bundle and may be replaced."""
 
 TOLERANCE = 1e-4
-"""Largest allowed difference of a log-probability. Sums in another order made 1e-6 with logits of a few units and 3e-5
-with logits thirty times as large, about float32's precision for such numbers."""
+"""Largest allowed difference of a log-probability. Summing in another order changed them by 1e-6 with logits of a few
+units and by 3e-5 with logits thirty times as large, about float32's precision for such numbers."""
 LEAST = 1e-12
-"""Probability below which differences are ignored: logarithms of anything smaller matter to nobody."""
+"""Probability below which differences are ignored, because the logarithms of such small values do not matter."""
 SOME = 7
-"""Middle one of the three batch sizes that are compared: neither one, nor all, nor a power of two."""
+"""Second of the three batch sizes that are compared: neither one, nor all, nor a power of two."""
 
 OPSET = 18
-"""ONNX operator set: the oldest that torch's exporter writes without converting, and so the most widely supported."""
+"""ONNX opset version: the oldest that torch's exporter writes without converting, and so the most widely supported."""
 
 ABANDONED = 3600
-"""Seconds after which an unchanged temporary folder is taken for what a killed process left."""
+"""Seconds after which an unchanged temporary folder is considered left behind by a killed process."""
 
 STRANGER_SECONDS = 600.0
-"""Time limit of a process that writes or reads a format; each takes a few seconds, most of them for its imports."""
+"""Time limit in seconds for a process that writes or reads a format; each takes a few seconds, mostly for imports."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,9 +65,9 @@ Floats = npt.NDArray[np.float32]
 
 
 class Deployed(nn.Module):
-    """Stored pictures, uint8 (N, S, S, 3), to calibrated probabilities, float32 (N, classes).
+    """Maps squares, uint8 (N, S, S, 3), to calibrated probabilities, float32 (N, classes).
 
-    This is what model.pt2 and model.onnx hold: everything after the resize, so that no other program has to repeat it.
+    model.pt2 and model.onnx contain it: everything after the resize, so that no other program has to reimplement it.
     """
 
     def __init__(self, network: MushroomCNN, temperature: float) -> None:
@@ -81,23 +81,24 @@ class Deployed(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published bundle and the proof of it."""
+    """A published bundle, with how well each format agrees with the network."""
 
     folder: Path
     parity: dict[str, Parity]
     """Agreement of each format with the network, by file name."""
     latency: Latency
     sizes: dict[str, int]
-    """Bytes of each file of the folder."""
+    """Size in bytes of each file in the folder."""
 
 
 def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pictures) -> Published:
-    """Build the whole bundle beside `target`, prove it, and only then move it there.
+    """Build the whole bundle beside `target`, verify it, and only then move it there.
 
     `weights` is the network's `state_dict()`; `check` holds real pictures, uint8 (n, S, S, 3), of which a few dozen are
-    enough. An earlier bundle at `target` stays until the new one is whole. A process killed at the worst moment leaves
-    the earlier one beside it as `.<name>.old`, and the next `publish` puts it back first. Only one `publish` per target
-    may run at a time. Raises BundleError if the new bundle is wrong, or the folder is not writable or not a bundle's.
+    enough. An earlier bundle at `target` stays until the new one is complete. A process killed at the worst moment
+    leaves the earlier one beside it as `.<name>.old`, and the next `publish` puts it back first. Only one `publish` per
+    target may run at a time. Raises BundleError if the new bundle is wrong, if the folder is not writable, or if it
+    holds anything but a bundle.
     """
     target = target.absolute()
     new = target.with_name(f".{target.name}.{os.getpid()}")
@@ -133,8 +134,8 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
 def compare(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures) -> dict[str, Parity]:
     """Return how far each format is from `network` on the CPU, by file name.
 
-    Each format is read in a fresh process and sees `check`, uint8 (n, S, S, 3), one by one, in batches of SOME, and all
-    at once. Raises BundleError if a reader fails or a log-probability differs by more than TOLERANCE.
+    Each format is read in a fresh process and run on `check`, uint8 (n, S, S, 3): one by one, in batches of SOME, and
+    all at once. Raises BundleError if a reader fails or a log-probability differs by more than TOLERANCE.
     """
     square = (bundle.image_size, bundle.image_size, 3)
     if check.dtype != np.uint8 or check.shape[1:] != square or not len(check):
@@ -170,7 +171,7 @@ def measure_latency(folder: Path, pictures: Pictures) -> Latency:
 
 
 def write_graphs(folder: Path) -> None:
-    """Write model.pt2 and model.onnx beside a bundle's weights. The exporters print and warn at will."""
+    """Write model.pt2 and model.onnx beside a bundle's weights. The exporters may print and warn."""
     import onnx
 
     bundle, network = load(folder)
@@ -249,7 +250,7 @@ def read(pictures):
     return network.run(["probabilities"], {"pictures": pictures})[0]
 """,
 }
-"""How a stranger opens each format, with what that needs and nothing more."""
+"""Programs that open each format as a user would, importing only what that needs."""
 
 _ANSWER = """
 pictures = np.load(sys.argv[2], allow_pickle=False)
@@ -299,7 +300,7 @@ def _python(program: str, path: Path, *arguments: object) -> None:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise BundleError(
             f"cannot export {printable(path)} ({printable(said)[:300]}): install onnx, onnxscript and onnxruntime if "
-            "one of them is missing, else report this"
+            "one of them is missing, otherwise report this"
         )
 
 
@@ -314,8 +315,9 @@ def _parity(path: Path, expected: Floats, answers: Floats, sizes: tuple[int, ...
     )
     if not parity.log_probability <= TOLERANCE:  # true for NaN, too
         raise BundleError(
-            f"cannot export {printable(path)} (a log-probability is {parity.log_probability:.2g} off the network's, "
-            f"more than {TOLERANCE:g}, and {parity.disagreements} predictions changed): report this"
+            f"cannot export {printable(path)} (a log-probability differs from the network's by "
+            f"{parity.log_probability:.2g}, more than {TOLERANCE:g}, and {parity.disagreements} predictions changed): "
+            "report this"
         )
     return parity
 
@@ -328,7 +330,7 @@ def _old(target: Path) -> Path:
 
 
 def _clean_up(target: Path) -> None:
-    """Finish what a killed process began: put the earlier bundle back if its place is empty, else remove it."""
+    """Clean up after a killed process: put the earlier bundle back if its place is empty, else remove it."""
     if _old(target).exists():
         if target.exists():
             shutil.rmtree(_old(target))
@@ -340,7 +342,7 @@ def _clean_up(target: Path) -> None:
 
 
 def _refuse_foreign(target: Path) -> None:
-    """Raise BundleError if `target` holds anything but a bundle: that belongs to somebody and must not be replaced."""
+    """Raise BundleError if `target` holds anything but a bundle: that is the user's and must not be replaced."""
     if target.is_dir():
         names = sorted(path.name for path in target.iterdir())
         foreign = [name for name in names if name not in NAMES | EARLIER and not name.startswith(".")]
@@ -348,7 +350,7 @@ def _refuse_foreign(target: Path) -> None:
     else:
         problem = "it is a file" if target.exists() else None
     if problem:
-        raise BundleError(f"cannot replace {printable(target)} ({problem}): move that away, then run the command again")
+        raise BundleError(f"cannot replace {printable(target)} ({problem}): move it away, then run the command again")
 
 
 def _swap(new: Path, target: Path) -> None:

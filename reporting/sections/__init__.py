@@ -1,4 +1,4 @@
-"""What the report says, section by section.
+"""Sections of the report, each computed from the study's facts.
 
 `Facts` -> a function per section -> its paragraphs, charts and tables; None if the study has nothing to show there.
 Every sentence is computed from the study's own numbers. A new section is a function in `SECTIONS`.
@@ -26,4 +26,4 @@ SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
     settings,
     next_steps,
 )
-"""In the page's order."""
+"""Functions that make the sections, in the page's order."""

@@ -1,4 +1,4 @@
-"""What the study is based on - pictures, settings, machines - and the commands that come next."""
+"""Report sections on pictures, settings, machines and the next commands."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def settings(facts: Facts) -> Section:
 
 
 def _reproducible(facts: Facts) -> str:
-    """Say what a second run with the same seed gives."""
+    """Say how far a second run with the same seed would give the same results."""
     trained = [trial for trial in facts.trials if trial.environment]
     exact = all(sums_in_order(trial.environment) for trial in trained)
     each = (
@@ -117,7 +117,7 @@ def _range(distribution: BaseDistribution) -> str:
 
 
 def next_steps(facts: Facts) -> Section:
-    """Show the commands that come next."""
+    """Show the next commands."""
     options, more = facts.study_options, max(2 * count_trials(facts.trials), 40)
     if facts.argv is None:
         resume = (f"python study.py {options} --trials {more}", "continue the study; add your other options")

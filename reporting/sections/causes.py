@@ -1,4 +1,4 @@
-"""Which settings make good trials, and what accuracy costs."""
+"""Report sections on the settings that make good trials, and on accuracy against cost."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from reporting.words import listed, number, percent, plural, points, value_text
 from tuning.trials import Trial
 
 FEW = 50
-"""Trained trials below which the best tenth is fewer than the five that PED-ANOVA wants."""
+"""Number of trained trials below which the best tenth is fewer than the five that PED-ANOVA needs."""
 DRAWN = 800
-"""Points in a chart: more hide each other, and the page stays small."""
+"""Largest number of points in a chart: more would hide each other and enlarge the page."""
 
 
 def mattered(facts: Facts) -> Section | None:
-    """Show importances, what the best trials have in common, and bounds that the best values press against."""
+    """Show importances, what the best trials have in common, and bounds that the best values lie at."""
     ended = analysis.trained(facts.trials)
     if not ended or not analysis.parameters(ended):
         return None

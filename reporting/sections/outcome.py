@@ -1,4 +1,4 @@
-"""What came of the study: the best trial, the finalists, the test result and the mistakes."""
+"""Report sections on the results: the best trial, the finalists, the test result and the mistakes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reporting.words import configuration, listed, percent, plural, points, time
 from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
-"""Classes of the table; of more, the best and the worst."""
+"""Largest number of classes in the table; if there are more, it shows the best and the worst."""
 
 
 def result(facts: Facts) -> Section:
@@ -96,7 +96,7 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
 
 
 def finalists(facts: Facts) -> Section | None:
-    """Show the best few trials over several seeds, where they were trained."""
+    """Show the finalists' results over several seeds, if they have been trained."""
     groups: dict[str, list[dict[str, str]]] = {}
     for row in facts.finalists:
         groups.setdefault(row["name"], []).append(row)
@@ -203,7 +203,7 @@ def _tested(test: dict[str, Any]) -> list[Part]:
 
 
 def _per_class(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
-    """Return a row per class, best first, with what it is most often taken for."""
+    """Return a row per class, best first, with the class that it is most often mistaken for."""
     present = [label for label, row in enumerate(confusion) if sum(row)]
     order = sorted(present, key=lambda label: -confusion[label][label] / sum(confusion[label]))
     half = SHOWN_CLASSES // 2

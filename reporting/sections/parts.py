@@ -1,4 +1,4 @@
-"""What sections are made of: the facts that they read and the parts that they return."""
+"""Building blocks of the report: the facts that sections read and the parts that they return."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tuning.trials import Outcome, Trial, top
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that a report is made of."""
+    """All facts that a report is made from."""
 
     name: str
-    """The study's name."""
+    """Name of the study."""
     trials: list[Trial]
     settings: dict[str, Any]
-    """Settings that must not change in a study, by name; of parameters, their distributions as Optuna writes them."""
+    """Settings that must not change within a study, by name, and the parameters' distributions in Optuna's JSON."""
     classes: tuple[str, ...] | None
-    """Classes in the order of the confusion matrices; None without a data report."""
+    """Class names in the order of the confusion matrices; None without a data report."""
     data: list[dict[str, str]]
     """Rows of the data report."""
     history: list[EpochMetrics]
-    """The best trial's epochs; empty if they were not kept."""
+    """Metrics of the best trial's epochs; empty if they were not kept."""
     confusion: Sequence[Sequence[int]] | None
     """Confusion matrix of the best trial's best epoch on the validation set."""
     finalists: list[dict[str, str]]
@@ -44,11 +44,11 @@ class Facts:
     audit: PrunerAudit | None
     """What pruned trials would have reached; None if that was not measured."""
     plots: dict[str, go.Figure]
-    """The interactive plots, by the name of their page."""
+    """Interactive plots, by the name of their page."""
     study_options: str
-    """Options by which other commands find the study."""
+    """Options with which other commands find the study."""
     argv: Sequence[str] | None
-    """Arguments with which `study.py` was run last; None if they are not known."""
+    """Arguments with which `study.py` was last run; None if they are not known."""
 
     @property
     def best(self) -> Trial | None:
@@ -63,22 +63,22 @@ class Facts:
 
     @property
     def pictures(self) -> int:
-        """Validation pictures that the best trial was evaluated on; 0 if that is not known."""
+        """Number of validation pictures that the best trial was evaluated on; 0 if that is not known."""
         return analysis.pictures_of(self.confusion) if self.confusion else 0
 
     @property
     def test(self) -> dict[str, Any] | None:
-        """What the retrained network reached on the test set."""
+        """Test result of the retrained network."""
         return self.retrained.results if self.retrained else None
 
     def class_name(self, label: int) -> str:
-        """Return a class by its place in the confusion matrix."""
+        """Return the name of a class by its position in the confusion matrix."""
         return self.classes[label] if self.classes else f"class {label}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paragraph:
-    """Text; `tone` is plain, hint (what to try) or warning (what not to trust)."""
+    """A paragraph of text; `tone` is plain, hint (what to try) or warning (what not to trust)."""
 
     text: str
     tone: str = "plain"
@@ -89,25 +89,25 @@ class Paragraph:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Charts or a photograph, with the sentences that say what is shown."""
+    """Charts or a photograph, with sentences that say what they show."""
 
     title: str
     says: str
     drawings: Sequence[str] = ()
-    """SVG documents, beside each other where there is room."""
+    """SVG documents, side by side if there is room."""
     jpeg: bytes | None = None
     plots: tuple[str, ...] = ()
     kind: str = "figure"
 
     @property
     def address(self) -> str | None:
-        """The photograph as a data URL, so that the page needs no other file."""
+        """Photograph as a data URL, so that the page needs no other file."""
         return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode() if self.jpeg else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text under a head."""
+    """A table: rows of text under a header."""
 
     title: str
     head: tuple[str, ...]
@@ -116,7 +116,7 @@ class Table:
     """Columns that are aligned to the right."""
     note: str = ""
     folded: bool = False
-    """Whether the table is closed until the reader opens it."""
+    """Whether the table is collapsed until the reader opens it."""
     kind: str = "table"
 
 
@@ -134,7 +134,7 @@ Part = Paragraph | Figure | Table | Commands
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A chapter of the page."""
+    """A section of the page: a heading and its parts."""
 
     anchor: str
     title: str
@@ -142,23 +142,23 @@ class Section:
 
 
 BEST_FEW = len(charts.HIGHLIGHTS)
-"""Trials that stand out in charts and have a row in tables."""
+"""Number of best trials that are highlighted in charts and listed in tables."""
 
 
 def interval(low: float, high: float) -> str:
-    """Return a 95 % interval of a share."""
+    """Return the 95 % interval of a share as text."""
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def drawn_of(shown: int, whole: int) -> str:
-    """Return the sentence that says that a chart leaves out trials; empty if it shows all."""
+    """Return a sentence that says that a chart leaves out trials; empty if it shows all."""
     return (
         f" Shown: {shown:,} of {whole:,} trials, the best and a random sample of the others." if shown < whole else ""
     )
 
 
 def trial_table(title: str, trials: Sequence[Trial]) -> Table:
-    """Return a row per trial: what it reached and what it costs."""
+    """Return a table with a row per trial: its accuracy and its cost."""
     rows = [
         (
             trial_name(trial),

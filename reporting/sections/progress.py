@@ -1,4 +1,4 @@
-"""How the study went: its trials and their epochs, how they ended, and how long it took."""
+"""Report sections on the course of the study: its trials and epochs, how they ended, and how long it took."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selection.pruner_audit import PrunerAudit
 from tuning.trials import Outcome, Trial, count_trials
 
 DRAWN = 800
-"""Points in a chart: more hide each other, and the page stays small."""
+"""Largest number of points in a chart: more would hide each other and enlarge the page."""
 DRAWN_CURVES = 150
 SHOWN_REASONS = 12
 
