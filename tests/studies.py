@@ -169,6 +169,7 @@ class Tiny:
         """Return the arguments of the command; a later option replaces an earlier one of its name."""
         argv = ["--data", str(self.folder), "--cache", str(self.folder.parent / "cache"), "--results"]
         argv += [str(self.results), "--study", "tiny", "--profile", "quick", "--epochs", "3"]
+        argv += ["--scheduler", "median"]
         argv += [*self.options, *more]
         options = dict(zip(argv[::2], argv[1::2], strict=True))
         return [argument for option in options.items() for argument in option]

@@ -1,11 +1,13 @@
 """Checkpoints: what is loaded is what was saved, and a file that is there is whole."""
 
+import copy
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from model.checkpoint import FORMAT, Checkpoint, CheckpointError, load, save
 from model.files import UNFINISHED
 from model.network import ModelConfig, MushroomCNN
-from model.training import EpochMetrics, TrainingConfig, make_optimizer
+from model.training import EpochMetrics, TrainingConfig, average_into, make_optimizer
 
 ROOT = Path(__file__).parent.parent
 METRICS = EpochMetrics(
@@ -32,7 +34,9 @@ def checkpoint(attempt: int = 1, optimizer: Any = "adamw") -> Checkpoint:
     its_optimizer = make_optimizer(model, recipe)
     model(torch.randn(2, 3, 16, 16)).sum().backward()
     its_optimizer.step()
-    states = {"model": model.state_dict(), "optimizer": its_optimizer.state_dict()}
+    averaged = copy.deepcopy(model)
+    average_into(averaged, model, step=9)
+    states = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": its_optimizer.state_dict()}
     return Checkpoint(attempt=attempt, job_digest="c0ffee", history=(METRICS, METRICS), **states)
 
 
@@ -62,6 +66,7 @@ def test_what_is_loaded_is_what_was_saved(optimizer: str, tmp_path: Path) -> Non
     loaded = load(tmp_path / "last.pt")
     assert (loaded.attempt, loaded.job_digest, loaded.history) == (1, "c0ffee", (METRICS, METRICS))
     assert_same(saved.model, loaded.model)
+    assert_same(saved.averaged, loaded.averaged)
     assert_same(saved.optimizer, loaded.optimizer)
 
 
@@ -77,10 +82,10 @@ def test_an_optimizer_gets_its_whole_state_back_step_counters_included(tmp_path:
     assert_same(saved.optimizer, optimizer.state_dict())
 
 
-def test_a_checkpoint_may_omit_the_optimizer(tmp_path: Path) -> None:
-    only_weights = Checkpoint(attempt=0, job_digest="", history=(), model=checkpoint().model, optimizer=None)
-    save(tmp_path / "best.pt", only_weights)
-    assert load(tmp_path / "best.pt").optimizer is None
+def test_a_checkpoint_may_omit_the_average_and_the_optimizer(tmp_path: Path) -> None:
+    save(tmp_path / "best.pt", replace(checkpoint(), averaged=None, optimizer=None))
+    loaded = load(tmp_path / "best.pt")
+    assert (loaded.averaged, loaded.optimizer) == (None, None)
 
 
 def test_saving_replaces_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_saving_replaces_and_leaves_nothing_else_behind(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_keeps_the_old_file_and_removes_its_own(tmp_path: Path) -> None:
     save(tmp_path / "last.pt", checkpoint())
-    unwritable = Checkpoint(attempt=2, job_digest="", history=(), model={"f": lambda: None}, optimizer=None)  # type: ignore[dict-item]
+    unwritable = replace(checkpoint(), attempt=2, model={"f": lambda: None})  # type: ignore[dict-item]
     with pytest.raises((pickle.PicklingError, AttributeError)):
         save(tmp_path / "last.pt", unwritable)
     assert load(tmp_path / "last.pt").attempt == 1
@@ -169,7 +174,7 @@ def test_a_file_of_another_format_is_refused(contents: object, tmp_path: Path) -
     assert message.endswith("remove it")
 
 
-@pytest.mark.parametrize("field", ["attempt", "job_digest", "history", "model", "optimizer"])
+@pytest.mark.parametrize("field", ["attempt", "job_digest", "history", "model", "averaged", "optimizer"])
 @pytest.mark.parametrize("value", ["missing", 1.5])
 def test_a_field_that_is_missing_or_of_another_type_is_refused(field: str, value: object, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
@@ -228,5 +233,6 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path: Path) -> 
     save(path, load(path))  # not disturbed by what the killed process left
     found = load(path)
     assert_same(expected[found.attempt].model, found.model)
+    assert_same(expected[found.attempt].averaged, found.averaged)
     assert_same(expected[found.attempt].optimizer, found.optimizer)
     assert seen == {1, 2}

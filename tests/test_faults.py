@@ -283,7 +283,7 @@ def test_a_second_run_is_a_no_op_and_says_so(undisturbed: Tiny) -> None:
         (["--epochs", "4"], "epochs: 3 -> 4"),
         (["--max-params", "1e6"], "max params: none -> "),
         (["--sampler", "random"], "sampler: tpe -> random"),
-        (["--pruner", "none"], "pruner: median -> none"),
+        (["--scheduler", "none"], "scheduler: median -> none"),
         (["--profile", "laptop"], "profile: quick -> laptop"),
     ],
 )

@@ -21,7 +21,7 @@ SMALL = replace(PROFILES["quick"].within(16), widths=(0.25, 0.25, 0.125), epochs
 
 
 def seconds(profile: Profile = SMALL, **changes: Any) -> float:
-    named: dict[str, Any] = {"feasible": lambda cost: True, "pictures": 100, "pruned": False} | changes
+    named: dict[str, Any] = {"feasible": lambda cost: True, "pictures": 100, "trained_share": 1.0} | changes
     return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), slots=[Slot()], **named)
 
 
@@ -51,7 +51,7 @@ def test_it_grows_with_pictures_and_views_and_shrinks_with_pruning_and_speed(ste
     once = seconds()
     assert seconds(pictures=300) == pytest.approx(3 * once)
     assert seconds(replace(SMALL, views=3)) == pytest.approx(3 * once)
-    assert seconds(pruned=True) == pytest.approx(forecast.TRAINED_SHARE * once)
+    assert seconds(trained_share=0.25) == pytest.approx(0.25 * once)
     steady(2e9)
     assert seconds() == pytest.approx(once / 2)
 

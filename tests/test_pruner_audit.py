@@ -40,7 +40,9 @@ class PrunesThose(BasePruner):
 def steady() -> Iterator[None]:
     threads = torch.get_num_threads()
     with one_core(), threads_for_processes(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scheduling.PRUNERS, "median", lambda epochs: PrunesThose())
+        patch.setitem(
+            scheduling.SCHEDULERS, "median", lambda study, epochs: scheduling.PrunerScheduler(study, PrunesThose())
+        )
         yield
     torch.set_num_threads(threads)
 

@@ -13,10 +13,25 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from model.network import MushroomCNN
-from search_space import HAND_TUNED, ORIGINAL, PROFILES, Config, Profile, baselines, suggest
+from search_space import (
+    GUESS,
+    HAND_TUNED,
+    LEAST_EPOCHS,
+    MOST_EPOCHS,
+    ORIGINAL,
+    PROFILES,
+    Config,
+    Profile,
+    baselines,
+    guess,
+    portfolio,
+    suggest,
+)
 from tuning.space import random_points
 
 CLASSES = 4
+FITTED = {name: profile.fitted(profile.sizes[-1], 1063) for name, profile in PROFILES.items()}
+"""Every profile with the epochs of the built-in pictures."""
 
 CONDITIONS = {
     "sgd_lr": ("optimizer", {"sgd"}),
@@ -31,12 +46,13 @@ CONDITIONS = {
 """Knob -> the choice that it depends on, and the values with which it is sampled. All other knobs always are."""
 
 profiles = st.builds(
-    lambda name, epochs, short_side: replace(PROFILES[name], epochs=epochs).within(short_side),
+    lambda name, epochs, short_side, pictures: replace(PROFILES[name], epochs=epochs).fitted(short_side, pictures),
     st.sampled_from(sorted(PROFILES)),
-    st.integers(1, 30),
+    st.none() | st.integers(1, 30),
     st.integers(16, 300),
+    st.integers(1, 100_000),
 )
-"""Every profile, as `--epochs` and small pictures change it."""
+"""Every profile, as `--epochs` and the data set change it."""
 
 
 class Fixed:
@@ -82,7 +98,7 @@ def test_any_point_is_a_valid_config_that_survives_json_with_its_digest(profile:
 @settings(max_examples=8, deadline=None)
 @given(name=st.sampled_from(sorted(PROFILES)), short_side=st.sampled_from([16, 24]), seed=st.integers(0, 2**32 - 1))
 def test_any_point_builds_a_network_that_runs_forward_and_backward(name: str, short_side: int, seed: int) -> None:
-    profile = PROFILES[name].within(short_side)
+    profile = FITTED[name].within(short_side)
     config = point(seed, profile)
     torch.manual_seed(0)
     network = MushroomCNN(config.model)
@@ -96,9 +112,10 @@ def test_the_digest_is_the_same_as_when_earlier_studies_were_started() -> None:
     """It finds duplicates and old checkpoints: if it changed, a resumed study would train points twice."""
     profile = Profile(
         name="quick",
-        pictures=1500,
+        pictures=None,
         image_sizes=(32, 64, 16),
         widths=(0.25, 0.5, 0.125),
+        shown=64_000,
         epochs=10,
         views=1,
         batch_size=32,
@@ -112,7 +129,7 @@ def test_a_conditional_knob_is_sampled_only_with_its_choice() -> None:
     for optimizer in ("sgd", "adam", "adamw"):
         for lr_decay in ("step", "cosine", "one-cycle"):
             trial = Fixed(optimizer=optimizer, lr_decay=lr_decay)
-            suggest(cast(optuna.Trial, trial), PROFILES["quick"], CLASSES)
+            suggest(cast(optuna.Trial, trial), FITTED["quick"], CLASSES)
             chosen_values = {"optimizer": optimizer, "lr_decay": lr_decay}
             for knob, (choice, values) in CONDITIONS.items():
                 assert (knob in trial.asked) == (chosen_values[choice] in values), (knob, chosen_values)
@@ -132,13 +149,13 @@ def test_every_value_of_every_knob_makes_a_different_point(name: str) -> None:
     seen: set[str] = set()
     for place in places:
         trial = Fixed(**base, **place)
-        suggest(cast(optuna.Trial, trial), PROFILES[name], CLASSES)
+        suggest(cast(optuna.Trial, trial), FITTED[name], CLASSES)
         for knob, values in trial.asked.items():
             if knob in place:
                 continue
-            digests = {chosen(PROFILES[name], **{**base, **place, knob: v}).digest for v in values}
+            digests = {chosen(FITTED[name], **{**base, **place, knob: v}).digest for v in values}
             assert len(digests) == len(values), knob
-        digest = chosen(PROFILES[name], **base, **place).digest
+        digest = chosen(FITTED[name], **base, **place).digest
         assert digest not in seen
         seen.add(digest)
 
@@ -147,9 +164,9 @@ def test_every_value_of_every_knob_makes_a_different_point(name: str) -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_knob_that_a_choice_leaves_unused_has_one_fixed_value(seed: int) -> None:
     """Otherwise two equal trainings would count as different trials."""
-    config = point(seed, PROFILES["laptop"])
+    config = point(seed, FITTED["laptop"])
     if config.training.schedule != "step":
-        assert (config.training.step_factor, config.training.step_period) == (1.0, PROFILES["laptop"].epochs)
+        assert (config.training.step_factor, config.training.step_period) == (1.0, FITTED["laptop"].epochs)
     if config.training.schedule == "one-cycle":
         assert config.training.warmup_epochs == 0
     assert config.training.momentum == 0.9
@@ -160,18 +177,18 @@ def test_at_strength_0_all_kinds_of_augmentation_are_one_point() -> None:
     kinds = ("fresh", "originals+fresh", "originals+fixed")
     for strength, different in [(0.0, 1), (0.1, 3)]:
         digests = {
-            chosen(PROFILES["quick"], augmentation=kind, augmentation_strength=strength).digest for kind in kinds
+            chosen(FITTED["quick"], augmentation=kind, augmentation_strength=strength).digest for kind in kinds
         }
         assert len(digests) == different
 
 
 @settings(max_examples=80, deadline=None)
 @given(profile=profiles)
-def test_baselines_are_in_the_space_and_have_a_value_for_each_of_their_knobs(profile: Profile) -> None:
+def test_baselines_and_portfolio_are_in_the_space_and_have_a_value_for_each_of_their_knobs(profile: Profile) -> None:
     """Optuna samples what an enqueued trial leaves out, and only warns of a value outside; here a warning fails."""
     points = baselines(profile)
-    assert list(points) == ["original recipe", "hand-tuned recipe"]
-    for parameters in points.values():
+    assert list(points) == ["original recipe", "hand-tuned recipe", "best single guess"]
+    for parameters in [*points.values(), *portfolio(profile)]:
         trial = optuna.trial.FixedTrial(parameters)
         config = suggest(trial, profile, CLASSES)  # type: ignore[arg-type]
         assert trial.params == parameters
@@ -180,8 +197,23 @@ def test_baselines_are_in_the_space_and_have_a_value_for_each_of_their_knobs(pro
         assert config.training.epochs == profile.epochs
 
 
+@settings(max_examples=30, deadline=None)
+@given(profile=profiles)
+def test_a_study_begins_with_eleven_different_points(profile: Profile) -> None:
+    """A duplicate would fail, and its place in the study would be lost."""
+    points = [*baselines(profile).values(), *portfolio(profile)]
+    assert len({chosen(profile, **point).digest for point in points}) == len(points) == 11
+    assert baselines(profile)[GUESS] == guess(profile)
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_the_baselines_are_within_the_budget(name: str) -> None:
+    limit = FITTED[name].max_flops or np.inf
+    assert all(chosen(FITTED[name], 9, **point).cost.flops <= limit for point in baselines(FITTED[name]).values())
+
+
 def test_baselines_are_the_original_projects_recipes_at_the_gpu_profile() -> None:
-    configs = {name: chosen(PROFILES["gpu"], 9, **p) for name, p in baselines(PROFILES["gpu"]).items()}
+    configs = {name: chosen(FITTED["gpu"], 9, **p) for name, p in baselines(FITTED["gpu"]).items()}
     original, tuned = configs[ORIGINAL], configs[HAND_TUNED]
     assert (original.image_size, tuned.image_size) == (128, 256)  # the original's was 150; 128 is nearest
     assert (original.training.optimizer, original.training.lr) == ("adam", 1e-3)
@@ -200,6 +232,47 @@ def test_a_profile_enlarges_no_picture_and_has_at_least_one_size(short_side: int
     assert replace(fitted, image_sizes=PROFILES[name].image_sizes) == PROFILES[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "pictures", "epochs"),
+    [
+        ("quick", 350, 183),
+        ("quick", 1063, 60),
+        ("quick", 50_000, 8),
+        ("quick", 14, 300),
+        ("laptop", 350, 286),
+        ("laptop", 1063, 94),
+        ("laptop", 50_000, 8),
+        ("gpu", 350, 286),
+        ("gpu", 1063, 94),
+        ("gpu", 10_000, 10),
+        ("gpu", 50_000, 8),
+    ],
+)
+def test_a_trial_is_shown_as_many_pictures_of_a_small_set_as_of_a_large_one(
+    name: str, pictures: int, epochs: int
+) -> None:
+    """Views count as shown, and no set is shown fewer than 8 or more than 300 times."""
+    profile = PROFILES[name]
+    fitted = profile.fitted(300, pictures)
+    assert fitted.horizon == fitted.epochs == epochs
+    if LEAST_EPOCHS < epochs < MOST_EPOCHS:
+        assert epochs * pictures * profile.views == pytest.approx(profile.shown, abs=pictures * profile.views / 2)
+    assert (LEAST_EPOCHS, MOST_EPOCHS) == (8, 300)
+    assert replace(fitted, epochs=None) == profile
+    assert fitted.fitted(300, 7) == fitted, "once fitted, the horizon stays"
+
+
+def test_explicit_epochs_win_over_the_number_of_pictures_and_small_pictures_still_shorten_the_sizes() -> None:
+    fitted = replace(PROFILES["quick"], epochs=2).fitted(50, 50_000)
+    assert (fitted.horizon, fitted.sizes) == (2, (32, 48))
+
+
+def test_a_profile_has_no_horizon_before_it_is_fitted() -> None:
+    for wanted in (lambda profile: profile.horizon, baselines, chosen):
+        with pytest.raises(ValueError, match="fitted"):
+            wanted(PROFILES["quick"])
+
+
 @pytest.mark.parametrize("name", sorted(PROFILES))
 def test_sizes_and_widths_are_whole_numbers_of_steps(name: str) -> None:
     """Otherwise Optuna would shorten the range, with a warning per trial."""
@@ -210,7 +283,7 @@ def test_sizes_and_widths_are_whole_numbers_of_steps(name: str) -> None:
 
 
 def test_random_points_cover_the_space_well_enough_for_a_forecast() -> None:
-    points = list(random_points(lambda trial: suggest(trial, PROFILES["quick"], CLASSES), 200))
+    points = list(random_points(lambda trial: suggest(trial, FITTED["quick"], CLASSES), 200))
     for choices in ("stride_pattern", "dilation_pattern", "pooling"):
         assert len({asdict(config.model)[choices] for config in points}) in (3, 4, 5)
     assert {config.image_size for config in points} == set(PROFILES["quick"].sizes)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tuning import StudyError
 from tuning.space import SpacePoint, describe_space, random_points, refuse_changes
 
 ROOT = Path(__file__).parents[1]
+QUICK = PROFILES["quick"].fitted(64, 1063)
 
 KNOBS = {
     *("image_size", "width", "stride_pattern", "dilation_pattern", "pooling", "dropout"),
@@ -34,7 +36,7 @@ def branching(trial: Any) -> None:
 
 
 def test_every_knob_of_every_branch_is_found() -> None:
-    described = describe_space(partial(suggest, profile=PROFILES["quick"], classes=9))
+    described = describe_space(partial(suggest, profile=QUICK, classes=9))
     assert set(described) == {f"space {knob}" for knob in KNOBS}
     assert set(describe_space(branching)) == {"space a", "space b", "space under y", "space under y and s"}
 
@@ -52,7 +54,7 @@ def test_two_processes_describe_the_space_alike() -> None:
     code = (
         "import json; from functools import partial; from search_space import PROFILES, suggest; "
         "from tuning.space import describe_space; "
-        "print(json.dumps(describe_space(partial(suggest, profile=PROFILES['quick'], classes=9))))"
+        "print(json.dumps(describe_space(partial(suggest, profile=PROFILES['quick'].fitted(64, 1063), classes=9))))"
     )
     running = [
         subprocess.Popen(
@@ -62,12 +64,12 @@ def test_two_processes_describe_the_space_alike() -> None:
     ]
     printed = [process.communicate(timeout=120)[0] for process in running]
     assert printed[0] == printed[1]
-    assert json.loads(printed[0]) == describe_space(partial(suggest, profile=PROFILES["quick"], classes=9))
+    assert json.loads(printed[0]) == describe_space(partial(suggest, profile=QUICK, classes=9))
 
 
 def test_the_number_of_classes_does_not_change_the_description_and_json_keeps_it() -> None:
-    described = describe_space(partial(suggest, profile=PROFILES["quick"], classes=9))
-    assert describe_space(partial(suggest, profile=PROFILES["quick"], classes=2)) == described
+    described = describe_space(partial(suggest, profile=QUICK, classes=9))
+    assert describe_space(partial(suggest, profile=QUICK, classes=2)) == described
     assert json.loads(json.dumps(described)) == described
 
 
@@ -102,7 +104,7 @@ def test_each_kind_of_change_is_refused_in_readable_terms(kind: str, text: str) 
 
 
 def test_the_refusal_is_one_line_with_every_change_and_no_other_fact() -> None:
-    stored = {"data": "1500 pictures, fingerprint ab, split cd", "seed": 0, "max flops": 1e8, "pruner": "median"}
+    stored = {"data": "1500 pictures, fingerprint ab, split cd", "seed": 0, "max flops": 1e8, "scheduler": "median"}
     now = stored | {"data": "1499 pictures, fingerprint ef, split cd", "seed": 7, "max flops": None}
     with pytest.raises(StudyError) as caught:
         refuse_changes(stored, now, "field-guide")
@@ -115,7 +117,7 @@ def test_the_refusal_is_one_line_with_every_change_and_no_other_fact() -> None:
 
 
 def test_an_unchanged_space_is_accepted() -> None:
-    described = describe_space(partial(suggest, profile=PROFILES["gpu"], classes=9))
+    described = describe_space(partial(suggest, profile=replace(PROFILES["gpu"], epochs=15), classes=9))
     refuse_changes(described, json.loads(json.dumps(described)), "any")
 
 
@@ -130,6 +132,6 @@ def test_random_points_are_within_their_bounds_and_on_their_grids() -> None:
 
 
 def test_random_points_repeat_for_a_seed() -> None:
-    draw = partial(suggest, profile=PROFILES["laptop"], classes=9)
+    draw = partial(suggest, profile=replace(PROFILES["laptop"], epochs=15), classes=9)
     assert list(random_points(draw, 5, seed=1)) == list(random_points(draw, 5, seed=1))
     assert list(random_points(draw, 5, seed=1)) != list(random_points(draw, 5, seed=2))

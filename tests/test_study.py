@@ -24,7 +24,7 @@ OPTIONS = {
     (): {
         *("--data", "--test-data", "--pictures", "--study", "--profile"),
         *("--trials", "--epochs", "--timeout", "--patience", "--target"),
-        *("--max-params", "--max-flops", "--sampler", "--pruner", "--audit-pruner", "--seed"),
+        *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--seed"),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
     ("retrain",): {
@@ -151,8 +151,8 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
         ("--seed -1", "--seed must be >= 0, but got -1; see python study.py --help"),
         ("--seed 4294967296", "--seed must be < 4294967296, but got 4294967296; see python study.py --help"),
         (
-            "--pruner medain",
-            "--pruner must be one of median, asha, none, but got 'medain' (did you mean median?); "
+            "--scheduler medain",
+            "--scheduler must be one of promote, median, asha, none, but got 'medain' (did you mean median?); "
             "see python study.py --help",
         ),
         ("--device tpu", "--device must be one of auto, cpu, cuda, mps, but got 'tpu'; see python study.py --help"),

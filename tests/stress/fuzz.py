@@ -154,7 +154,14 @@ def checkpoints(folder: Path) -> list[bytes]:
     head = {name: tensor[:1].clone() for name, tensor in network.state_dict().items() if "head" in name}
     found: list[bytes] = []
     for state in (None, optimizer.state_dict()):
-        made = checkpoint.Checkpoint(attempt=1, job_digest="x", history=(metrics,), model=head, optimizer=state)
+        made = checkpoint.Checkpoint(
+            attempt=1,
+            job_digest="x",
+            history=(metrics,),
+            model=head,
+            averaged=head if state else None,
+            optimizer=state,
+        )
         checkpoint.save(folder / "seed", made)
         found.append(_unpacked((folder / "seed").read_bytes()))
     return found

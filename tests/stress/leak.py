@@ -1,7 +1,7 @@
 """Whether memory grows over a long study: resident bytes of coordinator and workers over many short trials.
 
     python tests/stress/leak.py
-    python tests/stress/leak.py --trials 230 --workers 2 -- --pruner none
+    python tests/stress/leak.py --trials 230 --workers 2 -- --scheduler none
 
 A real study of a few small built-in pictures, two epochs a trial, in a temporary folder. Every process is sampled twice
 a second. For each process, and for the workers together, the median of the first quarter of the trials after a warm-up

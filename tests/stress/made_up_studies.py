@@ -43,7 +43,7 @@ from tuning.trials import (
 CLASSES = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus")
 PICTURES = 210
 """Number of validation pictures."""
-PROFILE = PROFILES["quick"]
+PROFILE = replace(PROFILES["quick"], epochs=10)
 WORKERS = 2
 
 
@@ -62,7 +62,7 @@ def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) ->
     rng = np.random.default_rng([seed, count])
     free = [datetime(2026, 3, 14, 9, 0)] * WORKERS
     trials: list[FrozenTrial] = []
-    at_epoch: list[list[float]] = [[] for _ in range(PROFILE.epochs)]
+    at_epoch: list[list[float]] = [[] for _ in range(PROFILE.horizon)]
     recipes = list(baselines(PROFILE).items())
     best: list[tuple[float, dict[str, Any]]] = []
     for number in range(count):
@@ -125,7 +125,7 @@ def made_up_metrics(epoch: int, top1: float, confusion: Sequence[Sequence[int]],
         top1=top1,
         top3=min(1.0, top1 + 0.2),
         confusion=tuple(map(tuple, confusion)),
-        lr=0.01 * (1 - epoch / PROFILE.epochs),
+        lr=0.01 * (1 - epoch / PROFILE.horizon),
         seconds=seconds,
         peak_memory=900_000_000,
     )
@@ -181,13 +181,13 @@ def made_up_study(
     facts = {
         "data": "1500 pictures, fingerprint f384d49f0857afe85ec61586558046e7, split 3675369b4fcce00e",
         "profile": "quick",
-        "epochs": PROFILE.epochs,
+        "epochs": PROFILE.horizon,
         "views": PROFILE.views,
         "batch size": PROFILE.batch_size,
         "max params": None,
         "max flops": PROFILE.max_flops,
         "sampler": "tpe",
-        "pruner": "median",
+        "scheduler": "median",
         "seed": 0,
     }
     for key, value in (facts | describe_space(lambda point: suggest(point, PROFILE, len(CLASSES)))).items():
