@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import FrozenTrial
 from studies import config, recorded
 
+from model.training import lr_at
 from search_space import HAND_TUNED, Config
 from selection import finalists
 from selection.finalists import Candidate, Standing, ranked
@@ -177,6 +178,29 @@ def test_a_replay_has_the_seed_and_the_number_of_epochs_of_its_trial() -> None:
     run = finalists.replay(finalists.candidate(study, 0), read_trials(study)[0])
     assert run.assignment == Assignment(config=config(), seed=99, epochs=2, name="replay of trial 0")
     assert run.key not in {one.key for one in candidate(0).runs([99])}
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_stretched_candidate_has_the_schedule_of_its_own_drawn_out_in_time(factor: int) -> None:
+    own = candidate(4, point=config(schedule="step", epochs=6, step_period=2, step_factor=0.5, warmup_epochs=1))
+    longer = finalists.stretched(own, factor)
+    before, after = own.config.training, longer.config.training
+    assert (after.epochs, after.step_period, after.warmup_epochs) == (6 * factor, 2 * factor, factor)
+    steps = 5
+    for step in range(steps, 6 * steps):  # after the warm-up, which rises by the step
+        assert lr_at(step * factor, steps, after) == lr_at(step, steps, before)
+    assert replace(after, epochs=6, step_period=2, warmup_epochs=1) == before
+    assert replace(longer.config, training=before) == own.config
+    assert (longer.trial, longer.baseline, longer.complete) == (4, False, False)
+    assert longer.name.startswith("trial 4, ") and str(factor) in longer.name
+    assert {run.key for run in own.runs([1, 2])}.isdisjoint(run.key for run in longer.runs([1, 2]))
+    assert [run.seconds for run in longer.runs([1])] == [factor * run.seconds for run in own.runs([1])]
+
+
+@pytest.mark.parametrize(("own", "longer", "winner"), [(0.5, 0.6, 1), (0.6, 0.5, 0), (0.6, 0.6, 0)])
+def test_training_longer_has_to_be_better_to_win(own: float, longer: float, winner: int) -> None:
+    both = [standing(4, own), replace(standing(4, longer), candidate=finalists.stretched(candidate(4), 2))]
+    assert ranked(both)[0] is both[winner]
 
 
 # -- standings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import statistics
@@ -79,7 +80,7 @@ def part(tiny: Tiny, *names: PartName) -> Part:
 
 
 def trained_by_hand(tiny: Tiny, seed: int, epochs: int, *names: PartName) -> tuple[MushroomCNN, list[EpochMetrics]]:
-    """Do the trainer's work in a few lines: `epochs` epochs of the whole schedule on these parts."""
+    """Do the trainer's work in a few lines: `epochs` epochs of the whole schedule on these parts, averaged."""
     batches = TrainingBatches(
         part(tiny, *names),
         batch_size=POINT.training.batch_size,
@@ -91,8 +92,10 @@ def trained_by_hand(tiny: Tiny, seed: int, epochs: int, *names: PartName) -> tup
     )
     torch.manual_seed(seed)
     network = MushroomCNN(POINT.model)
+    average = copy.deepcopy(network)
     validation = EvaluationBatches(part(tiny, "validation"), device=CPU)
-    return network, list(islice(fit(network, batches, validation, POINT.training, seed=seed), epochs))
+    training = fit(network, batches, validation, POINT.training, seed=seed, averaged=average)
+    return average, list(islice(training, epochs))
 
 
 def same_weights(path: Path, network: MushroomCNN) -> bool:

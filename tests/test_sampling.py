@@ -9,14 +9,15 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
 from studies import TINY
 
 from search_space import suggest
 from tuning.database import open_study
 from tuning.folder import sqlite_url
 from tuning.sampling import SAMPLERS, STARTUP_TRIALS, draw_seed
+from tuning.trials import live_trial, read_trials, write_paused, write_resumed
 
 draw = partial(suggest, profile=TINY, classes=3)
 LATER = 3
@@ -49,7 +50,7 @@ class Dying:
 
 def opened(folder: Path, sampler: BaseSampler) -> optuna.Study:
     """Open the study with new objects, as a new process does."""
-    study = open_study(sqlite_url(folder), "s", sampler=sampler, pruner=NopPruner(), identity={}, first_trials={})
+    study = open_study(sqlite_url(folder), "s", sampler=sampler, identity={}, first_trials={})
     study.get_trials()
     return study
 
@@ -63,10 +64,10 @@ def tell(study: optuna.Study, trial: optuna.Trial) -> None:
     number = trial.number
     if number % 7 == 6:
         trial.set_constraint("flops", 0.5)
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        study.tell(trial, state=TrialState.PRUNED)
     elif number % 3 == 2:
         trial.report(value(number), 0)
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, value(number))
 
@@ -106,6 +107,47 @@ def test_equal_seeds_sample_the_same_and_others_do_not(name: str) -> None:
     assert one == again
     assert all(mine != theirs for mine, theirs in zip(one, other, strict=True))
     assert len({str(parameters) for parameters in one}) == trials
+
+
+def paused_or_pruned(sampler: BaseSampler, *, paused: bool) -> optuna.Study:
+    """Return a study whose start-up trials have all reached a rung; two of three were not promoted from there."""
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    for number in range(STARTUP_TRIALS + 2):
+        trial = study.ask()
+        draw(trial)
+        trial.report(value(number), 0)
+        if number % 3 == 0:
+            study.tell(trial, value(number))
+        elif paused:
+            write_paused(trial)
+        else:
+            study.tell(trial, state=TrialState.PRUNED)
+    return study
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_paused_trial_teaches_the_sampler_what_a_pruned_one_does(name: str) -> None:
+    """Optuna takes it for a running trial: TPE would not learn from it and, with fewer than ten finished, not begin."""
+    one, other = (paused_or_pruned(SAMPLERS[name](3), paused=paused) for paused in (True, False))
+    assert sum(trial.is_paused for trial in read_trials(one)) == 8
+    for _ in range(LATER):
+        asked = [study.ask() for study in (one, other)]
+        for trial in asked:
+            draw(trial)
+        assert asked[0].params == asked[1].params
+    states = [trial.state for trial in one.get_trials()]
+    assert states.count(TrialState.RUNNING) == 8 + LATER, "what the sampler sees is not what the study stores"
+
+
+def test_a_running_trial_is_not_taken_for_a_pruned_one() -> None:
+    running, pruned = (paused_or_pruned(SAMPLERS["tpe"](3), paused=paused) for paused in (True, False))
+    for trial in read_trials(running):
+        if trial.is_paused:
+            write_resumed(live_trial(running, trial.number), 1)
+    asked = [study.ask() for study in (running, pruned)]
+    for trial in asked:
+        draw(trial)
+    assert asked[0].params != asked[1].params
 
 
 def test_the_seed_of_a_draw_depends_on_study_trial_and_names() -> None:

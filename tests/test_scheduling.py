@@ -1,4 +1,4 @@
-"""Schedulers: Optuna's pruners by name, and the promise to one that pauses trials and resumes the promising ones."""
+"""Schedulers: promotion, Optuna's pruners, and the coordinator's promise to one that pauses and resumes trials."""
 
 from __future__ import annotations
 
@@ -12,24 +12,38 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from studies import HERE, TINY, ThreadWorkers, Tiny, outcomes, prepare, until
 
-from search_space import HAND_TUNED, ORIGINAL, baselines
+from search_space import GUESS, HAND_TUNED, ORIGINAL, baselines
 from tests.stress.sameness import essence
 from tuning.coordinator import Coordinator
 from tuning.devices import Slot
 from tuning.events import Ending, StudyEvent, TrialEnded, TrialPaused, TrialStarted
 from tuning.folder import sqlite_url
-from tuning.scheduling import PRUNERS, Decision, PrunerScheduler, Resume, Retire, warmup_epochs
-from tuning.trials import Outcome, Trial, count_trials, read_history, read_trials
+from tuning.scheduling import (
+    KEEP,
+    SCHEDULERS,
+    Decision,
+    PromotionScheduler,
+    PrunerScheduler,
+    Resume,
+    Retire,
+    first_pruning,
+    rungs,
+    trained_share,
+    warmup_epochs,
+)
+from tuning.trials import Outcome, Trial, count_trials, read_history, read_trial, read_trials
 
 RUNGS = (1, 2)
-"""Epochs after which `SuccessiveHalving` pauses a trial; from the last one it is trained to its end, a third epoch."""
+"""Epochs after which `promotion` pauses a trial; from the last one it is trained to its end, a third epoch."""
 ETA = 2
+"""One of this many trials is promoted."""
 TRIALS = 6
 
 
@@ -38,27 +52,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return prepare(tmp_path_factory.mktemp("tiny"))
 
 
-class SuccessiveHalving:
-    """Asynchronous successive halving (Li et al. 2020): the best 1/ETA of a rung are promoted, the others wait.
-
-    It keeps nothing: the rungs are rebuilt from the trials whenever it is asked.
-    """
-
-    def __init__(self, study: optuna.Study) -> None:
-        pass
+class Asserting(PromotionScheduler):
+    """Promotion that is asked only about trials of the study."""
 
     def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
         assert trial in trials
-        return Decision.PAUSE if trial.epochs in RUNGS else Decision.CONTINUE
+        return super().after_epoch(trial, trials)
 
-    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
-        for rung in reversed(RUNGS):
-            reached = [trial for trial in trials if trial.epochs >= rung]
-            reached.sort(key=lambda trial: (-max(list(trial.curve.values())[:rung]), trial.number))
-            for trial in reached[: len(reached) // ETA]:
-                if trial.is_paused and trial.epochs == rung:
-                    return Resume(trial.number)
-        return None
+
+def promotion(study: optuna.Study) -> PromotionScheduler:
+    """Return the scheduler of a study with two rungs, of which half of the trials are promoted."""
+    return Asserting(RUNGS, 1 / ETA)
 
 
 class PausesOnce(PrunerScheduler):
@@ -104,9 +108,9 @@ def assert_retired(study: Tiny, trial: Trial) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A finished study with successive halving and one slot."""
+    """A finished study with promotion and one slot."""
     study = tiny.at(tmp_path_factory.mktemp("undisturbed"))
-    coordinator = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+    coordinator = study.coordinator(TRIALS, make_scheduler=promotion)
     list(coordinator.run())
     assert_finished(study, coordinator)
     return study
@@ -115,7 +119,7 @@ def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 # -- the promise to a scheduler that promotes
 
 
-def test_a_study_with_successive_halving_ends_and_retires_what_was_not_promoted(undisturbed: Tiny) -> None:
+def test_a_study_with_promotion_ends_and_retires_what_was_not_promoted(undisturbed: Tiny) -> None:
     trials = read(undisturbed)
     assert len(trials) == TRIALS
     promoted = [[trial for trial in trials if trial.epochs > rung] for rung in RUNGS]
@@ -133,7 +137,7 @@ def test_a_study_with_successive_halving_ends_and_retires_what_was_not_promoted(
 def test_two_slots_train_each_trial_once_and_end_alike(tiny: Tiny, tmp_path: Path) -> None:
     study = tiny.at(tmp_path)
     workers = ThreadWorkers([Slot(), Slot()])
-    coordinator = study.coordinator(TRIALS, workers=workers, make_scheduler=SuccessiveHalving)
+    coordinator = study.coordinator(TRIALS, workers=workers, make_scheduler=promotion)
     busy: dict[int, int] = {}
     for event in coordinator.run():
         if isinstance(event, TrialStarted):
@@ -147,16 +151,15 @@ def test_two_slots_train_each_trial_once_and_end_alike(tiny: Tiny, tmp_path: Pat
             assert_retired(study, trial)
 
 
-def test_baselines_are_never_paused(tiny: Tiny, tmp_path: Path) -> None:
+def test_baselines_are_paused_and_retired_like_others(tiny: Tiny, tmp_path: Path) -> None:
     study = tiny.at(tmp_path)
     stored = study.open(first_trials=baselines(TINY))
-    events = list(study.coordinator(3, study=stored, make_scheduler=PausesAll).run())
-    assert [event.number for event in events if isinstance(event, TrialPaused)] == [2]
-    assert [(trial.baseline, trial.outcome) for trial in read(study)] == [
-        (ORIGINAL, Outcome.COMPLETE),
-        (HAND_TUNED, Outcome.COMPLETE),
-        (None, Outcome.PRUNED),
-    ]
+    events = list(study.coordinator(4, study=stored, make_scheduler=PausesAll).run())
+    assert [event.number for event in events if isinstance(event, TrialPaused)] == [0, 1, 2, 3]
+    trials = read(study)
+    assert [trial.baseline for trial in trials] == [ORIGINAL, HAND_TUNED, GUESS, None]
+    for trial in trials:
+        assert_retired(study, trial)
 
 
 def progress(study: Tiny) -> tuple[int, int]:
@@ -176,7 +179,7 @@ def test_interrupted_after_every_step_it_equals_the_undisturbed_study(
     study = tiny.at(tmp_path)
     interruptions = 0
     while True:
-        coordinator = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+        coordinator = study.coordinator(TRIALS, make_scheduler=promotion)
         before = progress(study)
         with contextlib.closing(coordinator.run()) as run:
             for _ in run:
@@ -194,11 +197,11 @@ def test_interrupted_after_every_step_it_equals_the_undisturbed_study(
 KILLED = """
 import pickle, sys
 from studies import Tiny
-from test_scheduling import TRIALS, SuccessiveHalving
+from test_scheduling import TRIALS, promotion
 
 if __name__ == "__main__":
     study: Tiny = pickle.load(sys.stdin.buffer)
-    for _ in study.coordinator(TRIALS, make_scheduler=SuccessiveHalving).run():
+    for _ in study.coordinator(TRIALS, make_scheduler=promotion).run():
         pass
 """
 
@@ -247,21 +250,21 @@ def test_when_time_is_up_paused_trials_stay_paused_and_the_next_run_resumes_them
     tiny: Tiny, undisturbed: Tiny, tmp_path: Path
 ) -> None:
     study = tiny.at(tmp_path)
-    hasty = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+    hasty = study.coordinator(TRIALS, make_scheduler=promotion)
     run = hasty.run()
     assert any(isinstance(event, TrialPaused) and event.number == 1 for event in run)
     run.close()
     waiting = [trial.number for trial in read(study) if trial.is_paused]
-    hasty = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving, timeout=1e-9)
+    hasty = study.coordinator(TRIALS, make_scheduler=promotion, timeout=1e-9)
     assert list(hasty.run()) == [] and hasty.ending is Ending.TIMEOUT
     assert [trial.number for trial in read(study) if trial.is_paused] == waiting == [0, 1]
 
-    stopped = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+    stopped = study.coordinator(TRIALS, make_scheduler=promotion)
     stopped.stop()
     assert list(stopped.run()) == [] and stopped.ending is Ending.STOPPED
     assert [trial.number for trial in read(study) if trial.is_paused] == waiting
 
-    coordinator = study.coordinator(TRIALS, make_scheduler=SuccessiveHalving)
+    coordinator = study.coordinator(TRIALS, make_scheduler=promotion)
     list(coordinator.run())
     assert_finished(study, coordinator)
     assert essence(study.trials()) == essence(undisturbed.trials())
@@ -303,17 +306,16 @@ def test_a_trial_with_too_little_memory_says_so_when_it_is_retired(tiny: Tiny, t
 
 def test_a_reached_target_ends_the_study_and_retires_what_is_paused(tiny: Tiny, tmp_path: Path) -> None:
     """Even if no new trial is wanted any more; the scheduler is not asked to resume one."""
+
+    class PausesTheFirst(PausesAll):
+        def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+            return super().after_epoch(trial, trials) if trial.number == 0 else Decision.CONTINUE
+
     for trials in (2, 9):
         study = tiny.at(tmp_path / str(trials))
-        # Baselines are not paused: the first trial waits, the enqueued baseline then reaches the target.
-        stored = study.open()
-        coordinator = study.coordinator(trials, study=stored, make_scheduler=PausesAll, target=0.01)
-        events: list[StudyEvent] = []
-        for event in coordinator.run():
-            events.append(event)
-            if isinstance(event, TrialPaused) and event.number == 0:
-                stored.enqueue_trial(baselines(TINY)[ORIGINAL], user_attrs={"baseline": ORIGINAL})
-        assert outcomes(events) == [(1, Outcome.COMPLETE), (0, Outcome.PRUNED)]
+        coordinator = study.coordinator(trials, make_scheduler=PausesTheFirst, target=0.01)
+        ended = outcomes(list(coordinator.run()))
+        assert ended == [(1, Outcome.COMPLETE), (0, Outcome.PRUNED)]
         assert coordinator.ending is (Ending.TRIALS if trials == 2 else Ending.TARGET)
         assert_retired(study, read(study)[0])
 
@@ -384,19 +386,107 @@ def test_warm_up_is_thirty_per_cent_and_at_least_two_epochs(epochs: int, warmup:
     assert warmup_epochs(epochs) == warmup
 
 
-@pytest.mark.parametrize("name", PRUNERS)
-def test_no_pruner_prunes_during_warm_up(name: str) -> None:
+@pytest.mark.parametrize("name", ["median", "asha", "none"])
+def test_no_pruner_prunes_during_warm_up_or_a_baseline(name: str) -> None:
     epochs = 10
-    study = optuna.create_study(direction="maximize", pruner=PRUNERS[name](epochs))
-    for _ in range(8):
-        good = study.ask()
+    study = optuna.create_study(direction="maximize")
+    scheduler = SCHEDULERS[name](study, epochs)
+
+    def decisions(value: float, **attributes: str) -> list[Decision]:
+        """Train a trial that reaches the same value after each epoch."""
+        study.enqueue_trial({}, user_attrs=attributes)
+        trial, decided = study.ask(), list[Decision]()
         for epoch in range(epochs):
-            good.report(0.9, epoch)
-            good.should_prune()  # successive halving stores a trial's rungs when it is asked
-        study.tell(good, 0.9)
-    poor, pruned = study.ask(), []
-    for epoch in range(epochs):
-        poor.report(0.1, epoch)
-        pruned.append(poor.should_prune())
-    assert not any(pruned[: warmup_epochs(epochs)])
-    assert any(pruned) == (name != "none")
+            trial.report(value, epoch)
+            decided.append(scheduler.after_epoch(read_trial(trial), read_trials(study)))
+        study.tell(trial, value)
+        return decided
+
+    for _ in range(8):
+        assert set(decisions(0.9)) == {Decision.CONTINUE}
+    assert set(decisions(0.1, baseline=ORIGINAL)) == {Decision.CONTINUE}
+    poor = decisions(0.1)
+    assert Decision.PRUNE not in poor[: warmup_epochs(epochs)]
+    assert (Decision.PRUNE in poor) == (name != "none")
+    assert (first_pruning(name, epochs) is None) == (name == "none")
+
+
+# -- promotion, without training
+
+
+def at(number: int, *curve: float, paused: bool = False) -> Trial:
+    """Return a running trial with this curve."""
+    made = optuna.trial.create_trial(
+        state=TrialState.RUNNING, intermediate_values=dict(enumerate(curve)), user_attrs={"paused": paused}
+    )
+    made.number = number
+    return Trial(made)
+
+
+def test_the_best_share_of_a_rung_is_promoted_and_the_highest_rung_first() -> None:
+    scheduler = PromotionScheduler([1, 3], keep=0.5)
+    trials = [at(0, 0.3, paused=True), at(1, 0.5, paused=True)]
+    assert scheduler.for_free_slot(trials[:1], new_wanted=True) is None
+    assert scheduler.for_free_slot(trials, new_wanted=True) == Resume(1)
+    trials = [at(0, 0.3, paused=True), at(1, 0.5, 0.5, 0.6, paused=True), at(2, 0.4, 0.5, 0.5, paused=True)]
+    assert scheduler.for_free_slot(trials, new_wanted=True) == Resume(1)
+    trials[1] = at(1, 0.5, 0.5, 0.6, 0.7)
+    assert scheduler.for_free_slot(trials, new_wanted=True) is None, "its place is taken, and half of three is one"
+
+
+def test_a_trial_is_judged_by_what_it_had_reached_at_the_rung_and_the_earlier_of_equals_is_promoted() -> None:
+    scheduler = PromotionScheduler([2], keep=0.4)
+    trials = [at(0, 0.4, 0.2, 0.9), at(1, 0.1, 0.5, paused=True), at(2, 0.5, 0.1, paused=True)]
+    assert scheduler.for_free_slot(trials, new_wanted=True) == Resume(1)
+
+
+def test_a_trial_that_fell_behind_is_promoted_once_enough_worse_ones_have_come() -> None:
+    scheduler = PromotionScheduler([1], keep=0.5)
+    trials = [at(0, 0.5, 0.6), at(1, 0.4, paused=True), at(2, 0.3, paused=True)]
+    assert scheduler.for_free_slot(trials, new_wanted=False) is None
+    assert scheduler.for_free_slot([*trials, at(3, 0.1, paused=True)], new_wanted=False) == Resume(1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, ()), (2, (1,)), (3, (1,)), (8, (1, 3)), (10, (2, 4)), (60, (10, 24)), (300, (50, 120))]
+)
+def test_the_default_rungs_are_a_sixth_and_two_fifths_of_the_horizon(epochs: int, expected: tuple[int, ...]) -> None:
+    assert rungs(epochs) == expected
+    assert first_pruning("promote", epochs) == (expected[0] if expected else None)
+    scheduler = SCHEDULERS["promote"](optuna.create_study(), epochs)
+    paused = [n for n in range(1, epochs) if scheduler.after_epoch(at(0, *[0.5] * n), []) is Decision.PAUSE]
+    assert tuple(paused) == expected
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "epochs", "first"), [("median", 10, 4), ("asha", 60, 19), ("median", 3, None), ("none", 60, None)]
+)
+def test_pruners_end_no_trial_before_warm_up_is_over_nor_in_the_last_epoch(
+    scheduler: str, epochs: int, first: int | None
+) -> None:
+    assert first_pruning(scheduler, epochs) == first
+    assert trained_share(scheduler, epochs) == (1.0 if first is None else 0.7)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 8, 60])
+def test_the_expected_share_of_epochs_is_that_of_a_study_with_one_slot(epochs: int) -> None:
+    """Asynchronous promotion trains a little more: a trial that is promoted early may be overtaken later."""
+    scheduler, random = SCHEDULERS["promote"](optuna.create_study(), epochs), Random(0)
+    trials: dict[int, Trial] = {}
+    while True:
+        action = scheduler.for_free_slot(list(trials.values()), new_wanted=len(trials) < 200)
+        if action is None and len(trials) == 200:
+            break
+        number = action.number if isinstance(action, Resume) else len(trials)
+        value = trials[number].curve[0] if number in trials else random.random()
+        for n in range(trials[number].epochs + 1 if number in trials else 1, epochs + 1):
+            trials[number] = at(number, *[value] * n)
+            if scheduler.after_epoch(trials[number], list(trials.values())) is Decision.PAUSE:
+                trials[number] = at(number, *[value] * n, paused=True)
+                break
+    trained = sum(trial.epochs for trial in trials.values()) / (200 * epochs)
+    assert trained_share("promote", epochs) - 0.01 <= trained <= trained_share("promote", epochs) + 0.06
+    finished = [trial for trial in trials.values() if trial.epochs == epochs]
+    if epochs > 1:
+        assert len(finished) >= int(KEEP ** len(rungs(epochs)) * 200) - len(rungs(epochs))
+        assert max(trials.values(), key=lambda trial: trial.curve[0]) in finished

@@ -176,9 +176,7 @@ def test_at_strength_0_all_kinds_of_augmentation_are_one_point() -> None:
     """Every view is then the plain picture; once the same network was trained under three names."""
     kinds = ("fresh", "originals+fresh", "originals+fixed")
     for strength, different in [(0.0, 1), (0.1, 3)]:
-        digests = {
-            chosen(FITTED["quick"], augmentation=kind, augmentation_strength=strength).digest for kind in kinds
-        }
+        digests = {chosen(FITTED["quick"], augmentation=kind, augmentation_strength=strength).digest for kind in kinds}
         assert len(digests) == different
 
 

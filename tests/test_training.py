@@ -19,7 +19,18 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR,
 
 from model.checkpoint import Checkpoint, load, save
 from model.network import GlobalPooling, ModelConfig, MushroomCNN
-from model.training import Diverged, EpochMetrics, Precision, TrainingConfig, evaluate, fit, lr_at, make_optimizer
+from model.training import (
+    AVERAGING,
+    Diverged,
+    EpochMetrics,
+    Precision,
+    TrainingConfig,
+    average_into,
+    evaluate,
+    fit,
+    lr_at,
+    make_optimizer,
+)
 
 CLASSES = 4
 
@@ -301,26 +312,119 @@ def test_a_run_resumed_from_a_file_equals_the_straight_run_bit_for_bit(
 ) -> None:
     recipe = config(optimizer=optimizer, schedule=schedule, lr=0.01, step_period=1.5, warmup_epochs=0.5)
     train, validation = Pictures(40, 16), Pictures(24, 10, seed=1)
-    straight = network()
-    history = run(straight, train, recipe)
+    straight, straight_average = network(), network(seed=98)
+    history = run(straight, train, recipe, averaged=straight_average)
 
     for stop in (1, 2):
-        first = network()
+        first, its_average = network(), network(seed=97)
         its_optimizer = make_optimizer(first, recipe)
-        epochs = fit(first, train, validation, recipe, seed=7, optimizer=its_optimizer)
+        epochs = fit(first, train, validation, recipe, seed=7, averaged=its_average, optimizer=its_optimizer)
         begun = tuple(next(epochs) for _ in range(stop))
-        states = {"model": first.state_dict(), "optimizer": its_optimizer.state_dict()}
+        states = {
+            "model": first.state_dict(),
+            "averaged": its_average.state_dict(),
+            "optimizer": its_optimizer.state_dict(),
+        }
         save(tmp_path / "last.pt", Checkpoint(attempt=0, job_digest="c", history=begun, **states))
 
         checkpoint = load(tmp_path / "last.pt")
-        resumed = network(seed=99)
+        resumed, resumed_average = network(seed=99), network(seed=96)
         resumed.load_state_dict(checkpoint.model)
+        assert checkpoint.averaged is not None
+        resumed_average.load_state_dict(checkpoint.averaged)
         its_optimizer = make_optimizer(resumed, recipe)
         assert checkpoint.optimizer is not None
         its_optimizer.load_state_dict(checkpoint.optimizer)
-        rest = run(resumed, train, recipe, optimizer=its_optimizer, start_epoch=stop)
+        rest = run(resumed, train, recipe, averaged=resumed_average, optimizer=its_optimizer, start_epoch=stop)
         assert facts([*checkpoint.history, *rest]) == facts(history)
         assert_same_bits(resumed, straight)
+        assert_same_bits(resumed_average, straight_average)
+
+
+# The average of the weights
+
+
+def polynomial_decay_weights(steps: int, gamma: int) -> list[float]:
+    """Return each step's weight in the average, from the first step: a polynomial of degree gamma in the step."""
+    rising = [math.prod(range(t, t + gamma)) for t in range(1, steps + 1)]
+    return [value / sum(rising) for value in rising]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 40])
+def test_the_average_is_the_sum_of_all_weights_times_their_polynomial_decay(steps: int) -> None:
+    """Batch norm's running statistics are averaged alike; its counter is the last one."""
+    average, model = network(), network(seed=1).double()
+    average.double()
+    generator = torch.Generator().manual_seed(2)
+    seen: list[dict[str, Tensor]] = []
+    for step in range(steps):
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+            else:
+                tensor.fill_(step + 1)
+        seen.append(copy.deepcopy(model.state_dict()))
+        average_into(average, model, step)
+    weights = polynomial_decay_weights(steps, round(AVERAGING))
+    for name, found in average.state_dict().items():
+        if found.is_floating_point():
+            expected = sum(weight * state[name] for weight, state in zip(weights, seen, strict=True))
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        else:
+            assert found == steps, name
+    assert_same_bits(model, loaded(seen[-1]))
+
+
+def loaded(state: dict[str, Tensor]) -> nn.Module:
+    model = network().double()
+    model.load_state_dict(state)
+    return model
+
+
+def test_the_first_average_is_the_model_whatever_was_there_before() -> None:
+    average, model = network(), network(seed=1)
+    average_into(average, model, 0)
+    assert_same_bits(average, model)
+
+
+def test_the_metrics_are_those_of_the_average_and_the_model_is_trained_as_without_one() -> None:
+    train, validation = Pictures(48, 16), Pictures(24, 10, seed=1)
+    model, average, plain = network(), network(seed=5), network()
+    for metrics in fit(model, train, validation, config(), seed=7, averaged=average):
+        result = evaluate(average, validation)
+        found = (metrics.validation_loss, metrics.top1, metrics.top3, metrics.confusion)
+        assert found == (result.loss, result.top1, result.top3, result.confusion)
+        assert metrics.validation_loss != evaluate(model, validation).loss
+        model.train()
+    run(plain, train, config())
+    assert_same_bits(model, plain)
+
+
+def test_the_average_is_that_of_the_model_after_every_step() -> None:
+    train, validation = Pictures(40, 16, dtype=torch.float64), Pictures(8, 8, dtype=torch.float64)
+    average, model = plain_network(), plain_network()
+    for _ in fit(model, train, validation, config(), seed=7, averaged=average):
+        pass
+
+    stepped, by_hand = plain_network(), plain_network()
+    optimizer = make_optimizer(stepped, config())
+    for step, (images, labels) in enumerate(batch for _ in range(3) for batch in train.epoch(0)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, len(train), config())
+        optimizer.zero_grad()
+        functional.cross_entropy(stepped(images), labels).backward()
+        optimizer.step()
+        average_into(by_hand, stepped, step)
+    for p, q in zip(average.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_that_is_not_finite_does_not_reach_the_average() -> None:
+    model, average, recipe = network(), network(seed=3), config()
+    optimizer = make_optimizer(model, recipe)
+    with pytest.raises(Diverged):
+        run(model, Poisoned(model, optimizer, math.nan), recipe, averaged=average, optimizer=optimizer)
+    assert all(tensor.isfinite().all() for tensor in average.state_dict().values())
 
 
 # Evaluation
