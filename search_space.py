@@ -310,7 +310,7 @@ def portfolio(profile: Profile) -> list[dict[str, Any]]:
             {"adamw_lr": 1.2e-2, "augmentation_strength": 0.5},
             {"adamw_lr": 8e-3, "stride_pattern": "early", "width": middle},
             {"adamw_lr": 8e-3, "augmentation_strength": 0.6, "augmentation": "fresh", "dropout": 0.2},
-            {"adamw_lr": 8e-3, "width": middle, "label_smoothing": 0.1},
+            {"adamw_lr": 8e-3, "width": middle, "image_size": profile.sizes[-2:][0], "label_smoothing": 0.1},
             {"stride_pattern": "every", "width": profile.widths[1], "adamw_lr": 6e-3},
             {"adamw_lr": 6e-3, "dilation_pattern": "late", "adamw_weight_decay": 0.1},
         )

@@ -104,9 +104,9 @@ class PromotionScheduler:
         return None
 
 
-RUNGS = (1 / 6, 0.4)
+RUNGS = (1 / 8, 0.4)
 """Shares of the horizon at which the promotion scheduler pauses a trial."""
-KEEP = 0.36
+KEEP = 0.3
 """Share of the trials that it promotes from each rung."""
 
 
