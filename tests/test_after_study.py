@@ -286,7 +286,8 @@ def test_other_networks_are_tested_only_with_retest(retested: tuple[Tiny, Finish
 def test_the_baselines_are_tested_beside_the_winner(retested: tuple[Tiny, Finished]) -> None:
     study, finished = retested
     names = [one["name"] for one in written(study)["results"]["baselines"]]
-    assert names == ["original recipe", "hand-tuned recipe", "hand-tuned recipe, no warm-up"]
+    recipes = ["original recipe", "hand-tuned recipe", "best single guess", "hand-tuned recipe, no warm-up"]
+    assert sorted(names) == sorted(recipes)  # the best one first
     assert all(name in finished.out for name in names)
 
 
@@ -314,6 +315,38 @@ def test_a_second_study_of_the_same_pictures_is_not_tested(retrained: Tiny, tmp_
     assert "Not tested: " in finished.out and "in study 'elsewhere' at" in finished.out
     assert written(study)["results"] is None
     assert [use.study for use in test_set_uses.all_uses(study.results, study.data.fingerprint)] == ["elsewhere"]
+
+
+def test_the_winner_is_also_trained_longer_and_is_final_only_if_its_mean_is_higher(
+    retrained: Tiny, tmp_path: Path
+) -> None:
+    """The other finalists' runs are those of before; the longer ones are added to them."""
+    study = copied(retrained, tmp_path)
+    before = written(study)
+    finished = run_here(*study.after("retrain", *RUNS, "--longer", "2"))
+    assert (finished.code, finished.err) == (0, "")
+    assert f"Finalists: {SEEDS} runs left" in finished.out
+    runs = [Trial(frozen) for frozen in study.trials("tiny-finalists")]
+    assert [run.epochs for run in runs] == [EPOCHS] * 2 * SEEDS + [2 * EPOCHS] * SEEDS
+    assert essence([run.frozen for run in runs[: 2 * SEEDS]]) == essence(retrained.trials("tiny-finalists"))
+
+    with (study.study_folder / "finalists.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    longer = f"{before['name']}, 2 times as long"
+    assert [row["name"] for row in rows].count(longer) == SEEDS
+    means = {
+        name: sum(float(row["top1"]) for row in rows if row["name"] == name) / SEEDS
+        for name in {row["name"] for row in rows}
+    }
+    winner = longer if means[longer] > means[before["name"]] else before["name"]
+    assert written(study)["name"] == winner
+    assert f"{winner} wins." in finished.out and longer in finished.out
+
+    after = written(study)
+    again = run_here(*study.after("retrain", *RUNS, "--longer", "2"))
+    assert (again.code, again.err) == (0, "")
+    assert "left; " not in again.out
+    assert written(study) == after
 
 
 # -- the pictures
@@ -431,8 +464,9 @@ def test_a_mistyped_study_is_an_error_that_lists_the_studies(retrained: Tiny) ->
 @pytest.mark.parametrize(
     ("options", "start"),
     [
-        (["--trial", "99"], "--trial 99 does not exist in 'tiny': choose one of 0 to 2"),
+        (["--trial", "99"], "--trial 99 does not exist in 'tiny': choose one of 0 to 10"),
         (["--finalists", "0"], "--finalists must be >= 1, but got 0"),
+        (["--longer", "1"], "--longer must be >= 2, but got 1"),
         (["--seeds", "1.5"], "--seeds must be a whole number, but got '1.5'"),
         (["--trial", "-1"], "--trial must be >= 0, but got -1"),
     ],

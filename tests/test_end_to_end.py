@@ -91,7 +91,7 @@ class TestFlawed:
         trials = read_trials(stored(folder))
         assert count_trials(trials) == 3
         assert all(trial.is_finished for trial in trials)
-        assert {trial.baseline for trial in trials[:2]} == {"original recipe", "hand-tuned recipe"}
+        assert {trial.baseline for trial in trials[:3]} == {"original recipe", "hand-tuned recipe", "best single guess"}
         assert all(trial.epochs == 2 for trial in trials if trial.state is TrialState.COMPLETE)
 
     def test_it_prints_its_plan_its_trials_and_the_next_commands(
@@ -219,7 +219,7 @@ class TestFlawed:
         ("option", "change"),
         [
             (["--seed", "1"], "seed: 0 -> 1"),
-            (["--pruner", "asha"], "pruner: median -> asha"),
+            (["--scheduler", "asha"], "scheduler: promote -> asha"),
             (["--max-params", "1e6"], "max params: none -> 1,000,000"),
             (["--epochs", "3"], "epochs: 2 -> 3"),
         ],

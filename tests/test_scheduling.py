@@ -21,12 +21,12 @@ from studies import HERE, TINY, ThreadWorkers, Tiny, outcomes, prepare, until
 
 from search_space import GUESS, HAND_TUNED, ORIGINAL, baselines
 from tests.stress.sameness import essence
+from tuning import scheduling
 from tuning.coordinator import Coordinator
 from tuning.devices import Slot
 from tuning.events import Ending, StudyEvent, TrialEnded, TrialPaused, TrialStarted
 from tuning.folder import sqlite_url
 from tuning.scheduling import (
-    KEEP,
     SCHEDULERS,
     Decision,
     PromotionScheduler,
@@ -447,15 +447,17 @@ def test_a_trial_that_fell_behind_is_promoted_once_enough_worse_ones_have_come()
     assert scheduler.for_free_slot([*trials, at(3, 0.1, paused=True)], new_wanted=False) == Resume(1)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "expected"), [(1, ()), (2, (1,)), (3, (1,)), (8, (1, 3)), (10, (2, 4)), (60, (10, 24)), (300, (50, 120))]
-)
-def test_the_default_rungs_are_a_sixth_and_two_fifths_of_the_horizon(epochs: int, expected: tuple[int, ...]) -> None:
-    assert rungs(epochs) == expected
-    assert first_pruning("promote", epochs) == (expected[0] if expected else None)
+@pytest.mark.parametrize("epochs", [*range(1, 12), 60, 94, 300])
+def test_the_default_rungs_are_whole_epochs_at_their_shares_of_the_horizon(epochs: int) -> None:
+    found = rungs(epochs)
+    assert found == tuple(sorted(set(found))) and all(1 <= rung < epochs for rung in found)
+    assert (len(found) == len(scheduling.RUNGS)) or epochs < 5
+    for rung, share in zip(found, scheduling.RUNGS, strict=False):
+        assert abs(rung - share * epochs) <= 0.5 or rung == 1
+    assert first_pruning("promote", epochs) == (found[0] if found else None)
     scheduler = SCHEDULERS["promote"](optuna.create_study(), epochs)
     paused = [n for n in range(1, epochs) if scheduler.after_epoch(at(0, *[0.5] * n), []) is Decision.PAUSE]
-    assert tuple(paused) == expected
+    assert tuple(paused) == found
 
 
 @pytest.mark.parametrize(
@@ -488,5 +490,5 @@ def test_the_expected_share_of_epochs_is_that_of_a_study_with_one_slot(epochs: i
     assert trained_share("promote", epochs) - 0.01 <= trained <= trained_share("promote", epochs) + 0.06
     finished = [trial for trial in trials.values() if trial.epochs == epochs]
     if epochs > 1:
-        assert len(finished) >= int(KEEP ** len(rungs(epochs)) * 200) - len(rungs(epochs))
+        assert len(finished) >= int(scheduling.KEEP ** len(rungs(epochs)) * 200) - len(rungs(epochs))
         assert max(trials.values(), key=lambda trial: trial.curve[0]) in finished

@@ -28,7 +28,17 @@ OPTIONS = {
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
     ("retrain",): {
-        *("--study", "--data", "--test-data", "--trial", "--finalists", "--seeds", "--baseline", "--retest"),
+        *(
+            "--study",
+            "--data",
+            "--test-data",
+            "--trial",
+            "--finalists",
+            "--seeds",
+            "--longer",
+            "--baseline",
+            "--retest",
+        ),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
     ("export",): {"--study", "--data", "--test-data", "--storage", "--results", "--cache"},
