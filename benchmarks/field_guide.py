@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from benchmarks.measuring import CPU, QUICK, training_batches
+from benchmarks.measuring import CPU, training_batches
 from data import cache, field_guide
 from data.augment import AugmentConfig
 from data.batches import EvaluationBatches
@@ -135,7 +135,7 @@ def write_contact_sheets(folder: Path) -> None:
     Image.fromarray(np.concatenate(rows)).save(folder / "overview.png")
 
 
-def main(*, pictures: int = QUICK.pictures or 1500, seeds: int = 3, contact_sheets: Path | None = None) -> None:
+def main(*, pictures: int = field_guide.DEFAULT_TOTAL, seeds: int = 3, contact_sheets: Path | None = None) -> None:
     """Print the table.
 
     Parameters

@@ -195,7 +195,7 @@ def quiet_study(
     trials: int,
     name: str = "benchmark",
     profile: Profile = QUICK,
-    pruner: str = "median",
+    scheduler: str = "promote",
     make_workers: MakeWorkers | None = None,
 ) -> Generator[tuple[SearchSession, Iterator[StudyEvent]]]:
     """Run a study on the CPU as `study.py` does, with its notes and plots, and with a screen that prints nothing.
@@ -215,14 +215,16 @@ def quiet_study(
         plan=Plan(trials=trials),
         name=name,
         profile=profile,
-        pruner=pruner,
+        scheduler=scheduler,
         slots=slots("cpu", None),
         results=results,
         make_workers=make_workers or LocalWorkers,
         make_notes=TrialNotes,
     ) as session:
         study, folder = session.study, session.folder
-        note = StudyNote(study, folder, catalog=pictures.catalog, split=pictures.split, profile=profile, trials=trials)
+        note = StudyNote(
+            study, folder, catalog=pictures.catalog, split=pictures.split, profile=session.profile, trials=trials
+        )
         note.write_note()
         console = make_console()
         console.quiet = True

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,7 +30,7 @@ import optuna
 from benchmarks.measuring import QUICK, Subprocess, quiet_study, spread
 from data.prepare import Pictures, default_cache, find_pictures, identity
 from model.training import EpochMetrics, Mistake
-from tests.stress.made_up_studies import fill, made_up_metrics
+from tests.stress.made_up_studies import PROFILE, fill, made_up_metrics
 from tests.stress.script import header, machine, row, run
 from tuning.database import IDENTITY
 from tuning.devices import Slot
@@ -94,13 +95,16 @@ def make_up(results: Path, finished: int, pictures: Pictures) -> None:
     load(results).set_user_attr(f"{IDENTITY}data", identity(pictures, handle))
 
 
+resumed = partial(quiet_study, name=NAME, profile=PROFILE, scheduler="median", make_workers=InstantWorkers)
+
+
 def per_trial(results: Path, trials: int, pictures: Pictures, slowest: int) -> tuple[list[float], list[float]]:
     """Run `trials` more trials in a copy of the study; return wall and CPU seconds of each one after the first."""
     profile, seconds = cProfile.Profile(), list[tuple[float, float]]()
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copytree(results, Path(scratch) / "copy"))
         wanted = count_trials(read_trials(load(copy))) + trials + 1  # the first one loads everything
-        with quiet_study(pictures, copy, trials=wanted, name=NAME, make_workers=InstantWorkers) as (_, events):
+        with resumed(pictures, copy, trials=wanted) as (_, events):
             since: tuple[float, float] | None = None
             for event in events:
                 if isinstance(event, TrialEnded):
@@ -127,7 +131,7 @@ def start(which: str, results: Path) -> Callable[[], tuple[float, float]]:
         if which == "optuna":
             load(results).get_trials(deepcopy=False)
             return time.perf_counter() - wall, time.process_time() - cpu
-        with quiet_study(pictures, results, trials=10**6, name=NAME, make_workers=InstantWorkers) as (_, events):
+        with resumed(pictures, results, trials=10**6) as (_, events):
             next(event for event in events if isinstance(event, TrialStarted))
             return time.perf_counter() - wall, time.process_time() - cpu
 

@@ -21,7 +21,7 @@ from tests.stress.script import STUDY, header, machine, row, run
 from tuning.folder import sqlite_url
 from tuning.trials import Outcome, count_trials, read_trials, top
 
-BASELINES = ("original recipe", "hand-tuned recipe")
+BASELINES = ("original recipe", "hand-tuned recipe", "best single guess")
 
 
 def main(*options: str, seeds: tuple[int, ...] = (0, 1, 2), trials: int = 40) -> None:

@@ -4,7 +4,7 @@
     python benchmarks/trials.py --plain-epochs 1                 # 20 minutes: the script's seconds from one epoch each
     python benchmarks/trials.py --trials 8 --epochs 3 --block 4  # a smaller study, the same ratios
 
-A study as `study.py` runs it, with its pruner, chooses the configurations. This program then trains the same ones
+A study as `study.py --scheduler median` runs it chooses the configurations. This program then trains the same ones
 without pruning, and the script (`peers.py`) without pruning and with Optuna's MedianPruner. This program's time is that
 of the real coordinator with workers, database, notes and plots, including the start of its workers; the script's
 process has already started. All take turns of `--block` trials. Between its turns a study's workers are suspended and
@@ -46,11 +46,11 @@ class Turn:
 class ThisProgram:
     """A study that trains some trials whenever it is called, and whose workers are suspended in between."""
 
-    def __init__(self, results: Path, profile: Profile, trials: int, pruner: str) -> None:
+    def __init__(self, results: Path, profile: Profile, trials: int, scheduler: str) -> None:
         """Open the study."""
         pictures = find_pictures(limit=QUICK.pictures)
         began = time.perf_counter()
-        self._opened = quiet_study(pictures, results, trials=trials, profile=profile, pruner=pruner)
+        self._opened = quiet_study(pictures, results, trials=trials, profile=profile, scheduler=scheduler)
         self._session, self._events = self._opened.__enter__()
         self._opening = time.perf_counter() - began
 
@@ -88,15 +88,19 @@ class ThisProgram:
 
 def plain_script(folder: Path, profile: Profile, pruner: str, epochs: int | None) -> Callable[[list[Parameters]], Turn]:
     """Create the plain script's study; return a function that trains configurations one after the other."""
+    from optuna.pruners import MedianPruner, NopPruner
+
     from benchmarks.peers import Files, PlainScript
-    from tuning.scheduling import PRUNERS
+    from tuning.scheduling import warmup_epochs
 
     pictures = find_pictures(limit=QUICK.pictures)
     train, validation = (
         Files.of(pictures.catalog, part.tolist()) for part in (pictures.split.train, pictures.split.validation)
     )
     folder.mkdir()
-    script = PlainScript(folder, profile, train, validation, pruner=PRUNERS[pruner](profile.epochs), epochs=epochs)
+    median = MedianPruner(n_startup_trials=5, n_warmup_steps=warmup_epochs(profile.horizon), n_min_trials=3)
+    chosen = median if pruner == "median" else NopPruner()
+    script = PlainScript(folder, profile, train, validation, pruner=chosen, epochs=epochs)
 
     def train_all(configurations: list[Parameters]) -> Turn:
         ended = [script.train(parameters) for parameters in configurations]
@@ -108,7 +112,7 @@ def plain_script(folder: Path, profile: Profile, pruner: str, epochs: int | None
 def compare(profile: Profile, trials: int, block: int, plain_epochs: int | None) -> None:
     """Print the table."""
     pruners = ["none"] if plain_epochs else ["none", "median"]  # the first epochs do not show what would be pruned
-    scale = profile.epochs / plain_epochs if plain_epochs else 1.0
+    scale = profile.horizon / plain_epochs if plain_epochs else 1.0
     names = [
         "this program, MedianPruner",
         "this program, no pruner",
@@ -159,7 +163,7 @@ def compare(profile: Profile, trials: int, block: int, plain_epochs: int | None)
         by_turn = spread([value / other for value, other in zip(column, seconds[1], strict=True)], 1)
         row(name, f"{total:,.0f}", ends, f"{total / totals[0]:.1f}", f"{total / totals[1]:.1f}", by_turn)
     if plain_epochs:
-        print(f"\nThe script's seconds are extrapolated from {plain_epochs} of {profile.epochs} epochs.")
+        print(f"\nThe script's seconds are extrapolated from {plain_epochs} of {profile.horizon} epochs.")
 
 
 def turn_seconds(turns: list[Turn]) -> float:
@@ -167,21 +171,21 @@ def turn_seconds(turns: list[Turn]) -> float:
     return sum(turn.seconds for turn in turns)
 
 
-def main(*, trials: int = 40, epochs: int | None = None, plain_epochs: int | None = None, block: int = 8) -> None:
+def main(*, trials: int = 40, epochs: int = 10, plain_epochs: int | None = None, block: int = 8) -> None:
     """Print the table.
 
     Parameters
     ----------
     epochs
-        Epochs of a trial; by default the quick profile's.
+        Epochs of a trial. The built-in pictures would be trained for more, and the script for days.
     plain_epochs
         Train only this many epochs with the script, and extrapolate its seconds.
     block
         Trials per turn.
     """
-    profile = replace(QUICK, epochs=epochs or QUICK.epochs)
+    profile = replace(QUICK, epochs=epochs)
     print(machine())
-    print(f"{trials} trials of {profile.epochs} epochs, in turns of {block}\n")
+    print(f"{trials} trials of {profile.horizon} epochs, in turns of {block}\n")
     compare(profile, trials, block, plain_epochs)
 
 

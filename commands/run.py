@@ -70,7 +70,7 @@ def run(
         A folder with one folder of pictures per class; or "field-guide", nine genera of mushrooms drawn by the program;
         or "kaggle", photographs of the same genera, downloaded.
     pictures
-        Use up to N pictures. By default the profile's number.
+        Use up to N pictures. By default all of them; of the field guide, 1,500 are drawn.
     study
         Name of the study, and of its folder under results/. By default the name of the data.
     profile
@@ -80,7 +80,8 @@ def run(
         Total number of trials, over all restarts. A trial counts once it has been trained, to its last epoch or until
         it was pruned.
     epochs
-        Epochs of a trial, unless it is pruned. By default the profile's number.
+        Epochs of a trial, unless it is pruned. By default a trial is shown as many pictures as the profile says, which
+        takes 8 to 300 epochs.
     timeout
         Stop after this many minutes; run the same command again to resume. By default there is no limit.
     patience

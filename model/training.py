@@ -222,7 +222,8 @@ def fit(
     with their states loaded. A batch is split into even micro-batches of up to `micro_batch` pictures whose gradients
     are accumulated (batch norm sees the micro-batches). Losses and gradients are read every `flush_every` steps, by
     default FLUSH_EVERY on a GPU and 1 elsewhere; the results do not depend on it. Raises `Diverged` for a step that
-    would not be finite, with weights and optimizer as they were before it, and for a validation loss that is not finite.
+    would not be finite, with weights and optimizer as they were before it, and for a validation loss that is not
+    finite.
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)

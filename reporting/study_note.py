@@ -107,7 +107,7 @@ def _about(catalog: Catalog, split: Split, profile: Profile, space: list[str]) -
     sizes = ", ".join(map(str, profile.sizes))
     lines = [
         f"A search for the best small CNN for {len(catalog.kept):,} pictures of {len(catalog.classes)} classes "
-        f"({pictures}). Each trial trains one configuration from scratch, for {profile.epochs} epochs unless it is "
+        f"({pictures}). Each trial trains one configuration from scratch, for {profile.horizon} epochs unless it is "
         "pruned. Its value is the top-1 accuracy of its best epoch on the validation set; the test set is not used.",
         "",
         f"Image sizes are {sizes} px, network widths {profile.widths[0]:g} to {profile.widths[1]:g}, where 1 is 32 to "

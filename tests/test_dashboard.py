@@ -146,7 +146,7 @@ def described(tiny: Tiny, study: optuna.Study, folder: Path, classes: Sequence[s
         folder,
         catalog=named,
         split=split(found),
-        profile=PROFILES["quick"],
+        profile=PROFILES["quick"].fitted(64, 1063),
         trials=len(study.get_trials(deepcopy=False)),
     ).update()
 

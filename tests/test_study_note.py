@@ -52,7 +52,9 @@ def scanned(folder: Path, cache: Path) -> Catalog:
 
 
 def note_of(study: optuna.Study, folder: Path, found: Catalog, *, trials: int = 40) -> StudyNote:
-    return StudyNote(study, folder, catalog=found, split=split(found), profile=PROFILES["quick"], trials=trials)
+    return StudyNote(
+        study, folder, catalog=found, split=split(found), profile=PROFILES["quick"].fitted(64, 1063), trials=trials
+    )
 
 
 def updated(study: optuna.Study, folder: Path, found: Catalog) -> str:
@@ -121,7 +123,7 @@ def test_many_classes_have_no_table(tmp_path: Path) -> None:
     assert len(pictures) > SHOWN_CLASSES
     many = replace(plain, classes=tuple(sorted(one.path for one in pictures)), pictures=pictures)
     study = made_up_study([])
-    settings = {"split": split(plain), "profile": PROFILES["quick"], "trials": 1}
+    settings = {"split": split(plain), "profile": PROFILES["quick"].fitted(64, 1063), "trials": 1}
     StudyNote(study, tmp_path, catalog=many, **settings).update()
     assert "60 pictures of 60 classes" in get_note(study)
     assert "<table>" not in rendered(get_note(study))

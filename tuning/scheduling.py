@@ -80,8 +80,8 @@ class PrunerScheduler:
 class PromotionScheduler:
     """Asynchronous successive halving with promotion (Li et al. 2020, arXiv:1810.05934).
 
-    Every trial pauses at each rung, and the best share of those that reached it is promoted to the next one. A trial that
-    fell behind early can still be promoted later, which pruning for good rules out.
+    Every trial pauses at each rung, and the best share of those that reached it is promoted to the next one. A trial
+    that fell behind early can still be promoted later, which pruning for good rules out.
     """
 
     def __init__(self, rungs: Sequence[int], keep: float) -> None:

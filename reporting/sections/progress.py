@@ -107,7 +107,7 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
                 if rho >= 0.7
                 else "often did not end ahead"
                 if rho >= 0.4
-                else "rarely ended ahead: early values say little here, so try --pruner none"
+                else "rarely ended ahead: early values say little here, so try --scheduler none"
             )
             texts.append(
                 f"Of {plural(count, 'trial')} trained to the end, those ahead by then {verdict} (rank correlation "
