@@ -209,6 +209,7 @@ class Screen:
         self._trials, self._slots, self._expected = trials, slots, expected
         self._searches, self._unit = searches, "trial" if searches else "run"
         self._running: dict[int, _Running] = {}
+        self._paused = {trial.number for trial in read_trials(study) if trial.is_paused}
         self._began, self._ended_here = time.monotonic(), 0
         self._stopping = False
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
@@ -251,7 +252,9 @@ class Screen:
                     final=event.assignment.final,
                     epoch_seconds=self._expected / event.assignment.epochs,
                 )
-                if event.attempt > 1:
+                if event.number in self._paused:
+                    self._paused.remove(event.number)
+                elif event.attempt > 1:
                     fewer = event.micro_batch
                     short = f", in micro-batches of {fewer} as memory was short" if fewer else ""
                     self._line(event.number, None, f"resumed from its last checkpoint{short}")
@@ -265,6 +268,7 @@ class Screen:
                     running.share = max(running.share or 0.0, progress.share)
             case TrialPaused():
                 self._running.pop(event.slot, None)
+                self._paused.add(event.number)
             case TrialEnded():
                 self._end(event)
                 if self._live.is_started:
@@ -274,6 +278,7 @@ class Screen:
 
     def _end(self, ended: TrialEnded) -> None:
         running = self._running.pop(ended.slot, None) if ended.slot is not None else None
+        self._paused.discard(ended.number)
         if ended.outcome is None:
             self._line(ended.number, None, ended.reason)
             return

@@ -24,7 +24,7 @@ from tuning.devices import Slot
 from tuning.events import Ending, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
 from tuning.jobs import Assignment, Progress
 from tuning.session import SearchSession, open_session
-from tuning.trials import METRIC, Outcome
+from tuning.trials import METRIC, Outcome, write_paused
 
 
 def terminal(width: int = 80) -> Console:
@@ -159,6 +159,20 @@ def test_the_time_left_follows_the_forecast_until_enough_trials_have_ended() -> 
     for number in range(4):
         shown.show(ended(number, Outcome.COMPLETE, "", 0.5, slot=None))
     assert shown.seconds_left < 60.0
+
+
+def test_a_paused_trial_that_is_resumed_is_not_said_to_have_been_interrupted() -> None:
+    """Nearly every trial is paused; also if that was in an earlier run."""
+    console, earlier = log(), study([0.5])
+    write_paused(earlier.ask())
+    with screen.Screen(console, earlier, trials=3, slots=1, expected=60.0) as shown:
+        shown.show(started(0, 1, attempt=2))
+        shown.show(TrialPaused(slot=0, number=1))
+        shown.show(started(0, 1, attempt=3))
+        assert lines(console) == []
+        shown.show(started(0, 1, attempt=4))
+        shown.show(ended(1, Outcome.PRUNED, "pruned after epoch 4", 0.25, slot=None))
+    assert ["resumed" in line for line in lines(console)] == [True, False]
 
 
 def test_a_paused_trial_frees_its_row() -> None:

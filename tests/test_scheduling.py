@@ -447,6 +447,32 @@ def test_a_trial_that_fell_behind_is_promoted_once_enough_worse_ones_have_come()
     assert scheduler.for_free_slot([*trials, at(3, 0.1, paused=True)], new_wanted=False) == Resume(1)
 
 
+def test_in_a_small_study_the_best_trial_is_promoted_once_no_new_ones_are_wanted() -> None:
+    """With a share of 30 % and two rungs, a study of fewer than 14 trials would have trained none to its end."""
+    scheduler = PromotionScheduler([1, 2], keep=0.3)
+    trials = [at(0, 0.3, paused=True), at(1, 0.5, paused=True), at(2, 0.4, paused=True)]
+    assert scheduler.for_free_slot(trials, new_wanted=True) is None
+    assert scheduler.for_free_slot(trials, new_wanted=False) == Resume(1)
+    trials[1] = at(1, 0.5, 0.5)
+    assert scheduler.for_free_slot(trials, new_wanted=False) is None, "the best one is running"
+    trials[1] = at(1, 0.5, 0.5, paused=True)
+    assert scheduler.for_free_slot(trials, new_wanted=False) == Resume(1)
+    trials[1] = at(1, 0.5, 0.5, 0.6)
+    assert scheduler.for_free_slot(trials, new_wanted=False) is None
+
+
+@pytest.mark.parametrize("trials", [1, 3])
+def test_a_study_of_few_trials_with_the_default_scheduler_trains_one_to_its_end(
+    tiny: Tiny, tmp_path: Path, trials: int
+) -> None:
+    study = tiny.at(tmp_path)
+    coordinator = study.coordinator(trials, make_scheduler=lambda study: PromotionScheduler(RUNGS, scheduling.KEEP))
+    list(coordinator.run())
+    assert_finished(study, coordinator, trials)
+    ended = [trial.outcome for trial in read(study)]
+    assert sorted(map(str, ended)) == ["complete"] + ["pruned"] * (trials - 1)
+
+
 @pytest.mark.parametrize("epochs", [*range(1, 12), 60, 94, 300])
 def test_the_default_rungs_are_whole_epochs_at_their_shares_of_the_horizon(epochs: int) -> None:
     found = rungs(epochs)

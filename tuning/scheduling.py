@@ -94,11 +94,16 @@ class PromotionScheduler:
         return Decision.PAUSE if trial.epochs in self._rungs else Decision.CONTINUE
 
     def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
-        """Resume the best paused trial of the highest rung that has one among its best share."""
+        """Resume the best paused trial of the highest rung that has one among its best share.
+
+        Once no new trials are wanted, a rung's best trial is promoted however few have reached it, so that even a small
+        study trains one to its end.
+        """
         for rung in reversed(self._rungs):
             reached = [trial for trial in trials if trial.epochs >= rung]
             reached.sort(key=lambda trial: (-max(list(trial.curve.values())[:rung]), trial.number))
-            for trial in reached[: int(self._keep * len(reached))]:
+            promoted = max(int(self._keep * len(reached)), 0 if new_wanted else 1)
+            for trial in reached[:promoted]:
                 if trial.is_paused and trial.epochs == rung:
                     return Resume(trial.number)
         return None
