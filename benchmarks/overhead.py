@@ -96,6 +96,7 @@ def make_up(results: Path, finished: int, pictures: Pictures) -> None:
 
 
 resumed = partial(quiet_study, name=NAME, profile=PROFILE, scheduler="median", make_workers=InstantWorkers)
+"""Resumes the made-up study, with the settings that it has."""
 
 
 def per_trial(results: Path, trials: int, pictures: Pictures, slowest: int) -> tuple[list[float], list[float]]:

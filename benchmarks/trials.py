@@ -177,7 +177,7 @@ def main(*, trials: int = 40, epochs: int = 10, plain_epochs: int | None = None,
     Parameters
     ----------
     epochs
-        Epochs of a trial. The built-in pictures would be trained for more, and the script for days.
+        Epochs of a trial; a study of the built-in pictures trains for more by default.
     plain_epochs
         Train only this many epochs with the script, and extrapolate its seconds.
     block

@@ -468,7 +468,14 @@ def test_a_history_of_wrong_types_is_refused(tmp_path: Path) -> None:
         **dict.fromkeys(("train_loss", "train_top1", "validation_loss", "top1", "top3", "lr", "seconds"), 0.5),
         **{"epoch": 0, "confusion": [[1]], "peak_memory": 1, "mistakes": []},
     }
-    fields = {"format": checkpoint.FORMAT, "attempt": 1, "job_digest": "x", "model": {}, "optimizer": None}
+    fields = {
+        "format": checkpoint.FORMAT,
+        "attempt": 1,
+        "job_digest": "x",
+        "model": {},
+        "averaged": None,
+        "optimizer": None,
+    }
     torch.save(fields | {"history": [record]}, tmp_path / "good.pt")
     assert checkpoint.load(tmp_path / "good.pt").history[0].top1 == 0.5
     for change in ({"top1": "0.5"}, {"confusion": [["x"]]}, {"epoch": None}, {"validat\0\x1b[31mn_loss": 1.0}):

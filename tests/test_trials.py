@@ -50,9 +50,10 @@ class PrunesFrom2(NopPruner):
 
 @pytest.fixture(scope="module")
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Both baselines, a pruned trial, one that another program enqueued and one that it finished."""
+    """Two baselines, a pruned trial, one that another program enqueued and one that it finished."""
     study = tiny.at(tmp_path_factory.mktemp("trained"))
-    stored = study.open(pruner=PrunesFrom2(), first_trials=baselines(TINY))
+    recipes = {name: baselines(TINY)[name] for name in (ORIGINAL, HAND_TUNED)}
+    stored = study.open(pruner=PrunesFrom2(), first_trials=recipes)
     list(study.coordinator(3, study=stored).run())
     stranger = study.open()
     stranger.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"environment": "a laptop", "config": [1]}))
