@@ -344,7 +344,7 @@ def print_best(console: Console, study: optuna.Study) -> None:
     trials = read_trials(study)
     best = top(trials, SHOWN_TRIALS)
     if not best:
-        console.print("No trial has been trained to its end yet.")
+        console.print("No trial has been trained to the end yet.")
         return
     baselines = [trial for trial in top(trials, len(trials)) if trial.baseline]
     rows = {trial.number: _cells(trial) for trial in best + baselines}
@@ -429,7 +429,7 @@ def print_sizes(console: Console, items: list[Item]) -> None:
     table.add_column("path", overflow="fold")
     for item in items:
         table.add_row(Text(item.name), f"{item.size / 2**20:,.1f}", Text(str(item.path)))
-    console.print(table if items else "No studies and no caches.")
+    console.print(table if items else "No studies or caches.")
     if items:
         console.print("Remove with: python study.py clean NAME ...")
 

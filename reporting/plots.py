@@ -204,8 +204,8 @@ def importances(found: Importances | None) -> go.Figure | None:
         customdata=[row.chance for row in rows],
         mode="markers",
         marker={"symbol": "line-ns", "size": 16, "line": {"color": RED, "width": 2.5}},
-        hovertemplate="chance reaches %{customdata:.1%}<extra></extra>",
-        name="what chance reaches",
+        hovertemplate="chance level %{customdata:.1%}<extra></extra>",
+        name="chance level",
     )
     figure.update_xaxes(title="share of the importance", tickformat=".0%", range=[0, 1.02 * end])
     figure.update_yaxes(type="category", automargin=True)

@@ -433,7 +433,7 @@ def test_a_mistyped_study_is_an_error_that_lists_the_studies(retrained: Tiny) ->
     [
         (["--trial", "99"], "--trial 99 does not exist in 'tiny': choose one of 0 to 2"),
         (["--finalists", "0"], "--finalists must be >= 1, but got 0"),
-        (["--seeds", "1.5"], "--seeds must be a whole number, but got '1.5'"),
+        (["--seeds", "1.5"], "--seeds must be an integer, but got '1.5'"),
         (["--trial", "-1"], "--trial must be >= 0, but got -1"),
     ],
 )

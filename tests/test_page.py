@@ -280,7 +280,7 @@ class TestUnusualStudies:
         assert "an older one" not in text
         assert not (tmp_path / "plots" / "importances.html").exists()
         assert "1 trained trial cannot show what matters" in text
-        assert f"{100 * (trials[0].value or 0.0):.1f} %; there is no other yet" in text
+        assert f"{100 * (trials[0].value or 0.0):.1f} %; it is the only one so far" in text
 
     def test_with_one_epoch_and_nothing_beside_the_database(self, tmp_path: Path) -> None:
         """A trial finished by another program has no configuration, no slot and no confusion matrix."""
