@@ -23,8 +23,8 @@ PLAIN_EVERY = 3
 """Number of views of which one is plain: the original recipe shows each picture itself and two augmented copies."""
 
 EVALUATION_PICTURES, EVALUATION_PIXELS = 256, 2**21
-"""Most pictures, and most pixels in all, evaluated at a time: 32 pictures of 256 px. 256 of those would take about 7 GB
-in a network of half the original recipe's width."""
+"""Largest number of pictures, and of pixels in total, evaluated at a time: 32 pictures of 256 px. With 256 of those, a
+network of half the original recipe's width would take about 7 GB."""
 
 COPIED = 256
 """Number of pictures copied at a time to a GPU that keeps them all; together they might not fit into host memory."""

@@ -90,7 +90,7 @@ def write(found: Mapping[str, go.Figure], folder: Path, *, name: str, trials: in
 
 
 def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str, go.Figure]:
-    """Return the figures that can be drawn of these trials, by the name of their page."""
+    """Return the figures that can be drawn from these trials, by the name of their page."""
     many = analysis.sampled(trials, MOST_POINTS)
     if not many:
         return {}

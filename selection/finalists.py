@@ -120,7 +120,7 @@ def baseline_candidates(study: optuna.Study) -> list[Candidate]:
 
 
 def replay(candidate: Candidate, trial: Trial) -> FixedRun:
-    """Return a run that repeats a trial with the same seed and number of epochs. Raises StudyError."""
+    """Return a run that repeats a trial with its seed and epochs. Raises StudyError if another program trained it."""
     if trial.seed is None or trial.result is None:
         raise StudyError(f"--trial {trial.number} was not trained by this program: choose another one")
     return FixedRun(

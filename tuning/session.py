@@ -43,11 +43,11 @@ from tuning.trials import read_trials, write_trials_csv
 from tuning.workers import LocalWorkers
 
 MakeWorkers = Callable[[Sequence[Slot]], Workers]
-"""Returns workers for these slots, such as `LocalWorkers`."""
+"""Function that returns workers for the slots, such as `LocalWorkers`."""
 Describe = Callable[[optuna.Trial, TrialRecord], None]
 """Function that adds pictures and notes to a trial before it is reported as finished."""
 MakeNotes = Callable[[Path, CacheHandle], Describe]
-"""Returns what describes the trials of a study, given its folder and pictures."""
+"""Function that returns a `Describe` for a study, given its folder and pictures."""
 
 
 class Space(Protocol):

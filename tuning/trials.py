@@ -80,7 +80,7 @@ class Result:
     peak_memory: int | None
     """Peak memory in bytes."""
     per_class: Sequence[float | None] | None
-    """Top-1 of each class; None for a class without pictures, and for a list too long for the database."""
+    """Top-1 of each class, or None for a class without pictures; None as a whole if too long for the database."""
     confusion: Sequence[Sequence[int]] | None
     """Number of pictures by true class and predicted class; None if it is too long for the database."""
 
@@ -216,7 +216,7 @@ class Trial:
 
     @cached_property
     def config(self) -> Config | None:
-        """The configuration; None before the trial has started, or if this version of the space cannot read it."""
+        """Configuration of the trial; None before it has started, or if this version of the space cannot read it."""
         try:
             return Config.from_dict(self._attributes["config"])
         except (KeyError, TypeError, ValueError):
