@@ -150,7 +150,7 @@ def test_a_configuration_of_another_search_space_is_an_error_naming_the_run(
     fixed_runs.enqueue(study, runs[:1], tmp_path)
     trial = study.ask()
     trial.set_user_attr("config", {"image_size": 32})
-    with pytest.raises(StudyError, match=r"trial 3, seed 1 of 2, .*search_space\.py"):
+    with pytest.raises(StudyError, match=r"trial 3, seed 1 of 2 .*search_space\.py"):
         fixed_runs.assign(trial)
 
 
