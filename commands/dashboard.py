@@ -25,7 +25,7 @@ def dashboard(
     Parameters
     ----------
     port
-        Port to serve on. By default 8080, or any other that is free.
+        Port to serve on. By default 8080, or any free port if that is taken.
     """
     import warnings
     import webbrowser

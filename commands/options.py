@@ -90,12 +90,12 @@ DeviceOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     count(PLACE),
-    Parameter(help="Number of trials to train at once. By default one per CPU core or GPU; more share the GPUs."),
+    Parameter(help="Number of trials to train at once. By default one per CPU core or GPU; if more, they share the GPUs."),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
     choice(PLACE),
-    Parameter(help='Precision of training: "float32", "bfloat16", or "auto", bfloat16 where the hardware has it.'),
+    Parameter(help='Precision of training: "float32", "bfloat16", or "auto", bfloat16 if the hardware supports it.'),
 ]
 # Options of the commands that use an existing study
 StudyOption = Annotated[

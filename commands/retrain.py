@@ -55,8 +55,8 @@ def retrain(
     seeds
         Number of seeds for each of them. The best mean validation top-1 wins.
     baseline
-        For comparison, train the baselines that every study starts with in the same way, and the hand-tuned recipe also
-        without its warm-up.
+        For comparison, give the same training to the baselines that every study starts with, and to the hand-tuned
+        recipe without its warm-up.
     retest
         Use the test set even if other networks have been tested on it, which makes the result optimistic.
     """

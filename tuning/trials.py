@@ -80,7 +80,7 @@ class Result:
     peak_memory: int | None
     """Peak memory in bytes."""
     per_class: Sequence[float | None] | None
-    """Top-1 of each class, or None for a class without pictures; None as a whole if too long for the database."""
+    """Top-1 of each class, or None for a class without pictures; None if the list is too long for the database."""
     confusion: Sequence[Sequence[int]] | None
     """Number of pictures by true class and predicted class; None if it is too long for the database."""
 
