@@ -228,14 +228,16 @@ def quiet_study(
         console.quiet = True
         screen = Screen(console, study, trials=trials, slots=len(session.slots), expected=10.0)
 
-        def events() -> Iterator[StudyEvent]:
-            for event in session.run():
-                screen.show(event)
-                note.receive(event)
-                yield event
+        def events() -> Generator[StudyEvent]:
+            with contextlib.closing(session.run()) as run:
+                for event in run:
+                    screen.show(event)
+                    note.receive(event)
+                    yield event
             note.update()
 
-        yield session, events()
+        with contextlib.closing(events()) as shown:
+            yield session, shown
 
 
 @contextlib.contextmanager
