@@ -205,7 +205,7 @@ def _apply(
     values: npt.NDArray[np.float32],
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Replace these rows with `step(pictures, values)`, a few at a time on a CPU, so that they fit into its cache."""
+    """Replace these rows with `step(pictures, values)`, on a CPU a few at a time, so that they fit into its cache."""
     at_once = max(1, CACHED_PIXELS // pictures[0, 0].numel()) if pictures.device.type == "cpu" else len(rows)
     for start in range(0, len(rows), max(1, at_once)):
         some = rows[start : start + at_once]

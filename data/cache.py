@@ -148,7 +148,7 @@ def _intact(handle: CacheHandle, size: int, pictures: int) -> bool:
 
 
 def _images(handle: CacheHandle, size: int, pictures: int) -> npt.NDArray[np.uint8] | None:
-    """Return the memory map; None if it is missing, misshapen or truncated (numpy does not map too short a file)."""
+    """Return the memory map; None if the file is missing, truncated (numpy refuses to map it) or misshapen."""
     try:
         images = np.lib.format.open_memmap(_images_path(handle.directory, size), mode="r")
     except Exception as error:  # on a damaged header, also whatever Python's own tokenizer and parser raise

@@ -68,7 +68,7 @@ class Picture:
     content_hash: str
     """BLAKE2b of the bytes, 32 hex digits; "" if the file was not read."""
     group: str
-    """Smallest content hash among its near-duplicates and itself; "" if the file was not read."""
+    """Smallest content hash of the picture and its near-duplicates; "" if the file was not read."""
 
 
 @dataclass(frozen=True, kw_only=True)

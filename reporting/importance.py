@@ -63,7 +63,7 @@ class Importances:
     trials: int
     """Number of trained trials that the importances are computed from."""
     best: int
-    """Number of trials above the quantile."""
+    """Number of trials above the quantile, which count as the best."""
     pruned: int
     """Number of trials that ended early and count with the best value they had reached."""
     rare: dict[str, int]

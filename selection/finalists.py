@@ -39,16 +39,16 @@ class Candidate:
 
     name: str
     trial: int
-    """Number of the trial that has this configuration, or that it is derived from."""
+    """Number of the trial that has this configuration, or from which this configuration is derived."""
     config: Config
     recorded: float
     """The trial's validation top-1 in the study, 0 to 1."""
     epoch_seconds: float
     """Seconds per epoch that the trial took."""
     complete: bool = True
-    """Whether the study trained it to its last epoch, so that `recorded` is comparable with the new runs."""
+    """Whether the study trained the trial to its last epoch, so that `recorded` is comparable with the new runs."""
     baseline: bool = False
-    """Whether it is trained only for comparison and cannot win."""
+    """Whether the candidate is trained only for comparison and cannot win."""
 
     def runs(self, seeds: list[int]) -> list[FixedRun]:
         """Return one run per seed, on the training set."""
@@ -136,7 +136,7 @@ def replay(candidate: Candidate, trial: Trial) -> FixedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A candidate with its runs, from which it is ranked."""
+    """A candidate and its runs, by which it is ranked."""
 
     candidate: Candidate
     runs: tuple[Trial, ...]

@@ -105,7 +105,7 @@ class _Live:
     micro_batch: int | None
     """Pictures per forward pass if memory was short; None for whole batches."""
     prunable: bool
-    """Whether the scheduler decides about it; baselines are always trained to their last epoch."""
+    """Whether the scheduler decides about the trial; baselines are always trained to their last epoch."""
     reported: set[int]
     """Number of epochs that have been reported to the study."""
     decided: int
@@ -475,7 +475,7 @@ class Coordinator:
         return TrialEnded(number=trial.number, outcome=outcome, reason=reason, value=value, slot=slot)
 
     def _watch_uncounted(self, outcome: Outcome, reason: str) -> None:
-        """Raise StudyError when too many trials in a row did not count."""
+        """Raise StudyError if too many trials in a row produced no result."""
         if outcome not in (Outcome.INFEASIBLE, Outcome.DUPLICATE, Outcome.FAILED):
             self._uncounted.clear()
             return

@@ -26,8 +26,8 @@ from tuning.trials import METRIC
 IDENTITY = "identity:"
 """Prefix of study attributes that must not change."""
 LOCKED_SECONDS = 300.0
-"""Seconds that SQLite waits for another program to release the database; its own default of 5 is short for a slow disk
-or a backup in progress. Ctrl-C takes effect when the wait is over."""
+"""Seconds that SQLite waits for another program to release the database; its default of 5 s is too short for a slow
+disk or a backup in progress. Ctrl-C takes effect when the wait is over."""
 ANOTHER = "use another study with --study NAME or another database with --storage URL"
 WAYS_OUT = {
     "database is locked": f"another program has held it for more than {LOCKED_SECONDS:.0f} s: close that program, then "

@@ -255,7 +255,7 @@ class Trial:
 
     @property
     def slot(self) -> int | None:
-        """Index of the slot that trained it last."""
+        """Index of the slot that trained the trial last."""
         return self._attributes.get("slot")
 
     @property
@@ -265,7 +265,7 @@ class Trial:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Facts of the machine that trained it last, as `tuning.environment` returns them."""
+        """Facts of the machine that trained the trial last, as `tuning.environment` returns them."""
         stored = self._attributes.get("environment")
         return stored if isinstance(stored, dict) else {}
 

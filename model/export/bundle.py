@@ -66,7 +66,7 @@ class Bundle:
     """Everything about an exported network except its weights; raises ValueError for impossible values."""
 
     model: ModelConfig
-    """The architecture."""
+    """Architecture of the network."""
     classes: tuple[str, ...]
     """Class names, unique and not empty, in the order of the logits."""
     image_size: int
