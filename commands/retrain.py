@@ -55,8 +55,8 @@ def retrain(
     seeds
         Number of seeds for each of them. The best mean validation top-1 wins.
     baseline
-        For comparison, give the same training to the baselines that every study starts with, and to the hand-tuned
-        recipe without its warm-up.
+        Also train the baselines that every study starts with, for comparison, and the hand-tuned recipe once more
+        without its warm-up.
     retest
         Use the test set even if other networks have been tested on it, which makes the result optimistic.
     """

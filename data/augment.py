@@ -5,7 +5,7 @@ config -> `draw`: one or two of the six for each picture, as one homography and 
 from -1 to 1 between the picture's outer edges, so that pixel i of S has its centre at (2i + 1) / S - 1
 (`align_corners=False`). Steps are composed by matrix product, so that two of them interpolate the picture only once.
 
-Compared with a loop over torchvision's operations in benchmarks/README.md.
+benchmarks/README.md compares the speed with that of a loop over torchvision's operations.
 """
 
 from collections.abc import Callable

@@ -77,7 +77,7 @@ def build(
 ) -> CacheHandle:
     """Decode the kept pictures at each size (pixels), except at sizes whose files exist and are intact.
 
-    Raises DataError if the folder cannot be written, has too little room, or a picture has changed since the scan.
+    Raises DataError if the folder cannot be written or has too little room, or if a picture has changed since the scan.
     """
     directory = cache_dir / "pictures" / catalog.fingerprint
     handle = CacheHandle(

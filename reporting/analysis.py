@@ -138,7 +138,7 @@ class BoundHint:
     upper: bool
     bound: float
     value: float
-    """Value in the best trial."""
+    """Parameter's value in the best trial."""
     at_bound: int
     """Number of the best trials that are at this bound, the very best included."""
     among: int

@@ -28,7 +28,7 @@ from tuning.session import OpenStudy, Session
 from tuning.trials import METRIC, Outcome, Trial, read_trials, top
 
 KIND = "finalists"
-"""Suffix of the sibling study's name, and its folder within the study's."""
+"""Suffix of the sibling study's name, and name of its folder inside the study's folder."""
 STREAM = 2**32 - 1
 """Number used instead of a trial's to derive the finalists' seeds; no trial has such a high number."""
 

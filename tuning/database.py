@@ -37,7 +37,7 @@ WAYS_OUT = {
     "gone": f"put it back, or {ANOTHER}",
     "malformed": f"restore it from a backup, or {ANOTHER}",
 }
-"""Fix to suggest, by a phrase in the database's message. Every finished epoch is also in a trial's checkpoint."""
+"""Fixes to suggest, each by a phrase in the database's error message."""
 NETWORK_FILE_SYSTEMS = {
     "nfs",
     "nfs4",

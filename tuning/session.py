@@ -23,8 +23,8 @@ from optuna.samplers import BaseSampler
 
 from data import Track, no_track
 from data.cache import CacheHandle
-from data.changes import describe
 from data.prepare import Pictures, default_cache, find_pictures, identity
+from data.report import describe, write_report
 from data.sources import NAMES
 from search_space import PROFILES, Config, Profile, baselines, suggest
 from tuning import StudyError, database, devices, forecast, settings
@@ -236,18 +236,18 @@ def open_session(
         plan: How many trials are trained, and when the run stops. The FLOPs budget is by default the profile's.
         name: Name of the study and of its folder; by default the data set's.
         profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
-        space: Samples the configurations.
+        space: Function that samples the configurations.
         sampler: A name in `SAMPLERS`, or a sampler.
         pruner: A name in `PRUNERS`, or a pruner.
-        make_scheduler: Returns the scheduler of the opened study.
-        seed: Seeds the search and every trial.
+        make_scheduler: Function that returns the scheduler of the opened study.
+        seed: Seed of the search and of every trial.
         slots: Where trials are trained; by default one per CPU core or GPU.
         results: The folder of all studies.
         storage: URL of the database; by default an SQLite file in the study's folder.
         cache_dir: Where decoded pictures are kept; by default the user's cache folder.
-        track: Shows the progress of decoding.
-        make_workers: Returns workers for the slots.
-        make_notes: Returns what adds notes and pictures to trials, such as `reporting.trial_note.TrialNotes`.
+        track: Function that shows the progress of decoding.
+        make_workers: Function that returns workers for the slots.
+        make_notes: Returns the function that describes trials, such as `reporting.trial_note.TrialNotes`.
         argv: Command-line arguments to store for later commands.
 
     Raises StudyError if another coordinator holds the study, if it was started with other settings, or if its folder or
@@ -283,7 +283,7 @@ def open_session(
                 identity=facts | describe_space(draw),
                 first_trials=baselines(profile),
             )
-            pictures.catalog.write_report(folder / "data_report.csv", pictures.split)
+            write_report(pictures.catalog, folder / "data_report.csv", pictures.split)
             started = Settings(
                 data=pictures.source if pictures.source in NAMES else _absolute(Path(pictures.source)),
                 test_data=_absolute(pictures.test_data) if pictures.test_data else None,
