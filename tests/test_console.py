@@ -68,9 +68,7 @@ def started(
 ) -> TrialStarted:
     point = config()
     work = Assignment(config=point, seed=0, epochs=point.training.epochs, key=point.digest, name=name)
-    return TrialStarted(
-        slot=slot, number=number, attempt=attempt, assignment=work, micro_batch=micro_batch
-    )
+    return TrialStarted(slot=slot, number=number, attempt=attempt, assignment=work, micro_batch=micro_batch)
 
 
 def epoch(number: int, top1: float) -> EpochMetrics:
