@@ -24,7 +24,7 @@ from optuna.samplers import BaseSampler
 from data import Track, no_track
 from data.cache import CacheHandle
 from data.prepare import Pictures, default_cache, find_pictures, identity
-from data.report import describe, write_report
+from data.report import describe_changes, write_report
 from data.sources import NAMES
 from search_space import PROFILES, Config, Profile, baselines, suggest
 from tuning import StudyError, database, devices, forecast, settings
@@ -123,7 +123,7 @@ class OpenStudy:
         handle = pictures.decode(sizes, cache_dir=cache_dir, track=track)
         then, now = self.data_identity, identity(pictures, handle)
         if then != now:
-            changes = describe(self.folder / "data_report.csv", pictures.catalog, pictures.split)
+            changes = describe_changes(self.folder / "data_report.csv", pictures.catalog, pictures.split)
             raise StudyError(
                 f"the pictures in {source} have changed since study '{self.name}' was started: {then} -> {now}"
                 f"{f' ({changes})' if changes else ''}: restore them, say where they are now with --data PATH, or "
