@@ -29,7 +29,7 @@ from tests.stress.script import header, machine, row, run
 BATCHES = (1, 32)
 TURNS = 25
 PICTURES_PER_TURN = 32
-"""Pictures that each turn reads, in batches: a single batch of one is too short to be timed."""
+"""Number of pictures that each turn reads, in batches: a single batch of one is too short to be timed."""
 
 Run = Callable[[npt.NDArray[np.uint8]], object]
 

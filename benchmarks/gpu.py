@@ -1,13 +1,13 @@
-"""One GPU: the hand-tuned recipe at full size against bare steps, the data path against a DataLoader, several trials.
+"""Speed on one GPU: training compared with bare steps, the data path with a DataLoader, and several trials at once.
 
     python benchmarks/gpu.py                                     # about 10 minutes; "not measured" without a GPU
     python benchmarks/gpu.py --pictures 640 --size 128 --turns 3
     python benchmarks/gpu.py --device cpu --pictures 64 --size 32 --width 0.25 --turns 2     # does it run at all?
 
-An epoch is 4,700 made-up pictures of 256 px, three views each, one of them plain, batches of 32, with the hand-tuned
-recipe's network and optimizer. Bare steps are the same number of steps on one batch that stays on the GPU, in the same
-precision.
-Last, 1, 2 and 4 processes train on the GPU at the same time, to see whether several trials at once pay off.
+An epoch trains the hand-tuned recipe's network on 4,700 made-up pictures of 256 px, with three views each, two of them
+augmented, in batches of 32. Bare steps are the same number of steps on one batch that stays on the GPU, in the same
+precision. Finally, 1, 2 and 4 processes train on the GPU at the same time, to see whether several trials at once pay
+off.
 """
 
 import statistics

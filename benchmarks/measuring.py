@@ -111,7 +111,7 @@ def gentle(config: Config) -> Config:
 def endless_epochs(
     config: Config, batches: Batches, part: Part, precision: Precision, device: torch.device = CPU
 ) -> Iterator[EpochMetrics]:
-    """Train as a worker does, an epoch whenever asked; validation is two pictures, so that it takes no time."""
+    """Train as a worker does, one epoch per iteration; validation is two pictures, so that it takes no time."""
     validation = EvaluationBatches(some(part, 2), device=device)
     model = MushroomCNN(config.model).to(device)
     return fit(model, batches, validation, gentle(config).training, seed=0, precision=precision)
@@ -230,14 +230,16 @@ def quiet_study(
         console.quiet = True
         screen = Screen(console, study, trials=trials, slots=len(session.slots), expected=10.0)
 
-        def events() -> Iterator[StudyEvent]:
-            for event in session.run():
-                screen.show(event)
-                note.receive(event)
-                yield event
+        def events() -> Generator[StudyEvent]:
+            with contextlib.closing(session.run()) as run:
+                for event in run:
+                    screen.show(event)
+                    note.receive(event)
+                    yield event
             note.update()
 
-        yield session, events()
+        with contextlib.closing(events()) as shown:
+            yield session, shown
 
 
 @contextlib.contextmanager

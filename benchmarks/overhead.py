@@ -124,7 +124,7 @@ def per_trial(results: Path, trials: int, pictures: Pictures, slowest: int) -> t
 
 
 def start(which: str, results: Path) -> Callable[[], tuple[float, float]]:
-    """Return a function that starts once and returns the wall-clock and CPU seconds that it took."""
+    """Return a function that starts the study once and returns the wall-clock and CPU seconds that this took."""
     pictures = find_pictures(limit=QUICK.pictures)
 
     def timed() -> tuple[float, float]:
@@ -162,7 +162,7 @@ def main(*, finished: tuple[int, ...] = (1000, 5000), trials: int = 30, starts: 
     trials
         Number of additional trials on which the overhead is measured.
     starts
-        Turns of starts; 0 omits them.
+        Number of timed starts; 0 skips them.
     slowest
         Print the N slowest functions.
     """

@@ -1,10 +1,10 @@
-"""What a report costs: seconds and bytes, for studies of 40, 1,000 and 5,000 trials, beside optuna-dashboard.
+"""Time and size of reports on studies of 40, 1,000 and 5,000 trials, compared with optuna-dashboard.
 
     python benchmarks/report.py
     python benchmarks/report.py --trials 5000 --dashboard
 
 The studies are made up (`tests/stress/made_up_studies.py`). `--dashboard` serves each of them with optuna-dashboard and
-requests what its first page requests.
+makes the same requests as its first page.
 """
 
 import subprocess

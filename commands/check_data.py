@@ -29,10 +29,11 @@ def check_data(
     """
     from commands import console as screen
     from data.prepare import find_pictures
+    from data.report import write_report
 
     console = screen.make_console()
     found = find_pictures(data, test_data=test_data, cache_dir=cache, track=screen.track(console))
     screen.print_pictures(console, found)
     if report is not None:
-        found.catalog.write_report(report, found.split)
+        write_report(found.catalog, report, found.split)
     screen.print_left_out(console, found.catalog, report)

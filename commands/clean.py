@@ -20,8 +20,8 @@ def clean(
     Parameters
     ----------
     names
-        What to remove, by the names that this command lists; it does not ask again. A study's exported bundle is
-        removed with it. Without names nothing is removed.
+        Studies and caches to remove, by the names that this command lists, without a confirmation prompt. A study's
+        exported bundle is removed with it. Without names, nothing is removed.
     """
     from commands import console as screen
     from data.prepare import default_cache

@@ -169,7 +169,7 @@ class _Running:
     """Finished share of the running epoch, 0 to 1; None before the worker's first message."""
     top1: float | None = None
     final: bool = False
-    """Whether it also trains on the validation pictures, so that its accuracy on them means nothing."""
+    """Whether the run also trains on the validation pictures, so that its accuracy on them means nothing."""
     epoch_seconds: float = 0.0
 
     @property
@@ -197,8 +197,8 @@ class Screen:
     ) -> None:
         """Read the study's current state.
 
-        `trials` is the total, `expected` the seconds of one trial in one slot, which the time left follows until enough
-        trials have ended; `searches` is False for fixed runs, of which none is the best.
+        `trials` is the total number, `expected` the seconds of one trial in one slot, from which the time left is
+        computed until enough trials have ended; `searches` is False for fixed runs, among which there is no best.
         """
         finished = [trial for trial in read_trials(study) if trial.is_finished]
         self._outcomes = Counter(trial.outcome for trial in finished)
@@ -349,7 +349,7 @@ def print_best(console: Console, study: optuna.Study) -> None:
     trials = read_trials(study)
     best = top(trials, SHOWN_TRIALS)
     if not best:
-        console.print("No trial has been trained to its end yet.")
+        console.print("No trial has been trained to the end yet.")
         return
     baselines = [trial for trial in top(trials, len(trials)) if trial.baseline]
     rows = {trial.number: _cells(trial) for trial in best + baselines}
@@ -371,7 +371,7 @@ def print_best(console: Console, study: optuna.Study) -> None:
 
 
 def _cells(trial: Trial) -> dict[str, str]:
-    """Return a trial's row by heading; settings are "-" where its configuration cannot be read."""
+    """Return a trial's row by heading; settings are "-" if its configuration cannot be read."""
     result, config = trial.result, trial.config
     cells = {
         "trial": str(trial.number),
@@ -434,7 +434,7 @@ def print_sizes(console: Console, items: list[Item]) -> None:
     table.add_column("path", overflow="fold")
     for item in items:
         table.add_row(Text(item.name), f"{item.size / 2**20:,.1f}", Text(str(item.path)))
-    console.print(table if items else "No studies and no caches.")
+    console.print(table if items else "No studies or caches.")
     if items:
         console.print("Remove with: python study.py clean NAME ...")
 

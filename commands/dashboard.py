@@ -25,7 +25,7 @@ def dashboard(
     Parameters
     ----------
     port
-        Port to serve on. By default 8080, or any other that is free.
+        Port to serve on. By default 8080, or any free port if that is taken.
     """
     import warnings
     import webbrowser
@@ -43,7 +43,7 @@ def dashboard(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore", module=r"optuna\.")  # importances of a study with few trials
     with server, suppress(KeyboardInterrupt):
-        console.print(f"{address}  (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        console.print(f"{address}  (press Ctrl-C to stop it)", markup=False, soft_wrap=True)
         if served.on_a_desktop():
             webbrowser.open(address)
         server.serve_forever()

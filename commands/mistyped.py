@@ -40,7 +40,7 @@ def explain(error: CycloptsError, app: App) -> str:
         case ValidationError():
             text = f"{option} {error.exception_message.rstrip('.').lower()}, but got {value}"
         case CoercionError(token=Token() as token):
-            kinds: dict[object, str] = {int: "a whole number", float: "a number"}
+            kinds: dict[object, str] = {int: "an integer", float: "a number"}
             choices = get_args(error.target_type)
             kind = f"one of {', '.join(choices)}" if choices else kinds.get(error.target_type, "something else")
             text = f"{option} must be {kind}, but got {token.value!r}{_meant(token.value, choices)}"

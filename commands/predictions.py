@@ -29,7 +29,7 @@ def write_table(predictions: Iterable[Prediction], classes: Iterable[str], top: 
 
 
 def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
-    """Write one array with an object per picture: path, classes (each with its probability), error (or null)."""
+    """Write a JSON array with an object per picture: path, classes (each with its probability), error (or null)."""
     before = chain(["[\n"], _forever(",\n"))
     for one in predictions:
         classes = [{"class": name, "probability": share} for name, share in one.classes]

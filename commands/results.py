@@ -123,7 +123,7 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
 def print_audit(console: Console, audit: PrunerAudit) -> None:
     """Print how often the pruner was wrong."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("pruned trial", "when pruned", "at its end", "compared with the best"):
+    for heading in ("pruned trial", "when pruned", "at the end", "compared with the best"):
         table.add_column(heading, justify="right")
     for number, then, value in audit.pruned:
         table.add_row(str(number), percent(then), percent(value), f"{100 * (value - audit.best):+.2f} points")
@@ -162,7 +162,7 @@ def print_not_tested(console: Console, earlier: list[TestSetUse]) -> None:
     console.print(
         Text(
             f"Not tested: other networks have been tested on the test set of these pictures {times}, last in study "
-            f"'{last.study}' at {last.when}. The more often it is used, the more of the best result is luck. To test "
+            f"'{last.study}' at {last.when}. The more often it is used, the more the best result is luck. To test "
             "anyway, run the same command with --retest."
         ),
         style="yellow",
@@ -202,7 +202,7 @@ def print_published(console: Console, published: Published, winner: Winner, tria
     console.print(
         f"model.onnx takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) per picture on one thread."
     )
-    untested = "other networks had used the test set" if winner.networks else "python study.py retrain tests it"
+    untested = "other networks had been tested before" if winner.networks else "python study.py retrain tests it"
     result = f"untested: {untested}" if winner.test_top1 is None else f"test top-1 {percent(winner.test_top1)}"
     console.print(Text(f"Exported {winner.name} to {published.folder} ({result})."), soft_wrap=True)
     place = shlex.quote(str(published.folder))

@@ -58,7 +58,7 @@ def retrain(
     longer
         Also train the winner N times as long; it is the final one if its mean validation accuracy is higher.
     baseline
-        For comparison, train the baselines that every study starts with in the same way, and the hand-tuned recipe also
+        Also train the baselines that every study starts with, for comparison, and the hand-tuned recipe once more
         without its warm-up.
     retest
         Use the test set even if other networks have been tested on it, which makes the result optimistic.

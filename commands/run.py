@@ -92,7 +92,8 @@ def run(
         Do not train networks with more parameters than N, such as 3e5; the sampler learns to avoid them. By default
         there is no limit.
     max_flops
-        The same for forward FLOPs per picture; a multiply-add counts as two. By default the profile's limit.
+        Do not train networks with more forward FLOPs per picture than N; a multiply-add counts as two. By default the
+        profile's limit.
     sampler
         How configurations are chosen: "tpe" learns from the finished trials, "random" does not.
     scheduler

@@ -5,7 +5,7 @@ config -> `draw`: one or two of the six for each picture, as one homography and 
 from -1 to 1 between the picture's outer edges, so that pixel i of S has its centre at (2i + 1) / S - 1
 (`align_corners=False`). Steps are composed by matrix product, so that two of them interpolate the picture only once.
 
-Compared with a loop over torchvision's operations in benchmarks/README.md.
+benchmarks/README.md compares the speed with that of a loop over torchvision's operations.
 """
 
 from collections.abc import Callable
@@ -205,7 +205,7 @@ def _apply(
     values: npt.NDArray[np.float32],
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    """Replace these rows with `step(pictures, values)`, a few at a time on a CPU, so that they fit into its cache."""
+    """Replace these rows with `step(pictures, values)`, on a CPU a few at a time, so that they fit into its cache."""
     at_once = max(1, CACHED_PIXELS // pictures[0, 0].numel()) if pictures.device.type == "cpu" else len(rows)
     for start in range(0, len(rows), max(1, at_once)):
         some = rows[start : start + at_once]

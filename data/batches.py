@@ -20,11 +20,11 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 Indices = npt.NDArray[np.int64]
 
 PLAIN_EVERY = 3
-"""Number of views of which one is plain: the original recipe shows each picture itself and two augmented copies."""
+"""Number of views of which one is not augmented: the original recipe shows each picture and two augmented copies."""
 
 EVALUATION_PICTURES, EVALUATION_PIXELS = 256, 2**21
-"""Most pictures, and most pixels in all, evaluated at a time: 32 pictures of 256 px. 256 of those would take about 7 GB
-in a network of half the original recipe's width."""
+"""Largest number of pictures, and of pixels in total, evaluated at a time: 32 pictures of 256 px. With 256 of those, a
+network of half the original recipe's width would take about 7 GB."""
 
 COPIED = 256
 """Number of pictures copied at a time to a GPU that keeps them all; together they might not fit into host memory."""
@@ -39,10 +39,10 @@ ORDER, FRESH, FIXED = 1, 2, 3
 class TrainingBatches:
     """Training batches: every picture `views` times per epoch, shuffled within each view, most views augmented.
 
-    With `augment.reuse_originals`, one view in three of each picture is plain over any three epochs. With `oversample`,
-    epochs have the same length but classes have equal shares (to within one picture), each going through its pictures
-    in one random order after another; about a third of the views are plain. A last batch of a single picture is joined
-    to the batch before it, because batch norm cannot train on one value per channel.
+    With `augment.reuse_originals`, one view in three of each picture is not augmented, over any three epochs. With
+    `oversample`, epochs have the same length but classes have equal shares (to within one picture), each going through
+    its pictures in one random order after another; about a third of the views are not augmented. A last batch of a
+    single picture is joined to the batch before it, because batch norm cannot train on one value per channel.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class TrainingBatches:
         return positions, views
 
     def plain(self, pictures: Indices, views: Indices, n: int) -> npt.NDArray[np.bool_]:
-        """Return which of these views are plain in epoch n: a third of them, taking turns."""
+        """Return which of these views are not augmented in epoch n: a third of them, taking turns."""
         if not self._augment.reuse_originals:
             return np.zeros(len(pictures), dtype=np.bool_)
         return (views + pictures + n * self._views) % PLAIN_EVERY == 0

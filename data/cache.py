@@ -77,7 +77,7 @@ def build(
 ) -> CacheHandle:
     """Decode the kept pictures at each size (pixels), except at sizes whose files exist and are intact.
 
-    Raises DataError if the folder cannot be written, has too little room, or a picture has changed since the scan.
+    Raises DataError if the folder cannot be written or has too little room, or if a picture has changed since the scan.
     """
     directory = cache_dir / "pictures" / catalog.fingerprint
     handle = CacheHandle(
@@ -148,7 +148,7 @@ def _intact(handle: CacheHandle, size: int, pictures: int) -> bool:
 
 
 def _images(handle: CacheHandle, size: int, pictures: int) -> npt.NDArray[np.uint8] | None:
-    """Return the memory map; None if it is missing, truncated (numpy maps no file that is too short) or misshapen."""
+    """Return the memory map; None if the file is missing, truncated (numpy refuses to map it) or misshapen."""
     try:
         images = np.lib.format.open_memmap(_images_path(handle.directory, size), mode="r")
     except Exception as error:  # on a damaged header, also whatever Python's own tokenizer and parser raise

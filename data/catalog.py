@@ -6,44 +6,24 @@ No file is deleted, and none is left out without a reason in the report. Everyth
 pictures' bytes and classes, never on file names, directory order or time, so renaming files changes nothing.
 """
 
-import csv
 import hashlib
-import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from data import DataError, Track, explained, near_duplicates, no_track
+from data import DataError, Track, near_duplicates, no_track
 from data.file_checks import THUMBNAIL, Entry, FileCheck, Verdict, check_files, walk
 from data.sources import Source, class_folders
-from model.files import csv_cell, printable, replacing
+from model.files import printable
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
-
-if TYPE_CHECKING:
-    from data.split import Split
 
 MIN_KEPT = 10
 """Smallest number of kept pictures per class. With fewer, its validation accuracy would rest on a single picture."""
-
-REPORT_COLUMNS: tuple[str, ...] = (
-    "path",
-    "class",
-    "part",
-    "verdict",
-    "reason",
-    "width",
-    "height",
-    "mode",
-    "bytes",
-    "group",
-    "split",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +48,7 @@ class Picture:
     content_hash: str
     """BLAKE2b of the bytes, 32 hex digits; "" if the file was not read."""
     group: str
-    """Smallest content hash among its near-duplicates and itself; "" if the file was not read."""
+    """Smallest content hash of the picture and its near-duplicates; "" if the file was not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,47 +133,6 @@ class Catalog:
         ranked.sort(key=lambda row: row[:4])
         unused = self.unused.union((picture.part, picture.path) for *_, picture in ranked[pictures:])
         return replace(self, unused=unused)
-
-    def report_rows(self, split: "Split | None" = None) -> Iterator[dict[str, str]]:
-        """Yield one row per file, keyed by REPORT_COLUMNS; with `split`, the part that uses the picture is filled in.
-
-        Paths are relative to the source's root. Names are escaped so that a row is one line, harmless in a terminal,
-        and never mistaken for a formula (see `model.files.csv_cell`). Raises ValueError for another catalog's split.
-        """
-        used: dict[tuple[str, str], str] = {}
-        if split is not None:
-            positions = [(position, name) for name, part in split.named() for position in part.tolist()]
-            if len(positions) != len(self.kept):
-                raise ValueError(f"the split is another catalog's: {len(positions)} pictures, not {len(self.kept)}")
-            used = {(self.kept[position].part, self.kept[position].path): name for position, name in positions}
-        for picture in self.pictures:
-            path = self.file(picture)
-            shown = path.relative_to(self.source.root) if path.is_relative_to(self.source.root) else path
-            row = (
-                csv_cell(shown),
-                csv_cell(picture.label),
-                picture.part,
-                picture.verdict,
-                printable(picture.reason),
-                str(picture.width),
-                str(picture.height),
-                picture.mode,
-                str(picture.size_bytes),
-                picture.group,
-                used.get((picture.part, picture.path), ""),
-            )
-            yield dict(zip(REPORT_COLUMNS, row, strict=True))
-
-    def write_report(self, path: Path, split: "Split | None" = None) -> None:
-        """Write the rows of `report_rows` to a CSV file. Raises DataError when it cannot be written."""
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, REPORT_COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.report_rows(split))
-        with explained(f"cannot write {printable(path)}", "free some space, or choose another place for the report"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as unfinished:
-                unfinished.write_bytes(table.getvalue().encode())
 
 
 def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog:

@@ -33,7 +33,7 @@ PART_FOLDERS = {
     "valid": "validation",
     "validation": "validation",
 }
-"""Official part by folder name, in any case."""
+"""Official part by lower-case folder name."""
 
 LONGEST = 60
 """Largest number of characters in a study's default name: names derived from it must fit into a folder's 255 bytes."""

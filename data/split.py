@@ -87,7 +87,7 @@ def _fill_empty_parts(
     classes_of: dict[str, set[str]],
     intervals: dict[str, tuple[float, float]],
 ) -> None:
-    """Change `part_of` so that each carved part has a group of each class; no move empties another part of a class."""
+    """Change `part_of` so that each part in `intervals` has a group of each class, without emptying another part."""
     groups_of: defaultdict[str, list[str]] = defaultdict(list)
     filled: Counter[tuple[str, str]] = Counter()
     for group in sorted(classes_of):

@@ -1,9 +1,9 @@
-"""Checkpoints: everything that a trial needs to continue exactly where it stopped, in one file that is whole or absent.
+"""Checkpoints: everything that a trial needs to resume exactly where it stopped, in one file, complete or absent.
 
     save: Checkpoint -> plain dict -> temporary file -> fsync -> rename        load: file -> checked dict -> Checkpoint
 
 The file holds only tensors and plain values and is read with `weights_only`, so opening one runs no code. It has no
-random generator's state: `model.training.fit` reseeds from (seed, epoch) at the start of every epoch.
+random generator state: `model.training.fit` reseeds from (seed, epoch) at the start of every epoch.
 """
 
 import io

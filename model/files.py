@@ -67,10 +67,10 @@ def printable(text: str | Path) -> str:
 
 
 def csv_cell(text: str | Path) -> str:
-    """Return a name or path as a CSV cell: printable, and never taken for a formula by a spreadsheet.
+    """Return a name or path as a CSV cell: printable, and never mistaken for a formula by a spreadsheet.
 
-    A downloaded data set may have a folder called `=HYPERLINK(...)`. A path gets `./` in front and remains that path; a
-    name gets an apostrophe, the spreadsheets' own mark for text (OWASP, "CSV Injection"). Numbers are left alone.
+    A downloaded data set may have a folder called `=HYPERLINK(...)`. A path gets `./` in front, which does not change
+    it; a name gets an apostrophe, the spreadsheets' own mark for text (OWASP, "CSV Injection"). Numbers are left alone.
     """
     shown = printable(text.as_posix() if isinstance(text, Path) else text)
     if not shown.startswith(("=", "+", "-", "@")):

@@ -131,8 +131,8 @@ class Classifier:
 def pictures_in(paths: Iterable[str | Path]) -> Iterator[Path]:
     """Yield files as given, and each folder's pictures in sorted order, followed by those of its subfolders.
 
-    Hidden files are skipped, and so are links to folders unless they are given themselves. Raises PredictError: at once
-    for a path that does not exist, and while it yields for a folder that cannot be read.
+    Hidden files are skipped, and so are links to folders unless they are given themselves. Raises PredictError at once
+    for a path that does not exist, and during iteration for a folder that cannot be read.
     """
     given = [Path(path) for path in paths]
     for path in given:

@@ -27,8 +27,8 @@ MAX_BYTES = 2**30
 uncompressed 16-bit RGBA are 0.8 GB."""
 
 LARGE = 16_000_000
-"""Number of pixels above which pictures are decoded one at a time, in spite of threads: a file of 0.4 MB can unpack to
-100 megapixels of RGBA, which take 1.5 GB while converted to RGB (measured), and 32 at once would kill the process."""
+"""Number of pixels above which pictures are decoded one at a time, even with several threads: a file of 0.4 MB can
+unpack to 100 megapixels of RGBA, whose conversion to RGB takes 1.5 GB (measured); 32 at once would kill the process."""
 
 MIN_SIDE = 16
 """Shortest side in pixels of a usable picture; the catalog leaves smaller ones out."""

@@ -1,7 +1,7 @@
 """Training: takes a network, two streams of batches and a TrainingConfig, and yields one EpochMetrics per epoch.
 
 `fit` is a generator: to stop early, the caller stops iterating. An epoch depends only on the weights, the
-optimizer's state and (seed, epoch), so a run that resumes from a checkpoint needs no random generator's state.
+optimizer's state and (seed, epoch), so a run that resumes from a checkpoint needs no random generator state.
 """
 
 import copy

@@ -22,7 +22,7 @@ from model import metrics
 from tuning.trials import Outcome, Trial, top
 
 NEAR_BOUND = 0.05
-"""Distance from a bound, as a share of a parameter's range on its own scale, within which a value counts as at it."""
+"""Largest distance of a value that counts as at a bound, as a share of the parameter's range on its own scale."""
 PAUSE = 60.0
 """Number of seconds without a running trial that count as a pause between two runs of a study."""
 
@@ -138,7 +138,7 @@ class BoundHint:
     upper: bool
     bound: float
     value: float
-    """Value in the best trial."""
+    """Parameter's value in the best trial."""
     at_bound: int
     """Number of the best trials that are at this bound, the very best included."""
     among: int
@@ -188,9 +188,9 @@ class Leaning:
     strength: float
     """Size of the difference: 0 for none, 1 for no overlap."""
     best: Any
-    """Median of the best trials, or the choice most overrepresented among them."""
+    """Parameter's median over the best trials, or the choice most overrepresented among them."""
     everywhere: float | None
-    """Median of all trials; None for a choice."""
+    """Parameter's median over all trials; None for a categorical parameter."""
     share_best: float = 0.0
     """Share of the best trials that have the preferred choice."""
     share_all: float = 0.0

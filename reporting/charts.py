@@ -57,13 +57,13 @@ def accuracies(bars: Sequence[Bar], floor: float) -> str:
         ]
     x = rows.across(floor)
     rows.elements.append(svg.line([(x, rows.top), (x, rows.bottom)], svg.MUTED, 1.2, stroke_dasharray="4 3"))
-    rows.elements.append(svg.text("commonest class", x - 14, rows.top - 6))
+    rows.elements.append(svg.text("most common class", x - 14, rows.top - 6))
     return svg.document(svg.WIDTH, rows.bottom + 2 * svg.FONT, rows.elements)
 
 
 def importances(shares: Sequence[Importance]) -> str:
     """Draw importances as bars with intervals and chance levels; those that stand out from chance are coloured."""
-    # What chance reaches can be beyond all bars where trials are few: an arrow at the edge says so.
+    # With few trials, the chance level can be beyond all bars: an arrow at the edge says so.
     end = 1.05 * max(max(row.high, row.share) for row in shares)
     rows = Rows([row.name for row in shares], end=end, height=26)
     for place, row in enumerate(shares):
@@ -76,7 +76,7 @@ def importances(shares: Sequence[Importance]) -> str:
             if row.chance < end
             else svg.text("▸", rows.across.end + 2, y + svg.FONT / 3, colour=svg.RED),
         ]
-    entries = [Entry("95 % interval", svg.INK), Entry("what chance reaches", svg.RED)]
+    entries = [Entry("95 % interval", svg.INK), Entry("chance level", svg.RED)]
     return svg.document(svg.WIDTH, rows.bottom + 2 * svg.FONT, [*svg.legend(entries, svg.WIDTH)[0], *rows.elements])
 
 

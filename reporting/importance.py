@@ -27,7 +27,7 @@ from tuning.trials import Trial
 FEWEST = 10
 """Smallest number of trained trials to judge importances at all, and to judge the importance of one parameter."""
 FEWEST_BEST = 5
-"""Smallest number of trials above the quantile that PED-ANOVA needs, by the documentation of Optuna's evaluator."""
+"""Smallest number of trials above the quantile that PED-ANOVA needs, according to the documentation of Optuna."""
 QUANTILE = 0.1
 """Share of the trials that count as the best: Optuna's default, above FEWEST_BEST from 50 trials on."""
 RESAMPLES = 50
@@ -63,7 +63,7 @@ class Importances:
     trials: int
     """Number of trained trials that the importances are computed from."""
     best: int
-    """Number of trials above the quantile."""
+    """Number of trials above the quantile, which count as the best."""
     pruned: int
     """Number of trials that ended early and count with the best value they had reached."""
     rare: dict[str, int]

@@ -90,7 +90,7 @@ def write(found: Mapping[str, go.Figure], folder: Path, *, name: str, trials: in
 
 
 def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str, go.Figure]:
-    """Return the figures that can be drawn of these trials, by the name of their page."""
+    """Return the figures that can be drawn from these trials, by the name of their page."""
     many = analysis.sampled(trials, MOST_POINTS)
     if not many:
         return {}
@@ -204,8 +204,8 @@ def importances(found: Importances | None) -> go.Figure | None:
         customdata=[row.chance for row in rows],
         mode="markers",
         marker={"symbol": "line-ns", "size": 16, "line": {"color": RED, "width": 2.5}},
-        hovertemplate="chance reaches %{customdata:.1%}<extra></extra>",
-        name="what chance reaches",
+        hovertemplate="chance level %{customdata:.1%}<extra></extra>",
+        name="chance level",
     )
     figure.update_xaxes(title="share of the importance", tickformat=".0%", range=[0, 1.02 * end])
     figure.update_yaxes(type="category", automargin=True)

@@ -88,14 +88,14 @@ class StudyNote:
             "## What to do next",
             "",
             "- *Trials*: each has a note with its learning curves, confusion matrix and most confident mistakes.",
-            "- *History*, below the plots of the dashboard itself: accuracy against FLOPs, importances and finalists.",
-            "- The best value of many single runs is too high an estimate. These commands train the best few trials "
-            "again with several seeds, test the winner and export it:",
+            "- *History*, below the dashboard's own plots: accuracy against FLOPs, importances and finalists.",
+            "- The best value of many single runs is too optimistic. These commands train the best few trials again "
+            "with several seeds, test the winner and export it:",
             "",
             f"      python study.py retrain --study {name}",
             f"      python study.py export --study {name}",
             "",
-            "This note is rewritten every few trials; what you add to it here is lost.",
+            "This note is rewritten every few trials; your changes to it will be lost.",
         ]
         return "\n".join(lines) + "\n"
 

@@ -28,7 +28,7 @@ from tuning.events import TrialRecord
 
 GALLERY = "mistakes.jpg"
 IN_A_ROW = 6
-"""Settings in a row of the note's table: the dashboard does not wrap long ones."""
+"""Number of settings in a row of the note's table, because the dashboard does not wrap long rows."""
 COLUMNS, SIDE, CAPTION, GAP = 4, 180, 36, 10
 """Columns of the gallery; side of a picture, height of its caption and the gap around them in pixels."""
 
@@ -102,7 +102,7 @@ class TrialNotes:
 
 
 def _artifacts(trial: optuna.Trial) -> dict[str, str]:
-    """Return the artifacts' identities by name."""
+    """Return the artifacts' IDs by name."""
     try:
         return {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial)}
     except TypeError:  # Optuna cannot read what the dashboard leaves of an artifact that was removed there

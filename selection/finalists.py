@@ -28,7 +28,7 @@ from tuning.session import OpenStudy, Session
 from tuning.trials import METRIC, Outcome, Trial, read_trials, top
 
 KIND = "finalists"
-"""Suffix of the sibling study's name, and its folder within the study's."""
+"""Suffix of the sibling study's name, and name of its folder inside the study's folder."""
 STREAM = 2**32 - 1
 """Number used instead of a trial's to derive the finalists' seeds; no trial has such a high number."""
 
@@ -39,16 +39,16 @@ class Candidate:
 
     name: str
     trial: int
-    """Number of the trial that has this configuration, or that it is derived from."""
+    """Number of the trial that has this configuration, or from which this configuration is derived."""
     config: Config
     recorded: float
     """The trial's validation top-1 in the study, 0 to 1."""
     epoch_seconds: float
     """Seconds per epoch that the trial took."""
     complete: bool = True
-    """Whether the study trained it to its last epoch, so that `recorded` is comparable with the new runs."""
+    """Whether the study trained the trial to its last epoch, so that `recorded` is comparable with the new runs."""
     baseline: bool = False
-    """Whether it is trained only for comparison and cannot win."""
+    """Whether the candidate is trained only for comparison and cannot win."""
 
     def runs(self, seeds: list[int]) -> list[FixedRun]:
         """Return one run per seed, on the training set."""
@@ -137,7 +137,7 @@ def baseline_candidates(study: optuna.Study) -> list[Candidate]:
 
 
 def replay(candidate: Candidate, trial: Trial) -> FixedRun:
-    """Return a run that repeats a trial with the same seed and number of epochs. Raises StudyError."""
+    """Return a run that repeats a trial with its seed and epochs. Raises StudyError if another program trained it."""
     if trial.seed is None or trial.result is None:
         raise StudyError(f"--trial {trial.number} was not trained by this program: choose another one")
     return FixedRun(
@@ -153,7 +153,7 @@ def replay(candidate: Candidate, trial: Trial) -> FixedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A candidate with its runs, from which it is ranked."""
+    """A candidate and its runs, by which it is ranked."""
 
     candidate: Candidate
     runs: tuple[Trial, ...]

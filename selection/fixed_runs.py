@@ -51,8 +51,8 @@ def run_silently(kind: str, study: optuna.Study, coordinator: Coordinator) -> No
 def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow: Follow = run_silently) -> list[Trial]:
     """Train those of `runs` that have not been trained yet and return the trial of each, complete or diverged.
 
-    `kind` is the suffix of the sibling study's name, and the name of its folder within the study's; `metric` is what
-    the dashboard calls a run's value. If a run failed, raises StudyError with its name.
+    `kind` is the suffix of the sibling study's name, and the name of its folder inside the study's folder; `metric` is
+    what the dashboard calls a run's value. If a run failed, raises StudyError with its name.
     """
     folder = study_folder(session.folder, kind)
     study = open_study(

@@ -19,7 +19,7 @@ from tuning.session import OpenStudy, Session
 from tuning.trials import METRIC, Outcome, Trial, read_trials, top
 
 KIND = "audit"
-"""Suffix of the sibling study's name, and its folder within the study's."""
+"""Suffix of the sibling study's name, and name of its folder inside the study's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from tuning.trials import Outcome, Trial, count_trials, read_trials
 FORMAT = 3
 """Format version of retrained.json."""
 FINAL_RUNS = "retrained"
-"""Suffix of the sibling study's name, and its folder within the study's."""
+"""Suffix of the sibling study's name, and name of its folder inside the study's folder."""
 FINAL_METRIC = "top-1 on validation pictures that it has trained on"
 """Dashboard's name for a final run's value, which shows only that the network has learned."""
 

@@ -69,7 +69,7 @@ def all_uses(results: Path, fingerprint: str) -> list[TestSetUse]:
 
 
 def uses_by_others(results: Path, fingerprint: str, networks: str) -> list[TestSetUse]:
-    """Return the other networks' evaluations that came before those of `networks`, or all if it has none."""
+    """Return the evaluations of other networks before the first one of `networks`, or all of them if it has none."""
     return list(takewhile(lambda use: use.networks != networks, all_uses(results, fingerprint)))
 
 

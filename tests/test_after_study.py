@@ -462,17 +462,18 @@ def test_a_mistyped_study_is_an_error_that_lists_the_studies(retrained: Tiny) ->
 
 
 @pytest.mark.parametrize(
-    ("options", "start"),
+    ("options", "fact"),
     [
-        (["--trial", "99"], "--trial 99 does not exist in 'tiny': choose one of 0 to 10"),
-        (["--finalists", "0"], "--finalists must be >= 1, but got 0"),
-        (["--longer", "1"], "--longer must be >= 2, but got 1"),
-        (["--seeds", "1.5"], "--seeds must be a whole number, but got '1.5'"),
-        (["--trial", "-1"], "--trial must be >= 0, but got -1"),
+        (["--trial", "99"], "0 to 10"),
+        (["--finalists", "0"], ">= 1"),
+        (["--longer", "1"], ">= 2"),
+        (["--seeds", "1.5"], "integer"),
+        (["--trial", "-1"], ">= 0"),
     ],
 )
-def test_what_cannot_be_retrained_is_an_error_of_one_line(options: list[str], start: str, retrained: Tiny) -> None:
-    assert refused(retrained, *retrained.after("retrain", *options)).startswith(start)
+def test_what_cannot_be_retrained_is_an_error_of_one_line(options: list[str], fact: str, retrained: Tiny) -> None:
+    line = refused(retrained, *retrained.after("retrain", *options))
+    assert [word for word in (*options, fact) if word not in line] == []
 
 
 def test_a_damaged_result_is_an_error_naming_it_and_retrain_rewrites_it(retrained: Tiny, tmp_path: Path) -> None:

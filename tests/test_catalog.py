@@ -13,6 +13,7 @@ from PIL import Image
 from data import DataError
 from data.catalog import Catalog
 from data.file_checks import Verdict
+from data.report import write_report
 from data.split import PART_SHARES, split
 
 
@@ -134,7 +135,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_report_has_a_line_per_file_and_its_part_of_the_split(flawed: Catalog, tmp_path: Path):
-    flawed.write_report(tmp_path / "deep" / "data_report.csv", split(flawed))
+    write_report(flawed, tmp_path / "deep" / "data_report.csv", split(flawed))
     rows = rows_of(tmp_path / "deep" / "data_report.csv")
     assert [row["path"] for row in rows] == [p.path for p in flawed.pictures]
     assert Counter(row["split"] for row in rows if row["verdict"] == "kept").keys() == set(PART_SHARES)
@@ -144,8 +145,8 @@ def test_the_report_has_a_line_per_file_and_its_part_of_the_split(flawed: Catalo
 
 def test_the_report_of_a_subset_lists_the_unused_without_a_part(flawed: Catalog, tmp_path: Path):
     subset = flawed.limited(40)
-    subset.write_report(tmp_path / "report.csv", split(subset))
+    write_report(subset, tmp_path / "report.csv", split(subset))
     rows = rows_of(tmp_path / "report.csv")
     assert len(rows) == len(flawed.pictures) and sum(bool(row["split"]) for row in rows) == 40
     with pytest.raises(ValueError, match="40 pictures, not 50"):
-        flawed.write_report(tmp_path / "report.csv", split(subset))
+        write_report(flawed, tmp_path / "report.csv", split(subset))

@@ -217,7 +217,7 @@ def test_the_best_trials_fit_the_terminal_on_a_line_each(width: int) -> None:
 def test_without_a_complete_trial_the_table_says_so() -> None:
     console = log()
     screen.print_best(console, study([None, None]))
-    assert lines(console) == ["No trial has been trained to its end yet."]
+    assert lines(console) == ["No trial has been trained to the end yet."]
 
 
 TWO_GPUS = [Slot(device=f"cuda:{index}", threads=8, precision="bfloat16") for index in range(2)]

@@ -269,7 +269,7 @@ def test_it_ends_cleanly_while_somebody_is_connected(tiny: Tiny, sent: signal.Si
         assert running.begun.end() == 0
         assert running.begun.text.splitlines() == [
             f"Study 'tiny' in {tiny.study_folder}",
-            f"{running.address}  (Ctrl-C ends it)",
+            f"{running.address}  (press Ctrl-C to stop it)",
         ]
 
 

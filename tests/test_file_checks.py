@@ -11,6 +11,7 @@ from pictures import FLAWED, NAMES, by_path, class_folders, flawed_folder, pictu
 from data import DataError, file_checks
 from data.catalog import Catalog, scan
 from data.file_checks import Verdict
+from data.report import write_report
 from data.sources import resolve
 from data.split import split
 
@@ -150,7 +151,7 @@ def test_names_with_line_ends_escapes_and_broken_bytes_survive(tmp_path: Path, m
     assert len(first.kept) == 40
     opened = count_opened(monkeypatch)
     assert scanned(root, tmp_path / "cache") == first and opened == []
-    first.write_report(tmp_path / "report.csv", split(first))
+    write_report(first, tmp_path / "report.csv", split(first))
     text = (tmp_path / "report.csv").read_bytes().decode("utf-8")
     assert "\x1b" not in text and text.count("\n") == 41
     shown = {row["path"] for row in csv.DictReader(text.splitlines())}

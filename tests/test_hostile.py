@@ -31,6 +31,7 @@ from studies import HERE, Tiny, config, prepare, run_here, steady_threads
 from data import DataError, cache, file_checks
 from data.cache import CacheHandle, open_part
 from data.catalog import Catalog, scan
+from data.report import write_report
 from data.sources import LONGEST, resolve
 from data.split import split
 from model import checkpoint, preprocessing
@@ -305,7 +306,7 @@ def test_the_data_report_holds_no_formula_and_no_terminal_escape(tmp_path: Path)
         for seed in range(10):
             picture(seed, label=label).save(root / name / f"\u202e\x1b]0;{seed}\a.png")
     catalog = scanned(root, tmp_path / "cache")
-    catalog.write_report(tmp_path / "report.csv", split(catalog))
+    write_report(catalog, tmp_path / "report.csv", split(catalog))
     text = (tmp_path / "report.csv").read_text(encoding="utf-8")
     assert all(character.isprintable() or character in "\r\n" for character in text)
     rows = list(csv.DictReader(io.StringIO(text)))

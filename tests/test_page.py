@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from data import catalog, sources
 from data.augment import AugmentConfig
+from data.report import write_report
 from data.split import split
 from model.network import ModelConfig
 from model.training import TrainingConfig
@@ -186,7 +187,7 @@ def test_of_a_study_that_was_really_trained(tmp_path: Path) -> None:
     for _ in tiny.coordinator(4, study=study).run():
         pass
     found = catalog.scan(sources.resolve(str(tiny.folder), cache_dir=tmp_path, pictures=None), cache_dir=tmp_path)
-    found.write_report(tiny.study_folder / "data_report.csv", split(found))
+    write_report(found, tiny.study_folder / "data_report.csv", split(found))
     page.write(study, tiny.study_folder)
     text = (tiny.study_folder / "report.html").read_text(encoding="utf-8")
     best = study.best_trial
@@ -280,7 +281,7 @@ class TestUnusualStudies:
         assert "an older one" not in text
         assert not (tmp_path / "plots" / "importances.html").exists()
         assert "1 trained trial cannot show what matters" in text
-        assert f"{100 * (trials[0].value or 0.0):.1f} %; there is no other yet" in text
+        assert f"{100 * (trials[0].value or 0.0):.1f} %; it is the only one so far" in text
 
     def test_with_one_epoch_and_nothing_beside_the_database(self, tmp_path: Path) -> None:
         """A trial finished by another program has no configuration, no slot and no confusion matrix."""

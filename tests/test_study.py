@@ -151,8 +151,8 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
     [
         ("--trials 0", "--trials must be >= 1, but got 0; see python study.py --help"),
         ("--trials -5", "--trials must be >= 1, but got -5; see python study.py --help"),
-        ("--trials many", "--trials must be a whole number, but got 'many'; see python study.py --help"),
-        ("--trials 1.5", "--trials must be a whole number, but got '1.5'; see python study.py --help"),
+        ("--trials many", "--trials must be an integer, but got 'many'; see python study.py --help"),
+        ("--trials 1.5", "--trials must be an integer, but got '1.5'; see python study.py --help"),
         ("--trials", "--trials needs a value; see python study.py --help"),
         ("--epochs 0", "--epochs must be >= 1, but got 0; see python study.py --help"),
         ("--timeout -3", "--timeout must be > 0, but got -3.0; see python study.py --help"),
@@ -385,4 +385,4 @@ def test_clean_lists_everything_and_removes_what_is_named(
 
 def test_clean_says_that_there_is_nothing_to_remove(run: Run, tmp_path: Path) -> None:
     ended = run("clean", "--results", tmp_path / "none", "--cache", tmp_path / "none either")
-    assert ended == (0, "No studies and no caches.\n", "")
+    assert ended == (0, "No studies or caches.\n", "")

@@ -49,7 +49,7 @@ def choose(items: Sequence[Item], names: Sequence[str]) -> list[Item]:
     for name in names:
         if name not in by_name:
             raise StudyError(
-                f"nothing named '{name}' to remove: there are {', '.join(by_name) or 'no studies and no caches'}"
+                f"nothing named '{name}' to remove: there are {', '.join(by_name) or 'no studies or caches'}"
             )
     return [by_name[name] for name in dict.fromkeys(names)]
 

@@ -57,8 +57,8 @@ KEPT_CHECKPOINTS = 3
 DEATHS = 3
 """Number of worker deaths, without a finished epoch in between, after which a trial fails."""
 SMALLEST_MICRO_BATCH = 8
-"""Smallest micro-batch to which that of a trial that runs out of memory is halved. The smaller it is, the more
-accuracy batch norm loses: 1.2 points at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
+"""Smallest number of pictures per forward pass to which a trial that runs out of memory is reduced. Batch norm loses
+1.2 points of accuracy at 8, but 3.7 at 4 and 11 at 2 (Wu & He 2018, arXiv:1803.08494)."""
 UNCOUNTED_IN_A_ROW = 20
 """Number of trials in a row without a result after which the study stops."""
 FAILED_IN_A_ROW = 3
@@ -472,7 +472,7 @@ class Coordinator:
         return TrialEnded(number=trial.number, outcome=outcome, reason=reason, value=value, slot=slot)
 
     def _watch_uncounted(self, outcome: Outcome, reason: str) -> None:
-        """Raise StudyError when too many trials in a row did not count."""
+        """Raise StudyError if too many trials in a row produced no result."""
         if outcome not in (Outcome.INFEASIBLE, Outcome.DUPLICATE, Outcome.FAILED):
             self._uncounted.clear()
             return

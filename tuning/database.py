@@ -26,8 +26,8 @@ from tuning.trials import METRIC
 IDENTITY = "identity:"
 """Prefix of study attributes that must not change."""
 LOCKED_SECONDS = 300.0
-"""Seconds that SQLite waits for another program to release the database; its own default of 5 is short for a slow disk
-or a backup in progress. Ctrl-C takes effect when the wait is over."""
+"""Seconds that SQLite waits for another program to release the database; its default of 5 s is too short for a slow
+disk or a backup in progress. Ctrl-C takes effect when the wait is over."""
 ANOTHER = "use another study with --study NAME or another database with --storage URL"
 WAYS_OUT = {
     "database is locked": f"another program has held it for more than {LOCKED_SECONDS:.0f} s: close that program, then "
@@ -37,7 +37,7 @@ WAYS_OUT = {
     "gone": f"put it back, or {ANOTHER}",
     "malformed": f"restore it from a backup, or {ANOTHER}",
 }
-"""Fix to suggest, by a phrase in the database's message. Every finished epoch is also in a trial's checkpoint."""
+"""Fixes to suggest, each by a phrase in the database's error message."""
 NETWORK_FILE_SYSTEMS = {
     "nfs",
     "nfs4",

@@ -22,8 +22,8 @@ from optuna.samplers import BaseSampler
 
 from data import Track, no_track
 from data.cache import CacheHandle
-from data.changes import describe
 from data.prepare import Pictures, default_cache, find_pictures, identity
+from data.report import describe_changes, write_report
 from data.sources import NAMES
 from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
 from tuning import StudyError, database, devices, forecast, settings
@@ -42,11 +42,11 @@ from tuning.trials import read_trials, write_trials_csv
 from tuning.workers import LocalWorkers
 
 MakeWorkers = Callable[[Sequence[Slot]], Workers]
-"""Returns workers for these slots, such as `LocalWorkers`."""
+"""Function that returns workers for the slots, such as `LocalWorkers`."""
 Describe = Callable[[optuna.Trial, TrialRecord], None]
 """Function that adds pictures and notes to a trial before it is reported as finished."""
 MakeNotes = Callable[[Path, CacheHandle], Describe]
-"""Returns what describes the trials of a study, given its folder and pictures."""
+"""Function that returns a `Describe` for a study, given its folder and pictures."""
 
 
 class Space(Protocol):
@@ -122,7 +122,7 @@ class OpenStudy:
         handle = pictures.decode(sizes, cache_dir=cache_dir, track=track)
         then, now = self.data_identity, identity(pictures, handle)
         if then != now:
-            changes = describe(self.folder / "data_report.csv", pictures.catalog, pictures.split)
+            changes = describe_changes(self.folder / "data_report.csv", pictures.catalog, pictures.split)
             raise StudyError(
                 f"the pictures in {source} have changed since study '{self.name}' was started: {then} -> {now}"
                 f"{f' ({changes})' if changes else ''}: restore them, say where they are now with --data PATH, or "
@@ -236,17 +236,17 @@ def open_session(
         plan: How many trials are trained, and when the run stops. The FLOPs budget is by default the profile's.
         name: Name of the study and of its folder; by default the data set's.
         profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
-        space: Samples the configurations.
+        space: Function that samples the configurations.
         sampler: A name in `SAMPLERS`, or a sampler.
         scheduler: A name in `SCHEDULERS`, or a function that returns a scheduler for (study, epochs).
-        seed: Seeds the search and every trial.
+        seed: Seed of the search and of every trial.
         slots: Where trials are trained; by default one per CPU core or GPU.
         results: The folder of all studies.
         storage: URL of the database; by default an SQLite file in the study's folder.
         cache_dir: Where decoded pictures are kept; by default the user's cache folder.
-        track: Shows the progress of decoding.
-        make_workers: Returns workers for the slots.
-        make_notes: Returns what adds notes and pictures to trials, such as `reporting.trial_note.TrialNotes`.
+        track: Function that shows the progress of decoding.
+        make_workers: Function that returns workers for the slots.
+        make_notes: Returns the function that describes trials, such as `reporting.trial_note.TrialNotes`.
         argv: Command-line arguments to store for later commands.
 
     Raises StudyError if another coordinator holds the study, if it was started with other settings, or if its folder or
@@ -283,7 +283,7 @@ def open_session(
                 first_trials=baselines(profile),
                 portfolio=portfolio(profile),
             )
-            pictures.catalog.write_report(folder / "data_report.csv", pictures.split)
+            write_report(pictures.catalog, folder / "data_report.csv", pictures.split)
             started = Settings(
                 data=pictures.source if pictures.source in NAMES else _absolute(Path(pictures.source)),
                 test_data=_absolute(pictures.test_data) if pictures.test_data else None,

@@ -80,7 +80,7 @@ class Result:
     peak_memory: int | None
     """Peak memory in bytes."""
     per_class: Sequence[float | None] | None
-    """Top-1 of each class; None for a class without pictures, and for a list too long for the database."""
+    """Top-1 of each class, or None for a class without pictures; None if the list is too long for the database."""
     confusion: Sequence[Sequence[int]] | None
     """Number of pictures by true class and predicted class; None if it is too long for the database."""
 
@@ -216,7 +216,7 @@ class Trial:
 
     @cached_property
     def config(self) -> Config | None:
-        """The configuration; None before the trial has started, or if this version of the space cannot read it."""
+        """Configuration of the trial; None before it has started, or if this version of the space cannot read it."""
         try:
             return Config.from_dict(self._attributes["config"])
         except (KeyError, TypeError, ValueError):
@@ -255,7 +255,7 @@ class Trial:
 
     @property
     def slot(self) -> int | None:
-        """Index of the slot that trained it last."""
+        """Index of the slot that trained the trial last."""
         return self._attributes.get("slot")
 
     @property
@@ -265,7 +265,7 @@ class Trial:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Facts of the machine that trained it last, as `tuning.environment` returns them."""
+        """Facts of the machine that trained the trial last, as `tuning.environment` returns them."""
         stored = self._attributes.get("environment")
         return stored if isinstance(stored, dict) else {}
 

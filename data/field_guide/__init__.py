@@ -146,9 +146,9 @@ APPEARANCES: dict[str, Genus] = {
 def counts(total: int) -> dict[str, int]:
     """Divide `total` pictures among the genera in the full set's proportions, at least `LEAST` each.
 
-    By Webster's method, the next picture goes to the genus with the largest full set per (pictures so far + 1/2). A
-    larger total never takes a picture away, and 6,714 gives `GENERA` itself.
-    Raises DataError when `total` is less than `LEAST` per genus.
+    By Webster's method, each picture goes to the genus with the largest ratio of full-set size to (pictures so far +
+    1/2). A larger total never takes a picture away, and 6,714 gives `GENERA` itself.
+    Raises DataError if `total` is less than `LEAST` per genus.
     """
     if total < LEAST * len(GENERA):
         raise DataError(

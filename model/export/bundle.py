@@ -66,7 +66,7 @@ class Bundle:
     """Everything about an exported network except its weights; raises ValueError for impossible values."""
 
     model: ModelConfig
-    """The architecture."""
+    """Architecture of the network."""
     classes: tuple[str, ...]
     """Class names, unique and not empty, in the order of the logits."""
     image_size: int
@@ -314,7 +314,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _dangerous_kind(content: bytes) -> str | None:
-    """Return which dangerous kind of file this is in disguise; None if it is not dangerous."""
+    """Return the dangerous kind of file, such as a pickle, that this content really is; None if it is none."""
     if content[8:9] == b"{":
         return None  # safetensors: its header's length comes first, and one of 640 bytes begins as a pickle does
     if content.startswith(b"PK\x03\x04"):

@@ -134,8 +134,8 @@ def _summary(bundle: Bundle) -> str:
     return f"""
 # {_text(_name(bundle))}
 
-A small residual convolutional network that sorts pictures into {bundle.model.classes} classes. An
-[Optuna](https://optuna.org) study found its architecture and its training recipe, and it was trained from scratch.
+A small residual convolutional network that classifies pictures into {bundle.model.classes} classes. An
+[Optuna](https://optuna.org) study found its architecture and training recipe, and it was trained from scratch.
 
 {_table(("", ""), rows)}
 
@@ -164,11 +164,11 @@ With ONNX Runtime, Pillow and NumPy alone, in this folder:
 ```
 
 `model.onnx` and `model.pt2` take uint8 pictures of shape (n, {size}, {size}, 3), for any n, and return calibrated
-probabilities: normalisation and temperature are part of the graph. `config.json` describes the preprocessing up to
-there, and the code above does the same: turn the picture upright, convert it to RGB, resize its shorter side to
-{size} pixels with antialiased bicubic interpolation, and cut out the central square. Two kinds of pictures need one
-more step first, which mushroom-study takes by itself: paste transparent pictures onto white, and divide the values of
-16-bit pictures by 256.
+probabilities: normalisation and temperature are part of the graph. `config.json` describes the preprocessing before
+that, which the code above implements: turn the picture upright, convert it to RGB, resize its shorter side to {size}
+pixels with antialiased bicubic interpolation, and crop the central square. Two kinds of pictures need an extra step
+first, which mushroom-study does automatically: paste transparent pictures onto white, and divide the values of 16-bit
+pictures by 256.
 
 `model.safetensors` and `config.json` contain only tensors and text. Open `model.pt2` only if you trust its source.
 """
@@ -206,8 +206,8 @@ def _results(bundle: Bundle, results: Results | None) -> str:
         return """
 ## Results
 
-**Not tested.** This model has not been evaluated on pictures that were kept apart while it was made, so nobody knows
-how accurate it is. `python study.py retrain` evaluates it.
+**Not tested.** This model has not been evaluated on held-out pictures, so its accuracy is unknown.
+`python study.py retrain` evaluates it.
 """
     when = f" on {_text(results['tested'][:10])}" if "tested" in results else ""
     times = results["evaluations"]
@@ -321,7 +321,7 @@ def _files(parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
 
 Each file was opened in a fresh process and compared with the trained network on {one.pictures} real pictures, in
 batches of {", ".join(map(str, one.batch_sizes))}. The table shows the largest difference of a probability and of its
-natural logarithm, and how many pictures got another most probable class. `config.json` has the sha256 of every file.
+natural logarithm, and for how many pictures the predicted class changed. `config.json` has the SHA-256 of every file.
 
 {_table(("file", "bytes", "probability", "log-probability", "changed class"), rows)}
 """
@@ -346,10 +346,10 @@ Sorting and exploring pictures of these classes, and learning how such models ar
 touch or pick, and what the model takes for harmless may kill. Do not use it for any other decision about health, safety
 or people either.
 
-- It knows only its own classes: whatever it is shown gets one of their names, often with a high probability.
+- It knows only its own classes and assigns one of them to any picture, often with a high probability.
 - It is less accurate, by an unknown amount, on pictures from other cameras, places, seasons or backgrounds than in
   the data.
-- It was trained from scratch. On photographs a pretrained network, where one may be used, will usually do better.
+- It was trained from scratch. On photographs, a pretrained network will usually do better, if one may be used.
 """
 
 

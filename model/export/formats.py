@@ -158,7 +158,7 @@ def compare(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures)
 
 
 def measure_latency(folder: Path, pictures: Pictures) -> Latency:
-    """Return the time that model.onnx takes for one picture, on one thread of this machine, whatever else it is doing.
+    """Return the time that model.onnx takes for one picture, on one thread of this machine under its current load.
 
     The pictures, uint8 (n, S, S, 3), are shown one at a time for two seconds, up to 200 times.
     """

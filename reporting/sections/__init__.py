@@ -1,4 +1,4 @@
-"""Sections of the report, each computed from the study's facts.
+"""Sections of the report, one function each.
 
 `Facts` -> a function per section -> its paragraphs, charts and tables; None if the study has nothing to show there.
 Every sentence is computed from the study's own numbers. A new section is a function in `SECTIONS`.

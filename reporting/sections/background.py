@@ -28,7 +28,7 @@ def data(facts: Facts) -> Section | None:
     labels = facts.classes or ()
     sizes = {label: sum(used[label, part] for part in parts) for label in labels}
     whole = sum(sizes.values())
-    purposes = {"train": "training", "validation": "validation", "test": "the test"}
+    purposes = {"train": "training", "validation": "validation", "test": "testing"}
     counts = [f"{sum(used[label, part] for label in labels):,} for {purposes[part]}" for part in parts]
     text = f"{plural(whole, 'picture')} of {plural(len(labels), 'class', 'classes')}: {listed(counts)}. "
     large, small = (max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)) if sizes else ("", "")
@@ -99,7 +99,7 @@ def _reproducible(facts: Facts) -> str:
     each = (
         "Each trial was trained by one CPU thread: the same seed, versions and processor repeat it bit for bit. "
         if exact
-        else "Several threads, or a GPU, add numbers in varying order: the same seed repeats a trial only closely. "
+        else "Several threads, or a GPU, add in varying order: the same seed repeats a trial only approximately. "
     )
     if len({trial.slot for trial in trained}) > 1:
         return each + "Several trials ran at once, so what the sampler chose depends on which of them ended first."

@@ -50,22 +50,22 @@ def _importances(found: Importances) -> list[Part]:
         shares = [f"{row.name} ({percent(row.share, 0)})" for row in telling[:4]]
         shares += [plural(rest, "other")] * (rest > 0)
         text = f"Whether a trial is among {among} depends most on {listed(shares)}. "
-        text += f"The other {plural(quiet, 'parameter')} (grey) cannot be told from chance. " if quiet else ""
+        text += f"The other {plural(quiet, 'parameter')} (grey) cannot be distinguished from chance. " if quiet else ""
     else:
         text = f"No parameter matters more than chance would explain for being among {among}. "
     if found.pruned:
-        text += f"{found.pruned:,} trials that ended early count with what they had reached."
+        text += f"{found.pruned:,} trials that ended early count with the best value they had reached."
     drawings = [charts.importances(found.rows)]
     parts: list[Part] = [Figure(title="Importances", says=text.strip(), drawings=drawings, plots=("importances",))]
     warnings: list[str] = []
     if found.trials < FEW:
         warnings.append(
             f"{found.trials} trials are few for {len(found.rows)} parameters: the order is a hint at best, and of 20 "
-            f"parameters without any effect one passes the mark by chance. From {FEW} trials on it is steadier."
+            f"parameters without any effect, one exceeds the chance level. From {FEW} trials on, it is more reliable."
         )
     if found.rare:
         rare = [f"{name} ({plural(count, 'trial')})" for name, count in found.rare.items()]
-        warnings.append(f"In too few trials to judge: {listed(rare)}.")
+        warnings.append(f"Too few trials to judge: {listed(rare)}.")
     if warnings:
         parts.append(Paragraph(text=" ".join(warnings), tone="warning"))
     return parts
@@ -78,7 +78,7 @@ def _leaning(found: analysis.Leaning) -> str:
     if found.best == found.everywhere:
         return f"{found.name} close to {number(found.best)}, the median of all trials"
     more = "larger" if found.best > found.everywhere else "smaller"
-    return f"a {more} {found.name} (median {number(found.best)}, of all trials {number(found.everywhere)})"
+    return f"a {more} {found.name} (median {number(found.best)}, over all trials {number(found.everywhere)})"
 
 
 def _hint(hint: analysis.BoundHint) -> str:

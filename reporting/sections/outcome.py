@@ -91,7 +91,7 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
             f"Retrained on training and validation pictures, it classifies {percent(test['top1'], 1)} of "
             f"{plural(test['pictures'], 'test picture')} correctly. "
         )
-    text += f"Always naming the commonest class would give {percent(floor, 1)}."
+    text += f"Always predicting the most common class would give {percent(floor, 1)}."
     return Figure(title="The best trial and the baselines", says=text, drawings=[charts.accuracies(bars, floor)])
 
 
@@ -119,7 +119,7 @@ def finalists(facts: Facts) -> Section | None:
         anchor="finalists",
         title="Finalists",
         parts=[
-            Paragraph(text=" ".join(texts) or "No run of a finalist was trained to its end."),
+            Paragraph(text=" ".join(texts) or "No run of a finalist was trained to the end."),
             Table(
                 title="Validation top-1 over several seeds",
                 head=("finalist", "runs trained", "mean (range)", "in the study"),
@@ -146,7 +146,9 @@ def mistakes(facts: Facts) -> Section | None:
     who = "The retrained network" if test else f"Trial {facts.best.number}"
     text = f"{who} gets {wrong:,} of {plural(analysis.pictures_of(confusion), f'{part} picture')} wrong. "
     if found:
-        said = [f"{one.pictures:,} of {one.of:,} {names[one.truth]} taken for {names[one.prediction]}" for one in found]
+        said = [
+            f"{one.pictures:,} of {one.of:,} {names[one.truth]} mistaken for {names[one.prediction]}" for one in found
+        ]
         text += f"Most common: {listed(said)}."
     title = f"Confusion matrix of the {part} set"
     section.parts.append(Figure(title=title, says=text.strip(), drawings=[svg.confusion(confusion, names)]))
@@ -156,7 +158,7 @@ def mistakes(facts: Facts) -> Section | None:
             Figure(
                 title="The most confident mistakes",
                 says=f"The validation pictures that trial {facts.best.number} was most wrong about, as the network saw "
-                "them: each with its true class, and the class that it was taken for with its probability.",
+                "them: each with its true class, the predicted class and that class's probability.",
                 jpeg=facts.gallery,
             )
         )
@@ -180,7 +182,7 @@ def _tested(test: dict[str, Any]) -> list[Part]:
     if test["evaluations"] > 1:
         parts.append(
             Paragraph(
-                text="With each evaluation a lucky network becomes more likely: expect less on new pictures.",
+                text="Each further evaluation makes a lucky network more likely: expect less on new pictures.",
                 tone="warning",
             )
         )
@@ -224,7 +226,7 @@ def _per_class(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Tabl
         )
     return Table(
         title="Accuracy by class",
-        head=("class", "pictures", "correct (95 % interval)", "most often taken for"),
+        head=("class", "pictures", "correct (95 % interval)", "most often mistaken for"),
         rows=rows,
         numeric=frozenset({1, 2}),
         note="" if shown == order else f"The best and the worst {half} of {len(order):,} classes.",

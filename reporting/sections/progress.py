@@ -53,7 +53,7 @@ def _history_says(facts: Facts, best: analysis.Points) -> str:
     last, rises = facts.trials[-1].number, len(best) - 2
     (number, value), (_, first) = best[-2], best[0]
     if last == 0:
-        return f"The first trial reached {percent(first, 1)}; there is no other yet."
+        return f"The first trial reached {percent(first, 1)}; it is the only one so far."
     if rises == 0:
         return f"The first complete trial, {number}, is still the best of {last + 1:,}."
     text = (
@@ -103,15 +103,15 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
         if found := analysis.agreement(facts.trials, first):
             rho, count = found
             verdict = (
-                "mostly also ended ahead"
+                "mostly ended ahead, too"
                 if rho >= 0.7
                 else "often did not end ahead"
                 if rho >= 0.4
                 else "rarely ended ahead: early values say little here, so try --scheduler none"
             )
             texts.append(
-                f"Of {plural(count, 'trial')} trained to the end, those ahead by then {verdict} (rank correlation "
-                f"{rho:.2f})."
+                f"Of {plural(count, 'trial')} trained to the end, those ahead at that point {verdict} (rank "
+                f"correlation {rho:.2f})."
             )
     elif len(order) > 1:
         texts.append("No trial was pruned.")
