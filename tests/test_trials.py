@@ -22,16 +22,22 @@ from tuning import StudyError
 from tuning.devices import Slot
 from tuning.environment import environment
 from tuning.trials import (
+    LONGEST_ATTRIBUTE,
     Outcome,
     Result,
     Trial,
     count_trials,
+    furthest,
+    live_trial,
     read_history,
     read_trial,
     read_trials,
     top,
     trials_since_best,
+    write_attempt,
     write_history,
+    write_paused,
+    write_result,
     write_trials_csv,
 )
 
@@ -276,6 +282,33 @@ def test_patience_runs_out_where_the_clock_was_set_back() -> None:
     assert trials_since_best([best, *later]) == 3
 
 
+def partly(number: int, *curve: float, minute: int = 0, state: TrialState = TrialState.RUNNING, **attrs: Any) -> Trial:
+    """Return a trial that was trained for these epochs and then left its slot at this minute."""
+    left = datetime(2026, 1, 1) + timedelta(minutes=minute)
+    spans = [[left.timestamp() - 30, left.timestamp()]]
+    made = optuna.trial.create_trial(
+        state=state, intermediate_values=dict(enumerate(curve)), user_attrs={"spans": spans, **attrs}
+    )
+    made.number = number
+    made.datetime_complete = datetime(2026, 1, 2) if state.is_finished() else None
+    return Trial(made)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_patience_counts_paused_trials_by_the_time_at_which_they_left_their_slots(ended: bool) -> None:
+    """In a study that promotes trials, nearly all of them end only at its end, in the order of their numbers."""
+    state, paused = (TrialState.PRUNED, False) if ended else (TrialState.RUNNING, True)
+    waiting = [
+        partly(0, 0.3, minute=1, state=state, paused=paused),
+        partly(1, 0.2, 0.5, minute=9, state=state, paused=paused),
+        partly(2, 0.2, minute=3, state=state, paused=paused),
+        partly(3, 0.4, minute=11, state=state, paused=paused),
+    ]
+    assert [trials_since_best(waiting[:count]) for count in range(5)] == [0, 0, 0, 0, 1]
+    assert trials_since_best([*waiting, partly(4, 0.9, minute=12)]) == 1, "it is still being trained"
+    assert trials_since_best([*waiting, partly(4, 0.9, minute=12, state=TrialState.PRUNED, outcome="diverged")]) == 2
+
+
 def test_patience_ignores_trials_that_do_not_count() -> None:
     trials = [trial(0, TrialState.COMPLETE, 0.5), trial(1, TrialState.FAIL), trial(2, TrialState.RUNNING)]
     trials.append(trial(3, TrialState.PRUNED, outcome=str(Outcome.INFEASIBLE)))
@@ -289,6 +322,44 @@ def test_the_best_trials_come_best_first_and_of_equals_the_earlier_one() -> None
     trials = [trial(number, state, value) for number, (state, value) in enumerate(zip(states, values, strict=True))]
     assert [best.number for best in top(trials, 3)] == [1, 3, 0]
     assert [best.number for best in top(trials, 99)] == [1, 3, 0, 4]
+
+
+def test_the_furthest_trials_are_the_complete_ones_then_those_with_the_most_epochs() -> None:
+    pruned = TrialState.PRUNED
+    trials = [
+        partly(0, 0.9, paused=True),
+        partly(1, 0.1, 0.2, state=pruned),
+        partly(2, 0.1, 0.3, paused=True),
+        trial(3, TrialState.COMPLETE, 0.15),
+        partly(4, 0.3, 0.1),
+        partly(5, 0.9, 0.9, 0.9, state=pruned, outcome="diverged"),
+        partly(6),
+    ]
+    assert [one.number for one in furthest(trials, 9)] == [3, 2, 4, 1, 0]
+    assert [one.number for one in furthest(trials, 2)] == [3, 2]
+
+
+def test_a_trial_knows_when_it_was_in_a_slot() -> None:
+    """Of a killed process it only knows the beginning."""
+    study = optuna.create_study()
+    study.ask()
+    before = datetime.now().timestamp()
+    write_attempt(live_trial(study, 0), 1, 0)
+    write_attempt(live_trial(study, 0), 2, 0)
+    killed, running = read_trials(study)[0].spans
+    assert killed[1] is None and running[1] is None
+    assert read_trials(study)[0].left_slot is None
+    write_paused(live_trial(study, 0))
+    killed, (begin, end) = read_trials(study)[0].spans
+    assert killed[1] is None and end is not None and before - 0.1 <= begin <= end <= datetime.now().timestamp() + 0.1
+    paused = read_trials(study)[0]
+    assert paused.left_slot == datetime.fromtimestamp(end)
+    assert paused.seconds == end - begin
+    write_result(live_trial(study, 0), Outcome.PRUNED, "not resumed", None, [])
+    assert read_trials(study)[0].spans == paused.spans
+    for attempt in range(200):
+        write_attempt(live_trial(study, 0), attempt, 0)
+    assert len(json.dumps(read_trials(study)[0].spans)) < LONGEST_ATTRIBUTE
 
 
 # -- beside the database

@@ -76,7 +76,7 @@ class Plan:
     timeout: float | None = None
     """Seconds after which the run stops, even within an epoch."""
     patience: int | None = None
-    """Number of counted trials without an improvement after which no new ones are started."""
+    """Number of trials in a row without an improvement after which no new ones are started."""
     target: float | None = None
     """Validation top-1, 0 to 1, after which no new trials are started."""
     max_parameters: float | None = None
@@ -229,7 +229,7 @@ class Coordinator:
         trials = read_trials(self._study)
         unfinished = len(self._live) + sum(trial.is_paused for trial in trials)
         fulfilled = self._fulfilled(trials, unfinished)
-        if fulfilled not in (Ending.TARGET, Ending.PATIENCE):
+        if fulfilled is not Ending.TARGET:
             action = self._scheduler.for_free_slot(trials, new_wanted=fulfilled is None)
             if action is not None:
                 return action

@@ -51,7 +51,7 @@ class Scheduler(Protocol):
         """Choose a paused trial to resume or retire; None starts a new trial, or leaves the slot idle.
 
         `new_wanted` says whether the study still needs new trials. Paused trials are retired when no slot has anything
-        left to do; once the target is reached or patience has run out, the scheduler is no longer asked.
+        left to do; once the target is reached, the scheduler is no longer asked.
         """
         ...
 

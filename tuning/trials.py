@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +34,8 @@ METRIC = "validation top-1"
 """Dashboard's name for a trial's value."""
 LONGEST_ATTRIBUTE = 2045
 """Number of JSON characters that every database accepts as one attribute."""
+MOST_SPANS = 50
+"""Largest number of times in a slot that are stored, which fit into an attribute; those before are forgotten."""
 EARLIER_NAMES = {"improved by hand": "hand-tuned recipe"}
 """Current names of baselines, by the names that earlier versions stored."""
 
@@ -188,10 +191,27 @@ class Trial:
 
     @property
     def seconds(self) -> float:
-        """Training time in seconds; if none was stored, the time between the trial's start and end."""
+        """Training time in seconds; if none was stored, the time in slots, or between the trial's start and end."""
         if (stored := self._attributes.get("seconds")) is not None:
             return float(stored)
+        if self.spans:
+            return sum((end or begin) - begin for begin, end in self.spans)
         return self.frozen.duration.total_seconds() if self.frozen.duration else 0.0
+
+    @property
+    def spans(self) -> Sequence[tuple[float, float | None]]:
+        """When the trial was in a slot: begin and end in Unix seconds of each time; no end while it runs or if killed.
+
+        Empty for a trial of an earlier version.
+        """
+        return [(begin, end) for begin, end in self._attributes.get("spans", [])]
+
+    @property
+    def left_slot(self) -> datetime | None:
+        """When the trial was last paused or finished; None before that."""
+        if self.spans and self.spans[-1][1] is not None:
+            return datetime.fromtimestamp(self.spans[-1][1])
+        return self.ended
 
     @property
     def reason(self) -> str | None:
@@ -321,28 +341,37 @@ def top(trials: Iterable[Trial], count: int) -> list[Trial]:
     return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
 
 
+def furthest(trials: Iterable[Trial], count: int) -> list[Trial]:
+    """Return the `count` trials that were trained furthest: the complete ones as in `top`, then paused, interrupted and
+    pruned ones, most epochs first, and among equals the highest top-1 so far first."""
+    trials = list(trials)
+    partly = [trial for trial in trials if trial.epochs and (trial.is_running or trial.outcome is Outcome.PRUNED)]
+    partly.sort(key=lambda trial: (-trial.epochs, -(trial.reached or 0.0), trial.number))
+    return [*top(trials, count), *partly][:count]
+
+
 def count_trials(trials: Iterable[Trial]) -> int:
     """Return how many trials count towards `--trials`."""
     return sum(trial.counts for trial in trials)
 
 
 def trials_since_best(trials: Iterable[Trial]) -> int:
-    """Return how many counted trials have ended since the one with the best value.
+    """Return how many trials have been paused or counted since the best top-1 was reached.
 
-    If the clock was set back, some trials ended in the future; they are treated as earlier than all others. Sorted by
-    time, they would stay the last for hours, and patience would not run out.
+    If the clock was set back, some trials left their slots in the future; they are treated as earlier than all others.
+    Sorted by time, they would stay the last for hours, and patience would not run out.
     """
     now = datetime.now()
 
     def order(trial: Trial) -> tuple[bool, datetime, int]:
-        ended = trial.ended or now
-        return ended <= now, ended, trial.number
+        left = trial.left_slot or now
+        return left <= now, left, trial.number
 
     best, since = -1.0, 0
-    for trial in sorted((trial for trial in trials if trial.counts), key=order):
+    for trial in sorted((trial for trial in trials if trial.counts or trial.is_paused), key=order):
         since += 1
-        if trial.value is not None and trial.value > best:
-            best, since = trial.value, 0
+        if trial.outcome is not Outcome.DIVERGED and trial.reached is not None and trial.reached > best:
+            best, since = trial.reached, 0
     return since
 
 
@@ -366,9 +395,11 @@ def write_work(trial: optuna.Trial, config: Config, cost: Cost, *, seed: int, ke
 
 
 def write_attempt(trial: optuna.Trial, attempt: int, slot: int) -> None:
-    """Store the number of the attempt, from 1, and the slot that trains it."""
+    """Store the number of the attempt, from 1, the slot that trains it, and that it begins now."""
     trial.set_user_attr("attempts", attempt)
     trial.set_user_attr("slot", slot)
+    spans = trial.user_attrs.get("spans", [])[-MOST_SPANS + 1 :]
+    trial.set_user_attr("spans", [*spans, [round(time.time(), 1), None]])
 
 
 def write_environment(trial: optuna.Trial, environment: Mapping[str, str]) -> None:
@@ -382,8 +413,16 @@ def write_micro_batch(trial: optuna.Trial, pictures: int) -> None:
 
 
 def write_paused(trial: optuna.Trial) -> None:
-    """Store that a trial waits for its scheduler to resume it."""
+    """Store that a trial has left its slot and waits for its scheduler to resume it."""
+    _write_left(trial)
     trial.set_user_attr("paused", True)
+
+
+def _write_left(trial: optuna.Trial) -> None:
+    """Store that a trial leaves its slot now; nothing changes if it is not in one."""
+    spans = trial.user_attrs.get("spans", [])
+    if spans and spans[-1][1] is None:
+        trial.set_user_attr("spans", [*spans[:-1], [spans[-1][0], round(time.time(), 1)]])
 
 
 def write_resumed(trial: optuna.Trial, epochs: int) -> None:
@@ -396,6 +435,7 @@ def write_result(
     trial: optuna.Trial, outcome: Outcome, reason: str, best: EpochMetrics | None, history: Sequence[EpochMetrics]
 ) -> None:
     """Store how a trial ended and what its best epoch reached; None if no epoch was trained."""
+    _write_left(trial)
     if best is not None:
         facts = {
             "best_epoch": best.epoch,
