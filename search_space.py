@@ -20,6 +20,8 @@ from model.plain_json import fill
 from model.training import TrainingConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import optuna
 
 
@@ -292,6 +294,15 @@ def guess(profile: Profile) -> dict[str, Any]:
         "label_smoothing": 0.05,
         "class_balance": "none",
     }
+
+
+def lighter(params: dict[str, Any], profile: Profile) -> Iterator[dict[str, Any]]:
+    """Yield the parameters at every width up to their own, widest first, and then again at smaller image sizes."""
+    low, _, step = profile.widths
+    widths = [low + step * n for n in range(round((params["width"] - low) / step) + 1)]
+    for size in reversed([size for size in profile.sizes if size <= params["image_size"]]):
+        for width in reversed(widths):
+            yield params | {"image_size": size, "width": width}
 
 
 def portfolio(profile: Profile) -> list[dict[str, Any]]:

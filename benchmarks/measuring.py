@@ -90,7 +90,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 # -- training
 
 
-def training_batches(config: Config, part: Part, device: torch.device = CPU) -> TrainingBatches:
+def training_batches(config: Config, part: Part, device: torch.device = CPU, seed: int = 0) -> TrainingBatches:
     """Return the batches of one part of the data for a configuration, built as a worker builds them."""
     return TrainingBatches(
         part,
@@ -98,7 +98,7 @@ def training_batches(config: Config, part: Part, device: torch.device = CPU) -> 
         views=config.views,
         augment=config.augment,
         oversample=config.training.class_balance == "oversampling",
-        seed=0,
+        seed=seed,
         device=device,
     )
 

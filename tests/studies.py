@@ -47,10 +47,11 @@ from tuning.devices import Slot
 from tuning.events import StudyEvent, TrialAdvanced, TrialEnded
 from tuning.folder import sqlite_url, study_folder
 from tuning.jobs import TrialJob, WorkerMessage, Workers
-from tuning.sampling import SeededTPESampler
+from tuning.sampling import FeasibleTPESampler
 from tuning.scheduling import PrunerScheduler, Scheduler
 from tuning.session import MakeWorkers, Session
 from tuning.settings import Settings
+from tuning.space import FeasibleSpace
 from tuning.trainer import Answer
 from tuning.trials import Outcome
 
@@ -224,7 +225,7 @@ class Tiny:
         return open_study(
             sqlite_url(study_folder(self.results, "tiny")),
             "tiny",
-            sampler=sampler or SeededTPESampler(0),
+            sampler=sampler or FeasibleTPESampler(0, FeasibleSpace(self.draw, lambda cost: True)),
             pruner=pruner or NopPruner(),
             identity={"data": identity(self.pictures, self.data), "seed": 0},
             first_trials=first_trials or {},

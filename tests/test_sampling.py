@@ -16,10 +16,12 @@ from studies import TINY
 from search_space import suggest
 from tuning.database import open_study
 from tuning.folder import sqlite_url
-from tuning.sampling import SAMPLERS, STARTUP_TRIALS, draw_seed
+from tuning.sampling import PROPOSALS, SAMPLERS, STARTUP_TRIALS, draw_seed
+from tuning.space import FeasibleSpace, random_points
 from tuning.trials import live_trial, read_trials, write_paused, write_resumed
 
 draw = partial(suggest, profile=TINY, classes=3)
+SPACE = FeasibleSpace(draw, lambda cost: True)
 LATER = 3
 """Trials after the start-up ones, when TPE has learned."""
 
@@ -85,7 +87,7 @@ def undisturbed(sampler: BaseSampler, trials: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_killed_between_any_two_suggestions_a_study_samples_the_same(tmp_path: Path, name: str) -> None:
     """Every trial is killed after some suggestions and resumed with new objects for everything."""
-    make: Callable[[], BaseSampler] = partial(SAMPLERS[name], 3)
+    make: Callable[[], BaseSampler] = partial(SAMPLERS[name], 3, SPACE)
     trials = STARTUP_TRIALS + LATER
     whole = undisturbed(make(), trials)
 
@@ -103,7 +105,7 @@ def test_killed_between_any_two_suggestions_a_study_samples_the_same(tmp_path: P
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_equal_seeds_sample_the_same_and_others_do_not(name: str) -> None:
     trials = STARTUP_TRIALS + LATER
-    one, again, other = (undisturbed(SAMPLERS[name](seed), trials) for seed in (5, 5, 6))
+    one, again, other = (undisturbed(SAMPLERS[name](seed, SPACE), trials) for seed in (5, 5, 6))
     assert one == again
     assert all(mine != theirs for mine, theirs in zip(one, other, strict=True))
     assert len({str(parameters) for parameters in one}) == trials
@@ -128,7 +130,7 @@ def paused_or_pruned(sampler: BaseSampler, *, paused: bool) -> optuna.Study:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_paused_trial_teaches_the_sampler_what_a_pruned_one_does(name: str) -> None:
     """Optuna takes it for a running trial: TPE would not learn from it and, with fewer than ten finished, not begin."""
-    one, other = (paused_or_pruned(SAMPLERS[name](3), paused=paused) for paused in (True, False))
+    one, other = (paused_or_pruned(SAMPLERS[name](3, SPACE), paused=paused) for paused in (True, False))
     assert sum(trial.is_paused for trial in read_trials(one)) == 8
     for _ in range(LATER):
         asked = [study.ask() for study in (one, other)]
@@ -140,7 +142,7 @@ def test_a_paused_trial_teaches_the_sampler_what_a_pruned_one_does(name: str) ->
 
 
 def test_a_running_trial_is_not_taken_for_a_pruned_one() -> None:
-    running, pruned = (paused_or_pruned(SAMPLERS["tpe"](3), paused=paused) for paused in (True, False))
+    running, pruned = (paused_or_pruned(SAMPLERS["tpe"](3, SPACE), paused=paused) for paused in (True, False))
     for trial in read_trials(running):
         if trial.is_paused:
             write_resumed(live_trial(running, trial.number), 1)
@@ -148,6 +150,29 @@ def test_a_running_trial_is_not_taken_for_a_pruned_one() -> None:
     for trial in asked:
         draw(trial)
     assert asked[0].params != asked[1].params
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_infeasible_points_are_never_proposed(name: str) -> None:
+    """A sixth of this space is feasible, and its best trials are those closest to the budget."""
+    costs = sorted(config.cost.flops for config in random_points(draw, 300))
+    budget = costs[len(costs) // 6]
+    study = optuna.create_study(sampler=SAMPLERS[name](3, FeasibleSpace(draw, lambda cost: cost.flops <= budget)))
+    study.enqueue_trial({"width": 0.25})
+    for number in range(STARTUP_TRIALS + PROPOSALS):
+        trial = study.ask()
+        cost = draw(trial).cost
+        assert cost.flops <= budget, f"trial {number}"
+        study.tell(trial, -cost.flops)
+    assert study.trials[0].params["width"] == 0.25
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_space_without_a_feasible_point_is_sampled_all_the_same(name: str) -> None:
+    """Its trials then say by how much they exceed the budget."""
+    study = optuna.create_study(sampler=SAMPLERS[name](3, FeasibleSpace(draw, lambda cost: False)))
+    points = [draw(study.ask()) for _ in range(2)]
+    assert points[0] != points[1]
 
 
 def test_the_seed_of_a_draw_depends_on_study_trial_and_names() -> None:

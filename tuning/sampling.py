@@ -1,4 +1,4 @@
-"""Samplers: Optuna's own, reseeded for every trial and parameter.
+"""Samplers: Optuna's own, reseeded for every trial, that propose only what the budgets allow.
 
 With a single random state, a study that is killed between two suggestions would sample different parameters in all
 later trials. Here each draw depends only on (seed, trial number, parameter names) and on the other trials, so that an
@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from tuning.space import FeasibleSpace, SpacePoint
 from tuning.trials import Trial
 
 STARTUP_TRIALS = 10
@@ -31,42 +32,113 @@ def one_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def draw_seed(seed: int, number: int, names: Iterable[str]) -> int:
-    """Return the seed of one draw, derived from the study's seed, the trial's number and the parameters' names."""
-    return one_seed(seed, number, zlib.crc32("/".join(names).encode()))
+PROPOSALS = 50
+"""Number of infeasible proposals of TPE in a row after which a trial gets a random point."""
 
 
-class SeededTPESampler(TPESampler):
+def draw_seed(seed: int, number: int, names: Iterable[str], attempt: int = 0) -> int:
+    """Return the seed of one draw, from the study's seed, the trial's number, the parameters' names and the attempt."""
+    return one_seed(seed, number, zlib.crc32("/".join(names).encode()), attempt)
+
+
+class FeasibleRandomSampler(RandomSampler):
+    """Random search, which every other sampler must beat: whole points of the space, drawn until one is feasible."""
+
+    def __init__(self, seed: int, space: FeasibleSpace) -> None:
+        super().__init__()
+        self._seed = seed
+        self._space = space
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters of the trial's point."""
+        point = _random_point(self._space, self._seed, trial)
+        return point.distributions if point else {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the trial's point."""
+        point = _random_point(self._space, self._seed, trial)
+        return point.params if point else {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Sample a parameter of a trial for which no feasible point was found."""
+        self._rng.rng.seed(draw_seed(self._seed, trial.number, [param_name]))
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+class FeasibleTPESampler(TPESampler):
     """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018) that divides a conditional space into groups.
 
-    Paused trials count as pruned where they are: Optuna would take them for running ones and only avoid them.
+    Infeasible proposals are drawn again. Paused trials count as pruned where they are: Optuna would take them for
+    running ones and only avoid them.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, space: FeasibleSpace) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # about `group`, which conditional knobs need
             super().__init__(multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS)
         self._seed = seed
+        self._space = space
+        self._attempt = 0
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the parameters that finished and paused trials have in common, by group."""
-        return super().infer_relative_search_space(_paused_as_pruned(study), trial)
+        """Return the parameters that finished and paused trials have in common, by group, or those of a random point.
+
+        As long as there are fewer than STARTUP_TRIALS such trials, points are random.
+        """
+        seen = _paused_as_pruned(study)
+        if _has_learned(seen):
+            return super().infer_relative_search_space(seen, trial)
+        point = _random_point(self._space, self._seed, trial)
+        return point.distributions if point else {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return TPE's first feasible proposal of PROPOSALS, or else a random point."""
+        seen = _paused_as_pruned(study)
+        for self._attempt in range(PROPOSALS if _has_learned(seen) else 0):
+            proposed = super().sample_relative(seen, trial, search_space)
+            # Parameters that no group has yet, such as those of an optimizer that was never chosen, are random.
+            seed = draw_seed(self._seed, trial.number, [], self._attempt)
+            if self._space.point(seed, proposed | _fixed(trial), attempts=1):
+                return proposed
+        point = _random_point(self._space, self._seed, trial)
+        return {name: value for name, value in point.params.items() if name in search_space} if point else {}
 
     def _sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         # Called once per group. The order of groups depends on which trials this process has seen; the draw must not.
-        self._rng.rng.seed(draw_seed(self._seed, trial.number, sorted(search_space)))
-        return super()._sample_relative(_paused_as_pruned(study), trial, search_space)
+        self._rng.rng.seed(draw_seed(self._seed, trial.number, sorted(search_space), self._attempt))
+        return super()._sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Sample a parameter that is not in a group yet, or any parameter during the start-up trials."""
+        """Sample a parameter that is not in a group yet."""
         seed = draw_seed(self._seed, trial.number, [param_name])
         self._rng.rng.seed(seed)
         self._random_sampler._rng.rng.seed(seed)  # pyright: ignore[reportPrivateUsage]
         return super().sample_independent(_paused_as_pruned(study), trial, param_name, param_distribution)
+
+
+def _has_learned(study: Study) -> bool:
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return len(ended) >= STARTUP_TRIALS
+
+
+def _random_point(space: FeasibleSpace, seed: int, trial: FrozenTrial) -> SpacePoint | None:
+    """Return a trial's random point, which has the parameters with which it was enqueued; None if none is feasible."""
+    return space.point(draw_seed(seed, trial.number, []), _fixed(trial))
+
+
+def _fixed(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters with which a trial was enqueued."""
+    return trial.system_attrs.get("fixed_params", {})
 
 
 def _paused_as_pruned(study: Study) -> Study:
@@ -90,20 +162,8 @@ def _paused_as_pruned(study: Study) -> Study:
     return view
 
 
-class SeededRandomSampler(RandomSampler):
-    """Random search: independent uniform draws, which every other sampler must beat."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self._seed = seed
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Sample one parameter."""
-        self._rng.rng.seed(draw_seed(self._seed, trial.number, [param_name]))
-        return super().sample_independent(study, trial, param_name, param_distribution)
-
-
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {"tpe": SeededTPESampler, "random": SeededRandomSampler}
-"""Samplers by their name in `--sampler`, each made from the seed."""
+SAMPLERS: dict[str, Callable[[int, FeasibleSpace], BaseSampler]] = {
+    "tpe": FeasibleTPESampler,
+    "random": FeasibleRandomSampler,
+}
+"""Samplers by their name in `--sampler`, each made from the seed and the space."""

@@ -25,7 +25,7 @@ from data.cache import CacheHandle
 from data.prepare import Pictures, default_cache, find_pictures, identity
 from data.report import describe_changes, write_report
 from data.sources import NAMES
-from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
+from search_space import PROFILES, Config, Profile, baselines, lighter, portfolio, suggest
 from tuning import StudyError, database, devices, forecast, settings
 from tuning.coordinator import KEPT_CHECKPOINTS, Coordinator, Plan, search
 from tuning.database import IDENTITY, load_study, open_study
@@ -37,7 +37,7 @@ from tuning.lock import sole_coordinator
 from tuning.sampling import SAMPLERS
 from tuning.scheduling import SCHEDULERS, MakeScheduler, Scheduler, trained_share
 from tuning.settings import Settings
-from tuning.space import describe_space
+from tuning.space import FeasibleSpace, describe_space
 from tuning.trials import read_trials, write_trials_csv
 from tuning.workers import LocalWorkers
 
@@ -261,6 +261,8 @@ def open_session(
     with sole_coordinator(folder):
         handle = pictures.decode(profile.sizes, cache_dir=cache_dir or default_cache(), track=track)
         draw = partial(space, profile=profile, classes=len(handle.classes))
+        feasible = FeasibleSpace(draw, plan.feasible)
+        affordable = [params for wish in portfolio(profile) if (params := feasible.first(lighter(wish, profile)))]
         facts = {
             "data": identity(pictures, handle),
             "profile": profile.name,
@@ -278,10 +280,10 @@ def open_session(
             study = open_study(
                 url,
                 name,
-                sampler=SAMPLERS[sampler](seed) if isinstance(sampler, str) else sampler,
+                sampler=SAMPLERS[sampler](seed, feasible) if isinstance(sampler, str) else sampler,
                 identity=facts | describe_space(draw),
                 first_trials=baselines(profile),
-                portfolio=portfolio(profile),
+                portfolio=affordable,
             )
             write_report(pictures.catalog, folder / "data_report.csv", pictures.split)
             started = Settings(

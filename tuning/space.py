@@ -1,9 +1,10 @@
-"""The search space as data: lists its distributions, draws random points, and refuses a space that has changed."""
+"""The search space as data: lists its distributions, draws points within the budgets, and refuses a changed space."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,37 +16,72 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+from model.network import Cost
+from search_space import Config
 from tuning import StudyError
 
 
 class SpacePoint:
-    """A stand-in for a trial that samples at random, except for forced choices, and records every distribution."""
+    """A stand-in for a trial that samples at random, except for forced values, and records what it sampled."""
 
-    def __init__(self, rng: np.random.Generator, forced: dict[str, Any] | None = None) -> None:
+    def __init__(self, rng: np.random.Generator, forced: Mapping[str, Any] | None = None) -> None:
         self._rng = rng
         self._forced = forced or {}
+        self.params: dict[str, Any] = {}
         self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """Return one of the choices, each equally likely."""
-        self.distributions[name] = CategoricalDistribution(list(choices))
-        return self._forced.get(name, choices[int(self._rng.integers(len(choices)))])
+        distribution = CategoricalDistribution(list(choices))
+        return self._record(name, distribution, choices[int(self._rng.integers(len(choices)))])
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """Return an integer from low to high."""
-        self.distributions[name] = IntDistribution(low, high, log=log, step=step)
-        return low + step * int(self._rng.integers((high - low) // step + 1))
+        distribution = IntDistribution(low, high, log=log, step=step)
+        return self._record(name, distribution, low + step * int(self._rng.integers((high - low) // step + 1)))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """Return a number from low to high: on a grid with `step`, log-uniform with `log`."""
-        self.distributions[name] = FloatDistribution(low, high, log=log, step=step)
         if step is not None:
-            return low + step * int(self._rng.integers(round((high - low) / step) + 1))
-        if log:
-            return float(np.exp(self._rng.uniform(np.log(low), np.log(high))))
-        return float(self._rng.uniform(low, high))
+            drawn = low + step * int(self._rng.integers(round((high - low) / step) + 1))
+        elif log:
+            drawn = float(np.exp(self._rng.uniform(np.log(low), np.log(high))))
+        else:
+            drawn = float(self._rng.uniform(low, high))
+        return self._record(name, FloatDistribution(low, high, log=log, step=step), drawn)
+
+    def _record(self, name: str, distribution: BaseDistribution, drawn: Any) -> Any:
+        self.distributions[name] = distribution
+        self.params[name] = self._forced.get(name, drawn)
+        return self.params[name]
+
+
+@dataclass(frozen=True)
+class FeasibleSpace:
+    """A search space without the networks that exceed the study's budgets."""
+
+    suggest: Callable[[Any], Config]
+    """Function that samples a configuration with the methods of an Optuna trial."""
+    feasible: Callable[[Cost], bool]
+    """Function that returns whether a network is within the budgets."""
+
+    def point(self, seed: int, params: Mapping[str, Any] | None = None, *, attempts: int = 1000) -> SpacePoint | None:
+        """Return a random point with these parameters; None if `attempts` draws in a row are infeasible.
+
+        Equal arguments return equal points.
+        """
+        rng = np.random.default_rng(seed)
+        for _ in range(attempts):
+            point = SpacePoint(rng, params)
+            if self.feasible(self.suggest(point).cost):
+                return point
+        return None
+
+    def first(self, candidates: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        """Return the first feasible one of these points, each with all of its parameters; None if none is."""
+        return next((params for params in candidates if self.point(0, params, attempts=1)), None)
 
 
 def random_points(suggest: Callable[[Any], Any], count: int, seed: int = 0) -> Iterator[Any]:
