@@ -83,6 +83,8 @@ class Profile:
     """Pictures per training step."""
     max_flops: float | None
     """Largest number of forward FLOPs per picture of a feasible point, unless `--max-flops` says otherwise."""
+    flips: bool = True
+    """Whether augmentation may mirror pictures."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -193,6 +195,7 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
         reuse_originals=strength > 0 and kind != "fresh",
         # Fixed: the same augmented copies in every epoch, with which the original recipe overfitted.
         fresh=strength == 0 or kind != "originals+fixed",
+        flips=profile.flips,
     )
     optimizer = choose("optimizer", ["sgd", "adam", "adamw"])
     lr = {

@@ -34,6 +34,7 @@ def check_data(
     console = screen.make_console()
     found = find_pictures(data, test_data=test_data, cache_dir=cache, track=screen.track(console))
     screen.print_pictures(console, found)
+    screen.ask_about_flips(console, found)
     if report is not None:
         write_report(found.catalog, report, found.split)
     screen.print_left_out(console, found.catalog, report)

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data import Track
+from data.augment import changed_by_flips
 from data.catalog import Catalog
 from data.file_checks import Verdict
 from data.prepare import Pictures
@@ -70,6 +71,17 @@ def print_pictures(console: Console, pictures: Pictures, *, classes: bool = True
     console.print(line, style="bold", highlight=False, markup=False)
     if classes:
         _print_classes(console, catalog, pictures.split)
+
+
+def ask_about_flips(console: Console, pictures: Pictures) -> None:
+    """Print a line if the names of some classes suggest that a mirrored picture means something else."""
+    if names := changed_by_flips(pictures.catalog.classes):
+        shown = ", ".join(f"'{printable(name)}'" for name in names[:3])
+        console.print(
+            f"Training mirrors some pictures. If a mirrored picture of {shown} means something else, add --no-flips.",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _print_classes(console: Console, catalog: Catalog, split: Split) -> None:

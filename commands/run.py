@@ -24,6 +24,7 @@ from commands.options import (
     argv,
     choice,
     count,
+    flag,
     study_options,
 )
 from tuning import StudyError
@@ -53,6 +54,7 @@ def run(
     sampler: Annotated[Literal["tpe", "random"], choice(SEARCH)] = "tpe",
     scheduler: Annotated[Literal["promote", "median", "asha", "none"], choice(SEARCH)] = "promote",
     audit_pruner: Annotated[int | None, count(SEARCH)] = None,
+    no_flips: Annotated[bool, flag(SEARCH)] = False,
     seed: Annotated[int, count(SEARCH, least=0)] = 0,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
@@ -102,6 +104,8 @@ def run(
         "none".
     audit_pruner
         At the end, train N of the pruned trials to their last epoch and report how often the pruner was wrong.
+    no_flips
+        Never mirror pictures in training: for digits, text, and whatever else means something else in a mirror.
     seed
         Seed of the search and of every trial. With one worker on a CPU, a study repeats bit for bit.
     storage
@@ -126,9 +130,11 @@ def run(
     console = screen.make_console()
     track = screen.track(console)
     slots = devices.slots(device, workers, precision)
-    limits = _profile(profile, slots[0].device, epochs, pictures)
+    limits = _profile(profile, slots[0].device, epochs, pictures, flips=not no_flips)
     found = find_pictures(data, test_data=test_data, limit=limits.pictures, cache_dir=cache, track=track)
     screen.print_pictures(console, found)
+    if limits.flips:
+        screen.ask_about_flips(console, found)
     limits = _fitted(console, limits, found)
     if storage is None:
         screen.warn_of_network_file_system(console, results)
@@ -178,11 +184,11 @@ def run(
         raise SystemExit(128 + received)
 
 
-def _profile(name: str, device: str, epochs: int | None, pictures: int | None) -> Profile:
+def _profile(name: str, device: str, epochs: int | None, pictures: int | None, *, flips: bool) -> Profile:
     from search_space import PROFILES
 
     chosen = PROFILES[("gpu" if device.startswith("cuda") else "quick") if name == "auto" else name]
-    return replace(chosen, epochs=epochs or chosen.epochs, pictures=pictures or chosen.pictures)
+    return replace(chosen, epochs=epochs or chosen.epochs, pictures=pictures or chosen.pictures, flips=flips)
 
 
 def _fitted(console: Console, profile: Profile, pictures: Pictures) -> Profile:

@@ -8,7 +8,8 @@ from -1 to 1 between the picture's outer edges, so that pixel i of S has its cen
 benchmarks/README.md compares the speed with that of a loop over torchvision's operations.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,6 +43,9 @@ MAX_DISTORTION = 0.2
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0
 """Range of the 3x3 Gaussian's sigma in pixels, at strength 1."""
 
+SIDED = frozenset(["left", "right", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
+"""Words in the names of classes that flips may change."""
+
 CACHED_PIXELS = 2**17
 """Number of pixels augmented at a time on a CPU, so that they fit into its cache: two pictures of 256 px."""
 
@@ -56,6 +60,8 @@ class AugmentConfig:
     """Leave one view of three unaugmented, as the original recipe does; otherwise augment every view."""
     fresh: bool
     """Draw new augmentations in every epoch; otherwise each picture's augmented copies are the same in every epoch."""
+    flips: bool = True
+    """Whether mirrored pictures keep their meaning and flips are among the augmentations."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 2:
@@ -77,13 +83,17 @@ class Draws:
         return type(self)(homographies=self.homographies[rows], warped=self.warped[rows], sigmas=self.sigmas[rows])
 
 
-def draw(strength: float, plain: npt.NDArray[np.bool_], rng: np.random.Generator) -> Draws:
+def draw(strength: float, plain: npt.NDArray[np.bool_], rng: np.random.Generator, *, flips: bool = True) -> Draws:
     """Draw one or two steps, equally likely, for each of n pictures; none for `plain` (n,) ones or at strength 0.
 
-    A picture's draw depends only on `rng` and its position, not on which other pictures are plain.
+    Without `flips`, they are drawn from the other five steps. A picture's draw depends only on `rng` and its position,
+    not on which other pictures are plain.
     """
     n = len(plain)
-    ranks = rng.random((n, len(STEPS))).argsort(axis=1).argsort(axis=1)
+    priorities = rng.random((n, len(STEPS)))
+    if not flips:
+        priorities[:, STEPS.index("flip")] = 1  # last, and at most two steps are chosen
+    ranks = priorities.argsort(axis=1).argsort(axis=1)
     chosen = ranks < rng.integers(1, 3, (n, 1))
     chosen &= ~plain[:, None] & (strength > 0)
     crop, flip, perspective, rotation, translation, blur = chosen.T
@@ -112,6 +122,11 @@ def draw(strength: float, plain: npt.NDArray[np.bool_], rng: np.random.Generator
         warped=crop | flip | perspective | rotation | translation,
         sigmas=sigmas.astype(np.float32),
     )
+
+
+def changed_by_flips(classes: Iterable[str]) -> list[str]:
+    """Return the names of classes whose pictures may mean something else in a mirror: digits, letters, sides."""
+    return [name for name in classes if len(name) == 1 or SIDED & set(re.split(r"[^a-z]+", name.lower()))]
 
 
 def augment(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:

@@ -86,7 +86,8 @@ class TrainingBatches:
         all_pictures = np.repeat(np.arange(len(self._views_each)), self._views_each)
         all_views = np.arange(len(all_pictures)) - self._first_row[all_pictures]
         stream = [self._seed, n, FRESH] if self._augment.fresh else [self._seed, FIXED]
-        draws = draw(self._augment.strength, self.plain(all_pictures, all_views, n), np.random.default_rng(stream))
+        plain = self.plain(all_pictures, all_views, n)
+        draws = draw(self._augment.strength, plain, np.random.default_rng(stream), flips=self._augment.flips)
         for batch in np.split(np.arange(self._total), np.arange(1, len(self)) * self._batch_size):
             images, labels = self._pictures[pictures[batch]]
             yield augment(normalise(images), draws[rows[batch]]), labels

@@ -17,6 +17,7 @@ from data.augment import (
     Draws,
     augment,
     blur,
+    changed_by_flips,
     crop_map,
     draw,
     flip_map,
@@ -209,6 +210,20 @@ def test_each_picture_draws_one_or_two_of_six():
     assert (blurred & ~warps).mean() == pytest.approx(1 / 12, abs=0.01)
     flipped = np.linalg.det(drawn.homographies[:, :2, :2]) < 0
     assert flipped.mean() == pytest.approx(1 / 4, abs=0.01)
+
+
+def test_without_flips_each_picture_draws_one_or_two_of_the_other_five():
+    drawn = draw(1.0, np.full(60_000, False), np.random.default_rng(0), flips=False)
+    assert (np.linalg.det(drawn.homographies[:, :2, :2]) > 0).all()
+    blurred = drawn.sigmas > 0
+    assert (blurred | drawn.warped).all()
+    assert (blurred & ~drawn.warped).mean() == pytest.approx(1 / 10, abs=0.01)
+
+
+def test_classes_that_flips_may_change_are_digits_letters_and_sides():
+    odd = ["7", "b", "left hand", "TURN_RIGHT", "Seven"]
+    usual = ["12", "00014", "Boletus", "bright", "airplane", "n02119789", "stonefish"]
+    assert changed_by_flips([*odd, *usual]) == odd
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,6 +1,7 @@
 """Batches: the contents of an epoch depend only on (seed, epoch), and plain views have the original recipe's share."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,12 +38,13 @@ def batches(
     fresh: bool = True,
     oversample: bool = False,
     seed: int = 5,
+    flips: bool = True,
 ) -> TrainingBatches:
     return TrainingBatches(
         of,
         batch_size=batch_size,
         views=views,
-        augment=AugmentConfig(strength=strength, reuse_originals=reuse_originals, fresh=fresh),
+        augment=AugmentConfig(strength=strength, reuse_originals=reuse_originals, fresh=fresh, flips=flips),
         oversample=oversample,
         seed=seed,
         device=CPU,
@@ -167,6 +169,17 @@ def test_any_number_of_views_has_the_original_recipes_share_over_three_epochs(vi
 def test_without_originals_every_view_is_augmented():
     whole = part(17, 12)
     assert plain_positions(batches(whole, reuse_originals=False), whole, 0) == []
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_pictures_are_mirrored_only_if_that_is_allowed(flips: bool):
+    whole = part(40)
+    shape: dict[str, Any] = {"views": 1, "reuse_originals": False, "flips": flips}
+    plain, augmented = (epoch(batches(whole, strength=strength, **shape), 0)[0] for strength in (0.0, 1e-6))
+    same = [torch.allclose(a, b, atol=1e-3) for a, b in zip(plain, augmented, strict=True)]
+    mirrored = [torch.allclose(a.flip(2), b, atol=1e-3) for a, b in zip(plain, augmented, strict=True)]
+    assert sum(same) == 40 - sum(mirrored)
+    assert any(mirrored) == flips
 
 
 def test_fresh_copies_differ_between_epochs_and_fixed_ones_do_not():

@@ -24,7 +24,7 @@ OPTIONS = {
     (): {
         *("--data", "--test-data", "--pictures", "--study", "--profile"),
         *("--trials", "--epochs", "--timeout", "--patience", "--target"),
-        *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--seed"),
+        *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--no-flips", "--seed"),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
     ("retrain",): {
@@ -285,6 +285,14 @@ def test_a_cache_under_a_file_is_refused(refused: Callable[..., str], pictures: 
     (tmp_path / "a file").write_text("mine")
     line = refused("--data", pictures, "--cache", tmp_path / "a file", "--results", tmp_path / "results", places=False)
     assert str(tmp_path / "a file") in line
+
+
+def test_check_data_asks_whether_mirrored_pictures_keep_their_meaning(run: Run, pictures: Path, tmp_path: Path) -> None:
+    words = ["check-data", "--data", pictures, "--cache", tmp_path / "cache"]
+    assert "--no-flips" not in run(*words).out
+    (pictures / "Agaricus").rename(pictures / "left")
+    ended = run(*words)
+    assert "--no-flips" in ended.out and "'left'" in ended.out
 
 
 def test_a_report_that_cannot_be_written_is_refused(run: Run, pictures: Path, tmp_path: Path) -> None:

@@ -269,6 +269,7 @@ def open_session(
             "epochs": profile.horizon,
             "views": profile.views,
             "batch size": profile.batch_size,
+            "flips": profile.flips,
             "max params": plan.max_parameters,
             "max flops": plan.max_flops,
             "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
