@@ -65,6 +65,8 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
             style="bold" if standing is won else "dim" if standing.candidate.baseline else None,
         )
     console.print(table)
+    if shorter := [one.candidate.name for one in standings if not one.candidate.complete]:
+        console.print(f"Trained for fewer epochs in the study: {', '.join(shorter)}.")
     console.print(f"{won.candidate.name} wins.")
     searched = [one for one in standings if one.candidate.complete and one.top1 and not one.candidate.baseline]
     if searched:

@@ -63,7 +63,8 @@ def export(session: Session, winner: Winner | None = None) -> Published:
             "exported with": versions(),
             "exported on": processor(),
         },
-        results=winner.results and winner.results | {"validation": winner.validation},
+        results=winner.results
+        and winner.results | ({"validation": winner.validation} if "recorded" in winner.validation else {}),
     )
     part = open_part(session.data, config.image_size, "validation")
     every = max(1, len(part.indices) // CHECKED)  # the pictures are sorted by class

@@ -25,7 +25,7 @@ from tuning.folder import replace_file
 from tuning.jobs import Assignment
 from tuning.sampling import one_seed
 from tuning.session import OpenStudy, Session
-from tuning.trials import METRIC, Outcome, Trial, read_trials, top
+from tuning.trials import METRIC, Outcome, Trial, furthest, read_trials
 
 KIND = "finalists"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
@@ -42,7 +42,7 @@ class Candidate:
     """Number of the trial that has this configuration, or from which this configuration is derived."""
     config: Config
     recorded: float
-    """The trial's validation top-1 in the study, 0 to 1."""
+    """The trial's best validation top-1 in the study, 0 to 1."""
     epoch_seconds: float
     """Seconds per epoch that the trial took."""
     complete: bool = True
@@ -90,14 +90,14 @@ def final_seeds(study: OpenStudy, count: int) -> list[int]:
 
 
 def candidates(study: optuna.Study, count: int) -> list[Candidate]:
-    """Return the study's best `count` trials. Raises StudyError if none was trained to its last epoch."""
+    """Return the study's best `count` complete trials; if there are fewer, others follow that were trained furthest.
+
+    Raises StudyError if no trial was trained for an epoch.
+    """
     # Trials that another program reported have no configuration to train.
-    best = top([trial for trial in read_trials(study) if trial.result], count)
+    best = furthest([trial for trial in read_trials(study) if trial.seed is not None], count)
     if not best:
-        raise StudyError(
-            f"'{study.study_name}' has no complete trial to retrain: run the study further, or choose a trial with "
-            "--trial N"
-        )
+        raise StudyError(f"'{study.study_name}' has no trained trial to retrain: run the study further")
     return [_candidate(trial, f"trial {trial.number}") for trial in best]
 
 
@@ -109,7 +109,7 @@ def candidate(study: optuna.Study, number: int) -> Candidate:
             f"--trial {number} does not exist in '{study.study_name}': choose one of 0 to {len(trials) - 1}"
         )
     trial = trials[number]
-    if not trial.is_finished or trial.result is None:
+    if not trial.epochs:
         state = trial.reason or trial.state.name.lower()
         raise StudyError(f"--trial {number} has not been trained ({state}): choose another one")
     return _candidate(trial, f"trial {number}")
@@ -123,7 +123,7 @@ def baseline_candidates(study: optuna.Study) -> list[Candidate]:
     known = {
         trial.baseline: replace(_candidate(trial, trial.baseline), baseline=True)
         for trial in read_trials(study)
-        if trial.baseline and trial.result
+        if trial.baseline and trial.epochs
     }
     if HAND_TUNED not in known:
         raise StudyError(
@@ -138,13 +138,13 @@ def baseline_candidates(study: optuna.Study) -> list[Candidate]:
 
 def replay(candidate: Candidate, trial: Trial) -> FixedRun:
     """Return a run that repeats a trial with its seed and epochs. Raises StudyError if another program trained it."""
-    if trial.seed is None or trial.result is None:
+    if trial.seed is None:
         raise StudyError(f"--trial {trial.number} was not trained by this program: choose another one")
     return FixedRun(
         key=f"replay of trial {trial.number}: {candidate.config.digest} seed {trial.seed}",
         trial=trial.number,
         seed_index=0,
-        seconds=trial.result.seconds,
+        seconds=trial.seconds,
         assignment=Assignment(
             config=candidate.config, seed=trial.seed, epochs=trial.epochs, name=f"replay of trial {trial.number}"
         ),
@@ -238,7 +238,7 @@ def write_csv(standings: list[Standing], path: Path) -> None:
 
 
 def _candidate(trial: Trial, name: str) -> Candidate:
-    if trial.config is None or trial.result is None:
+    if trial.config is None:
         raise StudyError(
             f"cannot read the configuration of trial {trial.number} (from another version of search_space.py): choose "
             "another trial with --trial N"
@@ -247,7 +247,7 @@ def _candidate(trial: Trial, name: str) -> Candidate:
         name=name,
         trial=trial.number,
         config=trial.config,
-        recorded=trial.result.top1,
+        recorded=trial.reached or 0.0,
         complete=trial.state is TrialState.COMPLETE,
-        epoch_seconds=trial.result.seconds / trial.epochs,
+        epoch_seconds=trial.seconds / trial.epochs,
     )

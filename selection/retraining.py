@@ -239,11 +239,9 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         weights=finals.weights[0].relative_to(study.folder).as_posix(),
         temperature=fit_temperature(config, finalists, evaluator),
         networks=" ".join(one.run or "" for one in finals.runs),
-        validation={
-            "recorded": won.candidate.recorded,
-            "finalists_mean": won.mean,
-            "finalists_sd": won.spread,
-        },
+        # The accuracy of a shorter run cannot be compared with the mean over seeds.
+        validation=({"recorded": won.candidate.recorded} if won.candidate.complete else {})
+        | {"finalists_mean": won.mean, "finalists_sd": won.spread},
         results=None,
     )
 
@@ -276,7 +274,8 @@ class Winner:
     networks: str
     """Key of the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]
-    """Validation top-1: `recorded` in the study, `finalists_mean` and `finalists_sd` over its finalist runs."""
+    """Validation top-1: `finalists_mean` and `finalists_sd` over its finalist runs; `recorded` in the study, which is
+    missing after retraining if the study trained it for fewer epochs."""
     results: dict[str, Any] | None
     """Result of `evaluate_on_test`, and `evaluations`, how often the test set has been used; None if untested."""
 
@@ -313,7 +312,7 @@ class Winner:
 
 
 def best_so_far(study: OpenStudy) -> Winner:
-    """Return the study's best trial, untested, for an export before `retrain`. Raises StudyError without one."""
+    """Return the first of `candidates`, untested, for an export before `retrain`. Raises StudyError without one."""
     (best,), trials = candidates(study.study, 1), read_trials(study.study)
     trial = trials[best.trial]
     return Winner(
@@ -325,7 +324,7 @@ def best_so_far(study: OpenStudy) -> Winner:
         seed=trial.seed or 0,
         seed_index=0,
         environment=trial.environment,
-        epochs=(trial.result.epoch if trial.result else 0) + 1,
+        epochs=max(trial.curve, key=lambda epoch: trial.curve[epoch]) + 1,
         trained_on=["train"],
         weights=weights(Path(), trial).as_posix(),
         temperature=None,

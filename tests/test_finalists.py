@@ -6,11 +6,12 @@ import csv
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from studies import config, recorded
 
 from model.training import lr_at
@@ -74,7 +75,7 @@ def test_candidates_are_the_best_complete_trials_and_the_earlier_of_equals() -> 
         (1, 0.7, "trial 1"),
         (4, 0.7, "trial 4"),
     ]
-    assert [one.trial for one in finalists.candidates(study, 99)] == [3, 1, 4, 0]
+    assert [one.trial for one in finalists.candidates(study, 99)] == [3, 1, 4, 0, 2]
     assert best[0].config == config()
     assert best[0].epoch_seconds == 2.0
     assert not any(one.baseline for one in best)
@@ -87,10 +88,39 @@ def test_a_trial_that_another_program_reported_is_not_a_candidate() -> None:
     assert [one.trial for one in finalists.candidates(study, 3)] == [0]
 
 
-def test_a_study_without_complete_trials_has_no_candidates() -> None:
-    study = searched(recorded([0.9], outcome=Outcome.PRUNED))
-    with pytest.raises(StudyError, match=r"^'mushrooms' has no complete trial.*--trial N"):
+def test_a_study_without_trained_trials_has_no_candidates() -> None:
+    study = searched(recorded([], outcome=Outcome.INFEASIBLE))
+    study.ask()
+    with pytest.raises(StudyError, match=r"^'mushrooms' has no trained trial"):
         finalists.candidates(study, 3)
+
+
+def waiting(*curve: float, **attributes: Any) -> FrozenTrial:
+    """Return a trial that has not ended, as a study that was stopped leaves it."""
+    trial = recorded(list(curve), **attributes)
+    trial.state, trial.values, trial.datetime_complete = TrialState.RUNNING, None, None
+    for name in ("outcome", "best_top1", "best_top3", "best_epoch", "seconds"):
+        del trial.user_attrs[name]
+    trial.user_attrs |= {"paused": True, "spans": [[100.0, 108.0]]}
+    return trial
+
+
+def test_where_too_few_trials_are_complete_those_trained_furthest_are_candidates_too() -> None:
+    """Of a study that was stopped early, or has few trials, promotion may have trained none or one to its end."""
+    study = searched(waiting(0.9), recorded([0.3, 0.5, 0.4], outcome=Outcome.PRUNED), waiting(0.2, 0.6))
+    best = finalists.candidates(study, 2)
+    assert [(one.trial, one.recorded, one.epoch_seconds, one.complete) for one in best] == [
+        (1, 0.5, 2.0, False),
+        (2, 0.6, 4.0, False),
+    ]
+    study.add_trial(recorded([0.1]))
+    assert [(one.trial, one.complete) for one in finalists.candidates(study, 2)] == [(3, True), (1, False)]
+    assert finalists.candidate(study, 0).recorded == 0.9
+
+
+def test_a_waiting_baseline_can_be_compared_with() -> None:
+    study = searched(waiting(0.3, baseline=HAND_TUNED))
+    assert [one.recorded for one in finalists.baseline_candidates(study)] == [0.3, 0.3]
 
 
 def test_a_pruned_trial_can_be_chosen_by_its_number() -> None:
