@@ -21,6 +21,10 @@ from search_space import GUESS
 from tuning.scheduling import SCHEDULERS, trained_share
 
 
+class PolicyFailed(Exception):  # noqa: N818 - a result to print, and no error of this program
+    """A policy that is another program has failed."""
+
+
 class Policy(Protocol):
     """A way to spend a budget."""
 
@@ -30,7 +34,7 @@ class Policy(Protocol):
         ...
 
     def __call__(self, machine: Machine, seed: int, /) -> None:
-        """Train rows on a machine until nothing is left to train. Raises BudgetSpent."""
+        """Train rows on a machine until nothing is left to train. Raises BudgetSpent or PolicyFailed."""
         ...
 
 

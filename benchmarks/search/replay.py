@@ -10,7 +10,7 @@ the epochs of one full training, over all slots together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.search.machine import BudgetSpent, Charges, Machine
 from benchmarks.search.measures import Run, ranks, shown, target
-from benchmarks.search.policies import REFERENCE, Policy, policies, promotion_sweep
+from benchmarks.search.policies import REFERENCE, Policy, PolicyFailed, policies, promotion_sweep
 from benchmarks.search.tables import FOLDER, Pool, Table, read_tables
 from tests.stress.script import header, row, run
 
@@ -62,24 +62,41 @@ def main(
         Shares of the trials that the sweep keeps at each rung.
     """
     read = read_tables(tables)
-    charges = Charges(by_flops=by_flops, resume=resume)
-    for count in slots:
-        replayed: dict[str, Results] = {}
-        for table in read:
-            candidates = policies(table, [other for other in read if other is not table])
-            if sweep:
-                candidates = {REFERENCE: candidates[REFERENCE], **dict(promotion_sweep(table, shares, keeps))}
-            replayed[table.data] = {
-                name: replay(policy, table, sorted(budgets), repetitions, count, charges)
-                for name, policy in candidates.items()
-            }
-            print_results(f"{table.data}, {count} slots", {table.data: replayed[table.data]}, sorted(budgets))
-        if len(read) > 1:
-            print_results(f"all tables, {count} slots", replayed, sorted(budgets))
+
+    def candidates(table: Table) -> dict[str, Policy]:
+        found = policies(table, [other for other in read if other is not table])
+        return {REFERENCE: found[REFERENCE], **dict(promotion_sweep(table, shares, keeps))} if sweep else found
+
+    compare(read, candidates, slots, budgets, repetitions, Charges(by_flops=by_flops, resume=resume))
 
 
 Results = Mapping[str, Mapping[float, Sequence[Run]]]
-"""The runs of a table by policy and budget, one for each repetition."""
+"""The runs on a table by policy and budget, one for each repetition."""
+
+
+def compare(
+    tables: Sequence[Table],
+    candidates: Callable[[Table], Mapping[str, Policy]],
+    slots: Sequence[int],
+    budgets: Sequence[float],
+    repetitions: int,
+    charges: Charges,
+) -> None:
+    """Run each table's candidates and print the results of every table, then of all together."""
+    budgets = sorted(budgets)
+    for count in slots:
+        results: list[Results] = []
+        for table in tables:
+            replayed: dict[str, Mapping[float, Sequence[Run]]] = {}
+            for name, policy in candidates(table).items():
+                try:
+                    replayed[name] = replay(policy, table, budgets, repetitions, count, charges)
+                except PolicyFailed as error:
+                    print(f"{name} is left out, because it failed: {error}")
+            results.append(replayed)
+            print_results(f"{table.data}, slots: {count}", results[-1:], budgets)
+        if len(tables) > 1:
+            print_results(f"all tables, slots: {count}", results, budgets)
 
 
 def replay(
@@ -104,13 +121,12 @@ def run_once(policy: Policy, table: Table, seed: int, slots: int, budget: float,
     return Run.of(machine)
 
 
-def print_results(title: str, replayed: Mapping[str, Results], budgets: Sequence[float]) -> None:
+def print_results(title: str, tables: Sequence[Results], budgets: Sequence[float]) -> None:
     """Print one line per policy that ran on all of these tables, the best mean rank first.
 
     A run that misses its target counts as if it had reached it at the end of its budget.
     """
     last = budgets[-1]
-    tables = list(replayed.values())
     names = [name for name in tables[0] if all(name in results for results in tables)]
     places = [
         np.transpose([ranks(worths) for worths in zip(*(_worths(results[name][last]) for name in names), strict=True)])

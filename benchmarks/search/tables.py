@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from search_space import PROFILES, Config, suggest
+from search_space import PROFILES, Config, Profile, suggest
 
 FOLDER = Path(__file__).resolve().parent / "tables"
 """Default folder of the tables."""
 MOST_POINTS = 60
 """Largest number of points of a curve in a replay; a longer one is thinned."""
+CLASSES = 2
+"""Number of classes of the configurations; it only changes the size of the head, on which no decision depends."""
 RANDOM = "random "
 """How the names of random configurations begin; all other rows are baselines or points of a portfolio."""
 
@@ -68,13 +70,17 @@ class Table:
     epochs: int
     """The horizon: epochs of every row."""
     rows: Sequence[Row]
-    space: Callable[[Any], Config]
-    """Function that samples a configuration, with the methods of an Optuna trial."""
+    profile: Profile
+    """The profile whose space the rows are points of."""
 
     @property
     def points(self) -> int:
         """Number of points of each curve, in which resources are counted."""
         return self.rows[0].curves.shape[1]
+
+    def space(self, trial: Any) -> Config:
+        """Sample a configuration, with the methods of an Optuna trial."""
+        return suggest(trial, self.profile, classes=CLASSES)
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -117,30 +123,27 @@ def read_tables(folder: Path = FOLDER, points: int = MOST_POINTS) -> list[Table]
 
 def read_table(path: Path, points: int = MOST_POINTS) -> Table:
     """Return the table in a file, its curves thinned to `points`. Raises SystemExit if it cannot be used."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    text = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = [json.loads(line) for line in text if line.endswith("\n")]  # the last one may be being written
     if not lines:
         raise SystemExit(f"{path} is empty: record it with python -m benchmarks.search.record")
     epochs = max(len(line["curve"]) for line in lines)
     largest = max(line["params"]["image_size"] for line in lines)
     profile = replace(PROFILES["quick"], epochs=epochs).within(largest)
-    # The number of classes only changes the size of the head, which no decision of a replay depends on.
-    space = partial(suggest, profile=profile, classes=2)
     by_name: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_name.setdefault(line["row"], []).append(line)
-    rows = [_row(path, name, recorded, space, epochs, points) for name, recorded in by_name.items()]
-    return Table(data=path.stem, epochs=epochs, rows=rows, space=space)
+    rows = [_row(path, name, recorded, profile, points) for name, recorded in by_name.items()]
+    return Table(data=path.stem, epochs=epochs, rows=rows, profile=profile)
 
 
-def _row(
-    path: Path, name: str, recorded: list[dict[str, Any]], space: Callable[[Any], Config], epochs: int, points: int
-) -> Row:
+def _row(path: Path, name: str, recorded: list[dict[str, Any]], profile: Profile, points: int) -> Row:
     params = recorded[0]["params"]
-    trial = FixedTrial(params)
+    trial: Any = FixedTrial(params)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Optuna only warns of a value outside its distribution
-            config = space(trial)
+            config = suggest(trial, profile, classes=CLASSES)
     except (ValueError, UserWarning) as error:
         raise SystemExit(
             f"row '{name}' of {path} is not in today's search space ({error}): record the table again with "
@@ -152,8 +155,10 @@ def _row(
         distributions=trial.distributions,
         config=config,
         flops=recorded[0]["flops"],
-        curves=np.array([thin(line["curve"], epochs, points) for line in recorded]),
-        worth=float(np.mean([max(line["curve"]) if len(line["curve"]) == epochs else 0.0 for line in recorded])),
+        curves=np.array([thin(line["curve"], profile.horizon, points) for line in recorded]),
+        worth=float(
+            np.mean([max(line["curve"]) if len(line["curve"]) == profile.horizon else 0.0 for line in recorded])
+        ),
         test=float(np.mean([line["test"] or 0.0 for line in recorded])),
     )
 
