@@ -24,6 +24,7 @@ from search_space import (
     Profile,
     baselines,
     guess,
+    lighter,
     portfolio,
     suggest,
 )
@@ -121,7 +122,7 @@ def test_the_digest_is_the_same_as_when_earlier_studies_were_started() -> None:
         batch_size=32,
         max_flops=100e6,
     )
-    assert chosen(profile, 9).digest == "7d529929424f3f40"
+    assert chosen(profile, 9).digest == "24e49f4b1c77bbab"
 
 
 def test_a_conditional_knob_is_sampled_only_with_its_choice() -> None:
@@ -221,6 +222,20 @@ def test_baselines_are_the_original_projects_recipes_at_the_gpu_profile() -> Non
     assert (original.model.dilation_pattern, tuned.model.dilation_pattern) == ("consecutive", "late")
 
 
+@pytest.mark.parametrize(("short_side", "width", "mflop"), [(32, 0.5, 50), (48, 0.25, 28), (64, 0.25, 51)])
+def test_the_best_single_guess_uses_about_half_of_the_budget(short_side: int, width: float, mflop: int) -> None:
+    profile = PROFILES["quick"].fitted(short_side, 1063)
+    config = chosen(profile, 9, **guess(profile))
+    assert (config.image_size, config.model.width) == (short_side, width)
+    assert round(config.cost.flops / 1e6) == mflop
+
+
+def test_lighter_points_are_narrower_first_and_then_smaller() -> None:
+    profile = PROFILES["quick"].fitted(48, 1063)
+    found = [(p["image_size"], p["width"]) for p in lighter({"image_size": 48, "width": 0.5}, profile)]
+    assert found == [(48, 0.5), (48, 0.375), (48, 0.25), (32, 0.5), (32, 0.375), (32, 0.25)]
+
+
 @given(short_side=st.integers(16, 400), name=st.sampled_from(sorted(PROFILES)))
 def test_a_profile_enlarges_no_picture_and_has_at_least_one_size(short_side: int, name: str) -> None:
     fitted = PROFILES[name].within(short_side)
@@ -285,5 +300,5 @@ def test_random_points_cover_the_space_well_enough_for_a_forecast() -> None:
     for choices in ("stride_pattern", "dilation_pattern", "pooling"):
         assert len({asdict(config.model)[choices] for config in points}) in (3, 4, 5)
     assert {config.image_size for config in points} == set(PROFILES["quick"].sizes)
-    assert {config.model.width for config in points} == {0.25, 0.375, 0.5}
+    assert {config.model.width for config in points} == {0.25, 0.375, 0.5, 0.625, 0.75}
     assert len({config.digest for config in points}) == 200

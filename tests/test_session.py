@@ -23,7 +23,7 @@ from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
 
 from model.predict import Classifier
 from model.training import EpochMetrics
-from search_space import Config, Profile, suggest
+from search_space import Config, Profile, portfolio, suggest
 from selection.finalists import train_finalists
 from selection.retraining import retrain_winner
 from tuning import StudyError
@@ -103,6 +103,19 @@ def test_space_sampler_scheduler_and_seed_can_be_ones_own(tiny: Tiny, tmp_path: 
     assert identity == {"sampler": "RandomSampler", "scheduler": "keeps_all", "seed": 7}
     with pytest.raises(StudyError, match="sampler: RandomSampler -> tpe"), opened(tiny, tmp_path, 3, **options("tpe")):
         pass
+
+
+def test_a_study_begins_with_a_portfolio_within_its_budget(tiny: Tiny, tmp_path: Path) -> None:
+    """Points over it would be places of the study that are lost; they get narrower instead."""
+    costs = {}
+    for name, budget in (("all", None), ("few", 10e6)):
+        plan = Plan(trials=1, max_flops=budget)
+        with open_session(tiny.pictures, plan=plan, name=name, profile=TINY, results=tmp_path) as session:
+            waiting = [trial.frozen.system_attrs["fixed_params"] for trial in read_trials(session.study)]
+            costs[name] = [session.draw(optuna.trial.FixedTrial(params)).cost.flops for params in waiting][3:]
+    assert len(costs["all"]) == len(costs["few"]) == len(portfolio(TINY))
+    assert max(costs["few"]) <= 10e6 < max(costs["all"])
+    assert costs["few"] == [min(cost, few) for cost, few in zip(costs["all"], costs["few"], strict=True)]
 
 
 def test_two_sessions_of_one_study_exclude_each_other(tiny: Tiny, tmp_path: Path) -> None:
