@@ -254,8 +254,9 @@ def open_session(
     """
     slots = slots or devices.slots("auto", None)
     make_scheduler = SCHEDULERS[scheduler] if isinstance(scheduler, str) else scheduler
-    profile = profile.fitted(pictures.catalog.median_short_side, len(pictures.split.train))
     plan = replace(plan, max_flops=plan.max_flops or profile.max_flops)
+    profile = replace(profile, max_flops=plan.max_flops)
+    profile = profile.fitted(pictures.catalog.median_short_side, len(pictures.split.train))
     name = pictures.name if name is None else name
     folder = study_folder(results, name)
     with sole_coordinator(folder):
