@@ -16,7 +16,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -141,6 +141,7 @@ def main(
     pictures: int | None = None,
     rows: int = 100,
     seeds: int = 1,
+    shown: int = QUICK.shown,
     processes: int = 2,
     folder: Path = FOLDER,
 ) -> None:
@@ -156,6 +157,8 @@ def main(
         Largest number of pictures in use.
     rows
         Number of random points, of which some are infeasible.
+    shown
+        Training pictures shown to each network, from which its epochs follow.
     seeds
         Number of trainings of each row.
     processes
@@ -164,7 +167,7 @@ def main(
         Where tables are kept.
     """
     found = find_pictures(data, limit=pictures)
-    profile = QUICK.fitted(found.catalog.median_short_side, len(found.split.train))
+    profile = replace(QUICK, shown=shown).fitted(found.catalog.median_short_side, len(found.split.train))
     handle = found.decode(profile.sizes, cache_dir=default_cache())
     path = folder / f"{name}.jsonl"
     done = _finished(path)
