@@ -27,14 +27,14 @@ from data.prepare import Pictures
 from data.split import Split
 from model.files import printable
 from model.training import EpochMetrics
-from reporting.words import duration, percent, plural
+from reporting.words import duration, how_far, listed, percent, plural
 from tuning.cleaning import Item
 from tuning.database import network_file_system
 from tuning.devices import Slot
 from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
 from tuning.session import SearchSession
 from tuning.settings import command_line
-from tuning.trials import Outcome, Trial, count_trials, read_trials, top
+from tuning.trials import Outcome, Trial, count_trials, furthest, read_trials, top
 
 SHOWN_TRIALS = 5
 """Number of rows in the table of the best trials."""
@@ -142,19 +142,26 @@ def warn_of_network_file_system(console: Console, results: Path) -> None:
 
 
 def print_plan(
-    console: Console, session: SearchSession, *, wanted: int, first_pruning: int | None, expected: float
+    console: Console,
+    session: SearchSession,
+    *,
+    wanted: int,
+    rungs: Sequence[int],
+    first_pruning: int | None,
+    left: float,
 ) -> None:
     """Print what is about to be trained and how long that should take.
 
-    `wanted` is the number of trials left, `first_pruning` the first epoch, from 1, after which a trial can be pruned,
-    and `expected` the seconds of one trial in one slot.
+    Args: `wanted`: number of trials left; `rungs`: epochs, from 1, after which each trial pauses; `first_pruning`: the
+    first epoch after which a trial can be pruned; `left`: expected seconds of the whole run.
     """
     pruned = f"pruned after epoch {first_pruning} at the earliest" if first_pruning else "never pruned"
-    slots = session.slots
+    if rungs:
+        pruned = f"paused after epoch {listed([str(rung) for rung in rungs])}"
     console.print(
         Text(
             f"Study '{session.name}': {wanted} of {session.plan.trials} trials left, {session.profile.epochs} epochs "
-            f"each, {pruned}; {_at_once(slots)}: about {duration(wanted * expected / len(slots))}."
+            f"each, {pruned}; {_at_once(session.slots)}: about {duration(left)}."
         )
     )
 
@@ -191,7 +198,8 @@ class _Running:
 
     @property
     def done(self) -> float:
-        return min(1.0, (self.epoch + (self.share or 0.0)) / self.epochs)
+        """Number of finished epochs, with the finished share of the running one."""
+        return min(self.epochs, self.epoch + (self.share or 0.0))
 
 
 class Screen:
@@ -205,14 +213,17 @@ class Screen:
         trials: int,
         slots: int,
         expected: float,
+        epochs: float | None = None,
         searches: bool = True,
     ) -> None:
         """Read the study's current state.
 
-        `trials` is the total number, `expected` the seconds of one trial in one slot, from which the time left is
-        computed until enough trials have ended; `searches` is False for fixed runs, among which there is no best.
+        Args: `trials`: total number; `expected`: seconds of one trial in one slot, from which the time left is computed
+        until enough has been trained; `epochs`: expected mean number of epochs of a trial if the scheduler promotes
+        trials; `searches`: False for fixed runs, among which there is no best.
         """
-        finished = [trial for trial in read_trials(study) if trial.is_finished]
+        known = read_trials(study)
+        finished = [trial for trial in known if trial.is_finished]
         self._outcomes = Counter(trial.outcome for trial in finished)
         self._counted = count_trials(finished)
         best = top(finished, 1)
@@ -221,8 +232,11 @@ class Screen:
         self._trials, self._slots, self._expected = trials, slots, expected
         self._searches, self._unit = searches, "trial" if searches else "run"
         self._running: dict[int, _Running] = {}
-        self._paused = {trial.number for trial in read_trials(study) if trial.is_paused}
-        self._began, self._ended_here = time.monotonic(), 0
+        self._mean_epochs = epochs
+        self._epochs = {trial.number: trial.epochs for trial in known}
+        self._reached = {trial.number: trial.reached for trial in known if trial.reached is not None}
+        self._paused = {trial.number for trial in known if trial.is_paused}
+        self._began, self._done_before = time.monotonic(), self._done
         self._stopping = False
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
@@ -239,11 +253,18 @@ class Screen:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the last trial ends, from the trials that have ended in this run or the expected duration."""
-        elapsed = time.monotonic() - self._began
-        per_trial = elapsed * self._slots / self._ended_here if self._ended_here >= 2 * self._slots else self._expected
-        left = self._trials - self._counted - sum(running.done for running in self._running.values())
-        return max(0.0, left) * per_trial / self._slots
+        """Seconds until the last trial ends, from what has been trained in this run or the expected duration."""
+        elapsed, done_here = time.monotonic() - self._began, self._done - self._done_before
+        per_trial = elapsed * self._slots / done_here if done_here >= 2 * self._slots else self._expected
+        return max(0.0, self._trials - self._done) * per_trial / self._slots
+
+    @property
+    def _done(self) -> float:
+        """Finished work in trials of mean length: with promotion, trials end last, so that only their epochs tell."""
+        if self._mean_epochs is not None:
+            begun = sum(running.share or 0.0 for running in self._running.values())
+            return (sum(self._epochs.values()) + begun) / self._mean_epochs
+        return self._counted + sum(running.done / running.epochs for running in self._running.values())
 
     def print_stopping(self) -> None:
         """Print, once, that the run is stopping and how long its running epochs still take."""
@@ -260,9 +281,10 @@ class Screen:
                 self._running[event.slot] = _Running(
                     number=event.number,
                     epochs=event.assignment.epochs,
+                    epoch=self._epochs.get(event.number, 0),
                     name=event.assignment.name,
                     final=event.assignment.final,
-                    epoch_seconds=self._expected / event.assignment.epochs,
+                    epoch_seconds=self._expected / (self._mean_epochs or event.assignment.epochs),
                 )
                 if event.number in self._paused:
                     self._paused.remove(event.number)
@@ -274,13 +296,17 @@ class Screen:
                 running, progress = self._running[event.slot], event.progress
                 if isinstance(progress, EpochMetrics):
                     running.epoch, running.share = progress.epoch + 1, 0.0
+                    self._epochs[event.number] = max(running.epoch, self._epochs.get(event.number, 0))
+                    self._reached[event.number] = max(progress.top1, self._reached.get(event.number, 0.0))
                     running.top1 = None if running.final else progress.top1
                     running.epoch_seconds = progress.seconds
                 else:
                     running.share = max(running.share or 0.0, progress.share)
             case TrialPaused():
-                self._running.pop(event.slot, None)
+                name = running.name if (running := self._running.pop(event.slot, None)) else None
                 self._paused.add(event.number)
+                after = f"{f'{name}, ' if name else ''}paused after epoch {self._epochs.get(event.number, 0)}"
+                self._line(event.number, self._reached.get(event.number), after)
             case TrialEnded():
                 self._end(event)
                 if self._live.is_started:
@@ -290,6 +316,7 @@ class Screen:
 
     def _end(self, ended: TrialEnded) -> None:
         running = self._running.pop(ended.slot, None) if ended.slot is not None else None
+        retired = ended.number in self._paused
         self._paused.discard(ended.number)
         if ended.outcome is None:
             self._line(ended.number, None, ended.reason)
@@ -297,7 +324,6 @@ class Screen:
         self._outcomes[ended.outcome] += 1
         counted = ended.outcome in (Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED)
         self._counted += counted
-        self._ended_here += counted
         better = (
             self._searches
             and ended.outcome is Outcome.COMPLETE
@@ -311,6 +337,8 @@ class Screen:
         elif ended.outcome is not Outcome.COMPLETE:
             facts.append(f"{ended.outcome}: {ended.reason}")
         value = None if running and running.final else ended.value
+        if retired:
+            return  # its line was printed when it was paused
         self._line(ended.number, value, ", ".join([*facts, *["best so far"] * better]))
 
     def _line(self, number: int, value: float | None, text: str) -> None:
@@ -322,11 +350,17 @@ class Screen:
 
     def _headline(self) -> str:
         facts = [f"{self._counted} of {self._trials} {self._unit}s"]
+        if self._paused:
+            begun = self._counted + len(self._paused) + len(self._running)
+            facts = [f"{begun} of {self._trials} {self._unit}s begun", f"{len(self._paused)} paused"]
         for outcome in (Outcome.PRUNED, Outcome.DIVERGED, Outcome.INFEASIBLE, Outcome.DUPLICATE, Outcome.FAILED):
             if self._outcomes[outcome] or (self._searches and outcome in (Outcome.PRUNED, Outcome.FAILED)):
                 facts.append(f"{self._outcomes[outcome]} {outcome}")
         if self._best:
             facts.append(f"best {percent(self._best[0])} (trial {self._best[1]})")
+        elif self._paused:
+            highest = max(self._paused, key=lambda number: self._reached.get(number, 0.0))
+            facts.append(f"highest {percent(self._reached.get(highest))} (trial {highest})")
         return ", ".join(facts)
 
     def _time_left(self) -> str:
@@ -344,7 +378,7 @@ class Screen:
                 Text(f"worker {slot}", style="dim"),
                 Text(f"{self._unit} {running.number}"),
                 Text("starting" if running.share is None else epoch),
-                ProgressBar(total=1.0, completed=running.done, width=16),
+                ProgressBar(total=running.epochs, completed=running.done, width=16),
                 Text(percent(running.top1) if running.top1 is not None else ""),
                 Text(running.name or "", style="dim"),
             )
@@ -361,7 +395,9 @@ def print_best(console: Console, study: optuna.Study) -> None:
     trials = read_trials(study)
     best = top(trials, SHOWN_TRIALS)
     if not best:
-        console.print("No trial has been trained to the end yet.")
+        console.print("No trial has been trained to its last epoch yet.")
+        for trial in furthest(trials, 1):
+            console.print(f"Furthest: trial {trial.number}, {percent(trial.reached)} after epoch {trial.epochs}.")
         return
     baselines = [trial for trial in top(trials, len(trials)) if trial.baseline]
     rows = {trial.number: _cells(trial) for trial in best + baselines}
@@ -420,6 +456,8 @@ def print_end(
     counted, unfinished = count_trials(trials), sum(trial.is_running for trial in trials)
     kept = f" The finished epochs of {plural(unfinished, 'unfinished trial')} are kept." if unfinished else ""
     lines = [f"{plural(counted, 'trial')}: {ending}.{kept}"]
+    if far := how_far(trials):
+        lines.append(f"Trained:  {far}")
     match ending:
         case Ending.PATIENCE | Ending.TARGET:
             lines.append(f"Continue: run the same command with a larger --{ending.name.lower()}, or without it")

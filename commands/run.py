@@ -165,13 +165,22 @@ def run(
         note = StudyNote(
             session.study, session.folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials
         )
-        expected = 0.0
-        if wanted := session.searcher.wanted:
-            first = scheduling.first_pruning(scheduler, limits.horizon)
-            expected = session.expected_seconds()
-            screen.print_plan(console, session, wanted=wanted, first_pruning=first, expected=expected)
+        wanted, horizon = session.searcher.wanted, limits.horizon
+        shown = screen.Screen(
+            console,
+            session.study,
+            trials=trials,
+            slots=len(slots),
+            expected=session.expected_seconds() if wanted else 0.0,
+            epochs=session.trained_share * horizon if scheduler == "promote" else None,
+        )
+        if wanted:
+            rungs = scheduling.rungs(horizon) if scheduler == "promote" else ()
+            first = scheduling.first_pruning(scheduler, horizon)
+            screen.print_plan(
+                console, session, wanted=wanted, rungs=rungs, first_pruning=first, left=shown.seconds_left
+            )
             note.write_note()
-        shown = screen.Screen(console, session.study, trials=trials, slots=len(slots), expected=expected)
         try:
             received = follow(session.searcher.stop, session.run(), shown, note.receive)
         finally:

@@ -169,10 +169,37 @@ def test_a_paused_trial_that_is_resumed_is_not_said_to_have_been_interrupted() -
         shown.show(started(0, 1, attempt=2))
         shown.show(TrialPaused(slot=0, number=1))
         shown.show(started(0, 1, attempt=3))
-        assert lines(console) == []
+        assert not any("resumed" in line for line in lines(console))
         shown.show(started(0, 1, attempt=4))
-        shown.show(ended(1, Outcome.PRUNED, "pruned after epoch 4", 0.25, slot=None))
-    assert ["resumed" in line for line in lines(console)] == [True, False]
+        shown.show(ended(1, Outcome.PRUNED, "pruned after epoch 4", 0.25, slot=0))
+    assert ["resumed" in line for line in lines(console)] == [False, True, False]
+
+
+def test_a_pause_is_shown_when_it_happens_and_not_again_when_the_trial_is_retired() -> None:
+    """All trials but the promoted ones end together at the end: a log would have been empty until then."""
+    console = log()
+    with screen.Screen(console, study([0.5]), trials=3, slots=2, expected=60.0, epochs=2.5) as shown:
+        shown.show(started(0, 1, name="best single guess"))
+        shown.show(TrialAdvanced(slot=0, number=1, progress=epoch(0, 0.25)))
+        shown.show(TrialAdvanced(slot=0, number=1, progress=epoch(1, 0.2)))
+        shown.show(started(1, 2))
+        shown.show(TrialPaused(slot=0, number=1))
+        (line,) = lines(console)
+        assert line.startswith("trial 1   25.00 %  best single guess, paused after epoch 2 | 3 of 3 trials begun, 1 pa")
+        shown.show(ended(2, Outcome.DIVERGED, "loss is nan in epoch 1", None, slot=1))
+        shown.show(ended(1, Outcome.PRUNED, "pruned after epoch 2: not resumed", 0.25, slot=None))
+        assert [line.split()[1] for line in lines(console)] == ["1", "2"]
+        assert "3 of 3 trials, 1 pruned, 1 diverged" in shown._headline() and shown._time_left() == "done"
+
+
+def test_before_any_trial_is_complete_the_highest_paused_one_is_shown() -> None:
+    earlier = study([])
+    for value in (0.25, 0.5, 0.125):
+        trial = earlier.ask()
+        trial.report(value, 0)
+        write_paused(trial)
+    shown = screen.Screen(log(), earlier, trials=9, slots=1, expected=60.0, epochs=2.5)
+    assert "3 of 9 trials begun, 3 paused, " in shown._headline() and "50.00 % (trial 1)" in shown._headline()
 
 
 def test_a_paused_trial_frees_its_row() -> None:
@@ -180,6 +207,33 @@ def test_a_paused_trial_frees_its_row() -> None:
     shown.show(started(0, 0))
     shown.show(TrialPaused(slot=0, number=0))
     assert shown.seconds_left == 600.0
+
+
+def test_with_promotion_the_time_left_follows_the_epochs_and_not_the_trials_that_have_ended() -> None:
+    """The first trial to end once made a study of 24 s announce 20 min: all others end with the last one."""
+    shown = screen.Screen(log(), study([]), trials=10, slots=1, expected=60.0, epochs=2.5)
+    for number in range(3):
+        shown.show(started(0, number))
+        for at in range(1 + 4 * (number == 2)):
+            shown.show(TrialAdvanced(slot=0, number=number, progress=epoch(at, 0.5)))
+        if number < 2:
+            shown.show(TrialPaused(slot=0, number=number))
+    shown._began -= 140.0
+    assert shown.seconds_left == pytest.approx(140.0 / 7 * (25 - 7), rel=0.01)
+    shown.show(ended(2, Outcome.COMPLETE, "", 0.5))
+    shown.show(started(0, 0, attempt=2))
+    shown.show(TrialAdvanced(slot=0, number=0, progress=epoch(0, 0.5)))
+    assert shown.seconds_left == pytest.approx(140.0 / 7 * (25 - 7), rel=0.01), "an epoch is sent again after a pause"
+
+
+def test_a_resumed_study_knows_the_epochs_of_its_paused_trials() -> None:
+    earlier = study([])
+    for _ in range(4):
+        trial = earlier.ask()
+        trial.report(0.5, 0)
+        write_paused(trial)
+    shown = screen.Screen(log(), earlier, trials=4, slots=2, expected=60.0, epochs=2.0)
+    assert shown.seconds_left == 60.0
 
 
 def test_a_stop_is_announced_once_with_the_time_that_it_takes() -> None:
@@ -214,10 +268,17 @@ def test_the_best_trials_fit_the_terminal_on_a_line_each(width: int) -> None:
     assert printed[1].split()[-1] == "123"
 
 
-def test_without_a_complete_trial_the_table_says_so() -> None:
-    console = log()
-    screen.print_best(console, study([None, None]))
-    assert lines(console) == ["No trial has been trained to the end yet."]
+def test_without_a_complete_trial_the_furthest_one_is_named() -> None:
+    console, waiting = log(), study([None, None])
+    screen.print_best(console, waiting)
+    assert len(lines(console)) == 1 and "last epoch" in lines(console)[0]
+    for values in ([0.5], [0.25, 0.125]):
+        trial = waiting.ask()
+        for step, value in enumerate(values):
+            trial.report(value, step)
+        write_paused(trial)
+    screen.print_best(console, waiting)
+    assert "trial 3, 25.00 % after epoch 2" in lines(console)[-1]
 
 
 TWO_GPUS = [Slot(device=f"cuda:{index}", threads=8, precision="bfloat16") for index in range(2)]
@@ -250,8 +311,9 @@ def test_the_end_says_where_the_results_are_and_what_comes_next(
     ended = replace(session, study=study([0.5, 0.7, None]))
     options = "--study 'my mushrooms'"
     screen.print_end(console, ended, Ending.TRIALS, ["--trials", "3", "--seed", "1"], options)
-    assert lines(console)[-7:] == [
+    assert lines(console)[-8:] == [
         "3 trials: all trials are done.",
+        "Trained:  2 to the last epoch",
         "Continue: python study.py --seed 1 --trials 6",
         "Browse:   python study.py dashboard --study 'my mushrooms'",
         "Report:   python study.py report --study 'my mushrooms'",
@@ -263,11 +325,12 @@ def test_the_end_says_where_the_results_are_and_what_comes_next(
 
 def test_an_interrupted_study_names_the_command_that_resumes_it(open_study: Callable[[str], SearchSession]) -> None:
     console, half = log(), study([0.5])
-    half.ask()
+    half.ask().report(0.3, 0)
     screen.print_end(console, replace(open_study("r"), study=half), Ending.STOPPED, ["--trials", "9"], "--study r")
-    first, second = lines(console)[-7:-5]
+    first, far, second = lines(console)[-8:-5]
     assert first.startswith("1 trial: stopped. ")
     assert " 1 unfinished trial " in first
+    assert far == "Trained:  1 to the last epoch and 1 to epoch 1"
     assert second == "Resume:   python study.py --trials 9"
 
 
@@ -280,8 +343,8 @@ def test_a_study_that_reached_its_patience_or_target_names_the_option(
     assert re.match(rf"Continue: .* larger {option},", lines(console)[-6])
 
 
-def plan_text(console: Console, session: SearchSession, first_pruning: int | None) -> str:
-    screen.print_plan(console, session, wanted=30, first_pruning=first_pruning, expected=60.0)
+def plan_text(console: Console, session: SearchSession, first_pruning: int | None, rungs: tuple[int, ...] = ()) -> str:
+    screen.print_plan(console, session, wanted=30, rungs=rungs, first_pruning=first_pruning, left=900.0)
     return " ".join(" ".join(lines(console)).split())
 
 
@@ -294,6 +357,7 @@ def test_the_plan_says_how_much_is_left_how_long_it_takes_and_when_it_prunes(
         "2 at once on cuda in bfloat16: about 15 min."
     )
     assert "10 epochs each, never pruned;" in plan_text(log(), session, None)
+    assert "10 epochs each, paused after epoch 1 and 4;" in plan_text(log(), session, 1, (1, 4))
 
 
 def test_lines_break_between_words(open_study: Callable[[str], SearchSession]) -> None:

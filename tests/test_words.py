@@ -1,8 +1,10 @@
 """Numbers, times, names and configurations as text."""
 
 import pytest
+from studies import recorded
 
 from reporting import words
+from tuning.trials import Outcome, Trial
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,13 @@ def test_counts_and_lists_read_as_english() -> None:
     assert words.points(-0.133) == "13.3 points"
     assert [words.times(count) for count in (1, 2)] == ["once", "2 times"]
     assert [words.value_text(value) for value in (True, None, 1e-6, "late")] == ["yes", "none", "1e-6", "late"]
+
+
+def test_how_far_trials_were_trained_is_told_by_epoch_or_as_a_range() -> None:
+    def trials(*epochs: int) -> list[Trial]:
+        return [Trial(recorded([0.5] * count, outcome=Outcome.PRUNED)) for count in epochs]
+
+    complete = Trial(recorded([0.1, 0.2, 0.3]))
+    assert words.how_far([complete, *trials(1, 2, 1, 0)]) == "1 to the last epoch, 1 to epoch 2 and 2 to epoch 1"
+    assert words.how_far([complete, *trials(4, 5, 6, 9)]) == "1 to the last epoch and 4 to epoch 4 to 9"
+    assert words.how_far(trials(0)) == ""
