@@ -100,25 +100,30 @@ def points(profile: Profile, space: FeasibleSpace, rows: int) -> Iterator[tuple[
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Train one network to the end of its horizon and return its line of the table."""
+    """Train one network to the end of its horizon and return its line of the table.
+
+    `curve` holds the validation top-1 of the averaged weights after each epoch, `raw` that of the weights themselves.
+    """
     torch.set_num_threads(1)
     keep_memory_mapped()
-    size, started, curve = job.config.image_size, perf_counter(), list[float]()
+    size, started, curve, raw = job.config.image_size, perf_counter(), list[float](), list[float]()
     parts = {name: open_part(job.handle, size, name) for name in ("train", "validation", "test")}
     torch.manual_seed(job.seed)
     model = MushroomCNN(job.config.model)
     averaged = copy.deepcopy(model)
+    validation = EvaluationBatches(parts["validation"], device=CPU)
     try:
         for metrics in fit(
             model,
             training_batches(job.config, parts["train"], seed=job.seed),
-            EvaluationBatches(parts["validation"], device=CPU),
+            validation,
             job.config.training,
             seed=job.seed,
             averaged=averaged,
             precision=fastest_precision(CPU),
         ):
             curve.append(round(metrics.top1, 4))
+            raw.append(round(evaluate(model, validation).top1, 4))
         test = round(evaluate(averaged, EvaluationBatches(parts["test"], device=CPU)).top1, 4)
     except Diverged:
         test = None
@@ -129,6 +134,7 @@ def train(job: Job) -> dict[str, Any]:
         "params": job.params,
         "flops": job.config.cost.flops,
         "curve": curve,
+        "raw": raw,
         "test": test,
         "seconds": round(perf_counter() - started, 1),
     }
