@@ -1,7 +1,7 @@
 """The numbers behind the report: pure functions of a study's trials, each with the source of its method.
 
-A trial counts as trained here if it has finished with at least one epoch. Shares are from 0 to 1, times are in
-seconds, epochs are counted from 1.
+A trial counts as trained here if it has finished or is paused, and has at least one epoch. Shares are from 0 to 1,
+times are in seconds, epochs are counted from 1.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Points = list[tuple[float, float]]
 
 
 def trained(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the finished trials that have at least one epoch or a value."""
-    return [trial for trial in trials if trial.is_finished and trial.reached is not None]
+    """Return the finished and paused trials that have at least one epoch or a value."""
+    return [trial for trial in trials if (trial.is_finished or trial.is_paused) and trial.reached is not None]
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trained trials, best first; complete ones come before pruned ones, whatever their values."""
+    """Return the trained trials, best first; complete ones come before all others, whatever their values."""
     return sorted(trained(trials), key=lambda trial: (trial.value is None, -(trial.reached or 0.0), trial.number))
 
 
@@ -304,10 +304,11 @@ def _ranks(values: Sequence[float]) -> Floats:
 
 
 def tally(trials: Sequence[Trial]) -> dict[str, int]:
-    """Return the number of trials of each outcome, then of running and waiting ones, without zeros."""
+    """Return the number of trials of each outcome, then of paused, running and waiting ones, without zeros."""
     ends = Counter(trial.outcome for trial in trials)
     found = {str(end): ends[end] for end in Outcome}
-    found["running"] = sum(trial.is_running for trial in trials)
+    found["paused"] = sum(trial.is_paused for trial in trials)
+    found["running"] = sum(trial.is_running for trial in trials) - found["paused"]
     found["waiting"] = sum(trial.is_waiting for trial in trials)
     return {name: count for name, count in found.items() if count}
 
@@ -361,30 +362,42 @@ class RunTime:
     ended: datetime
 
 
-def run_time(trials: Sequence[Trial]) -> RunTime | None:
-    """Return how long the study ran; None if no trial was in a slot.
+def in_slots(trials: Sequence[Trial]) -> dict[int, Points]:
+    """Return by number when each trial was in a slot, in Unix seconds: more than once if it was paused or interrupted.
 
-    A trial that was interrupted and resumed counts with its training time up to its end, not with the time in between.
+    If an end is not known, because the trial still runs, or its process was killed, it is estimated from the training
+    time, or is the last moment known of any trial.
     """
-    spans: list[tuple[float, float, int]] = []
-    known = [moment for trial in trials for moment in (trial.started, trial.ended) if moment is not None]
+    moments = [moment.timestamp() for one in trials for moment in (one.started, one.left_slot) if moment is not None]
+    last, found = max(moments, default=0.0), dict[int, Points]()
     for trial in trials:
-        if trial.slot is not None and trial.started is not None:
-            begin, end = trial.started.timestamp(), (trial.ended or max(known)).timestamp()
-            if trial.attempts > 1 and trial.ended is not None:
-                begin = max(begin, end - 1.1 * trial.seconds)
-            spans.append((begin, end, trial.slot))
+        if trial.slot is None or trial.started is None:
+            continue
+        if trial.spans:
+            known = sum(end - begin for begin, end in trial.spans if end is not None)
+            lost = max(0.0, 1.1 * trial.seconds - known) if trial.is_finished else last
+            ends = [min(max(last, begin), begin + lost) if end is None else end for begin, end in trial.spans]
+            found[trial.number] = [(begin, end) for (begin, _), end in zip(trial.spans, ends, strict=True)]
+        else:  # trained by an earlier version
+            begin, end = trial.started.timestamp(), trial.ended.timestamp() if trial.ended else last
+            resumed = trial.attempts > 1 and trial.ended is not None
+            found[trial.number] = [(max(begin, end - 1.1 * trial.seconds) if resumed else begin, end)]
+    return found
+
+
+def run_time(trials: Sequence[Trial]) -> RunTime | None:
+    """Return how long the study ran; None if no trial was in a slot."""
+    spans = sorted(span for each in in_slots(trials).values() for span in each)
     if not spans:
         return None
-    spans.sort()
     origin = reach = spans[0][0]
     pauses: list[float] = []
-    for begin, end, _ in spans:
+    for begin, end in spans:
         if begin - reach > PAUSE:
             pauses.append(begin - reach)
         reach = max(reach, end)
-    workers, total = max(slot for *_, slot in spans) + 1, reach - origin - sum(pauses)
-    busy = sum(end - begin for begin, end, _ in spans) / (workers * total) if total > 0 else 0.0
+    workers, total = max(trial.slot or 0 for trial in trials) + 1, reach - origin - sum(pauses)
+    busy = sum(end - begin for begin, end in spans) / (workers * total) if total > 0 else 0.0
     return RunTime(
         workers=workers,
         seconds=total,

@@ -13,14 +13,16 @@ from tuning.trials import Outcome
 
 HIGHLIGHTS = (svg.RED, svg.BLUE, svg.GREEN, svg.ORANGE, svg.PURPLE)
 """Colours of the best few trials, beginning with the best."""
-COLOURS = {
+COLOURS: dict[Outcome | None, str] = {
     Outcome.COMPLETE: svg.BLUE,
+    None: svg.SKY,
     Outcome.PRUNED: svg.FAINT,
     Outcome.DIVERGED: svg.PURPLE,
     Outcome.INFEASIBLE: svg.ORANGE,
-    Outcome.DUPLICATE: svg.SKY,
+    Outcome.DUPLICATE: svg.ORANGE,
     Outcome.FAILED: svg.RED,
 }
+"""Colours of trials by outcome; None is a paused trial. Infeasible trials and duplicates are never drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Dot:
 
     x: float
     y: float
-    outcome: Outcome
+    outcome: Outcome | None
+    """How the trial ended; None while it is paused."""
     name: str = ""
     """Name of a baseline, written beside the point."""
 
@@ -119,20 +122,44 @@ def cost(dots: Sequence[Dot], front: Sequence[Point], budget: float | None) -> s
     return plot.document()
 
 
+def progress(dots: Sequence[Dot], horizon: int, rungs: Sequence[int]) -> str:
+    """Draw the number of epochs of each trial as a column, and the rungs, at which trials pause, as dashed lines."""
+    last = max(one.x for one in dots)
+    plot = Plot(
+        height=240,
+        x=(-0.6, last + 0.6),
+        y=(0, 1.04 * max(horizon, *(one.y for one in dots))),
+        whole_x=True,
+        whole_y=True,
+        x_title="trial",
+        entries=[*_outcomes(dots), *[Entry("rung", svg.MUTED)] * bool(rungs)],
+    )
+    width = min(14.0, max(0.6, 0.7 * (plot.across(1) - plot.across(0))))
+    for one in dots:
+        (x, y), (_, floor) = plot.places([(one.x, one.y), (one.x, 0)])
+        plot.elements.append(
+            svg.element("rect", x=x - width / 2, y=y, width=width, height=floor - y, fill=COLOURS[one.outcome])
+        )
+    for rung in rungs:
+        ends = plot.places([(-0.6, rung), (last + 0.6, rung)])
+        plot.elements.append(svg.line(ends, svg.MUTED, 1, stroke_dasharray="4 3"))
+    return plot.document()
+
+
 def _outcomes(dots: Sequence[Dot]) -> list[Entry]:
     there = {one.outcome for one in dots}
-    return [Entry(str(end), COLOURS[end], dot=True) for end in Outcome if end in there]
+    return [Entry(str(end or "paused"), colour, dot=True) for end, colour in COLOURS.items() if end in there]
 
 
 def _scatter(plot: Plot, dots: Sequence[Dot]) -> None:
     """Draw the trials by outcome, complete ones on top, and name the baselines."""
-    for end in reversed(Outcome):
+    for end in reversed(COLOURS):
         plot.dots(
             [(one.x, one.y) for one in dots if one.outcome is end], COLOURS[end], 4 if end is Outcome.COMPLETE else 3
         )
-    named = sorted((one for one in dots if one.name), key=lambda one: -one.y)
-    for place, one in enumerate(named):
-        plot.label(one.name, (one.x, one.y), svg.GREEN, below=place > 0)
+    under = None
+    for one in sorted((one for one in dots if one.name), key=lambda one: -one.y):
+        under = plot.label(one.name, (one.x, one.y), svg.GREEN, under=under)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +167,17 @@ class Curve:
     """A trial's validation top-1 by epoch."""
 
     points: Sequence[Point]
-    outcome: Outcome
+    outcome: Outcome | None
+    """How the trial ended; None while it is paused."""
     name: str = ""
     """Name of a highlighted curve, for the legend."""
 
 
-def curves(highlighted: Sequence[Curve], others: Sequence[Curve]) -> str:
-    """Draw learning curves: the best few in colour, all others dimmed; a dot marks those that ended early."""
+def curves(highlighted: Sequence[Curve], others: Sequence[Curve], rungs: Sequence[int] = ()) -> str:
+    """Draw learning curves: the best few in colour, all others dimmed; a dot marks those that ended early.
+
+    Dashed lines mark the rungs, the epochs after which each trial pauses.
+    """
     every = [*highlighted, *others]
     early = [curve.points[-1] for curve in others if curve.outcome is not Outcome.COMPLETE]
     last = max(x for curve in every for x, _ in curve.points)
@@ -159,9 +190,12 @@ def curves(highlighted: Sequence[Curve], others: Sequence[Curve]) -> str:
         x_title="epoch",
         entries=[
             *(Entry(curve.name, colour) for colour, curve in zip(HIGHLIGHTS, highlighted, strict=False)),
-            *[Entry("pruned or diverged", svg.FAINT, dot=True)] * bool(early),
+            *[Entry("stopped earlier", svg.FAINT, dot=True)] * bool(early),
         ],
     )
+    for rung in rungs:
+        if rung <= last:
+            plot.mark(rung)
     for curve in others:
         plot.line(curve.points, svg.FAINT, 1, stroke_opacity="0.55")
     plot.dots(early, svg.FAINT, 2.5)

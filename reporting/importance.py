@@ -65,7 +65,7 @@ class Importances:
     best: int
     """Number of trials above the quantile, which count as the best."""
     pruned: int
-    """Number of trials that ended early and count with the best value they had reached."""
+    """Number of trials that were not trained to their last epoch and count with the best value they had reached."""
     rare: dict[str, int]
     """Parameters that fewer than FEWEST trials have, with their number of trials."""
 

@@ -7,8 +7,10 @@ plotly reads `<b>` and `&amp;` in every label as markup, so names are escaped tw
 
 from __future__ import annotations
 
+import copy
 import html
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +53,7 @@ TITLES = {
 NAMES = {
     "Best Value": "best so far",
     **dict.fromkeys((TOP1, "Feasible", "COMPLETE"), "complete"),
-    **dict.fromkeys(("Infeasible Trial", "Infeasible", "INFEASIBLE"), "pruned or diverged"),
+    **dict.fromkeys(("Infeasible Trial", "Infeasible", "INFEASIBLE"), "stopped earlier"),
 }
 """Optuna's names of traces, and what they show here."""
 
@@ -107,7 +109,7 @@ def figures(trials: Sequence[Trial], important: Importances | None) -> dict[str,
         "parallel": by_optuna.plot_parallel_coordinate(lines, varied[:AXES], target_name=TOP1) if varied else None,
         "rank": by_optuna.plot_rank(points, varied[:PAIRS], target_name=TOP1) if len(varied) > 1 else None,
         "cost": cost(trials),
-        "timeline": by_optuna.plot_timeline(points),
+        "timeline": by_optuna.plot_timeline(StudyOf(_in_slots(many))),
     }
     there = {key: figure for key, figure in found.items() if figure is not None}
     for key, figure in there.items():
@@ -161,6 +163,17 @@ def as_shown(trials: Sequence[Trial], *, grey: bool = True) -> list[FrozenTrial]
         shown.number = trial.number
         shown.datetime_start, shown.datetime_complete = trial.started, trial.ended
         made.append(shown)
+    return made
+
+
+def _in_slots(trials: Sequence[Trial]) -> list[FrozenTrial]:
+    """Return each trial as often as it was in a slot, with the times of its beginning and end there."""
+    spans, made = analysis.in_slots(trials), list[FrozenTrial]()
+    for shown in as_shown(trials):
+        for begin, end in spans.get(shown.number, []):
+            part = copy.copy(shown)
+            part.datetime_start, part.datetime_complete = map(datetime.fromtimestamp, (begin, end))
+            made.append(part)
     return made
 
 
@@ -218,7 +231,7 @@ def cost(trials: Sequence[Trial]) -> go.Figure | None:
     if not priced:
         return None
     figure = go.Figure()
-    for end in reversed(Outcome):
+    for end in reversed(COLOURS):
         found = [trial for trial in priced if trial.outcome is end]
         figure.add_scatter(
             x=[(trial.flops or 0) / 1e6 for trial in found],
@@ -227,7 +240,7 @@ def cost(trials: Sequence[Trial]) -> go.Figure | None:
             hovertemplate="%{text}: %{y:.1%}, %{x:.3g} MFLOPs<extra></extra>",
             mode="markers",
             marker={"color": COLOURS[end], "size": 9 if end is Outcome.COMPLETE else 7},
-            name=str(end),
+            name=str(end or "paused"),
             visible=bool(found),
         )
     front = analysis.front(trials)

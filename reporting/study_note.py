@@ -21,15 +21,15 @@ from reporting import analysis, plots
 from reporting.importance import importances
 from reporting.svg import BLUE, RED
 from reporting.trial_note import as_text
-from reporting.words import percent
+from reporting.words import how_far, percent
 from search_space import Profile
 from tuning.database import IDENTITY
-from tuning.events import StudyEvent, TrialEnded
-from tuning.trials import Outcome, count_trials, read_trials, top
+from tuning.events import StudyEvent, TrialEnded, TrialPaused
+from tuning.trials import Outcome, Trial, count_trials, live_trial, read_trials, top
 
 EVERY, SHARE = 10, 20
-"""Number of finished trials between two updates: ten, or a twentieth of all if that is more. An update reads every
-trial, and the importances of 1,000 take seconds."""
+"""Number of trials that finish or pause between two updates: ten, or a twentieth of all if that is more. An update
+reads every trial, and the importances of 1,000 take seconds."""
 SHOWN_CLASSES = 50
 
 
@@ -47,11 +47,16 @@ class StudyNote:
         self._about = _about(catalog, split, profile, space)
         self._wanted = trials
         self._ended = 0
-        """Number of trials that have finished since the last update."""
+        """Number of trials that have finished or paused since the last update."""
 
     def receive(self, event: StudyEvent) -> None:
-        """Count a finished trial, and update the note and the plots if an update is due."""
-        if isinstance(event, TrialEnded):
+        """Count a finished or paused trial, and update the note and the plots if an update is due.
+
+        A paused trial gets a note of its own; the one that it gets at its end replaces it.
+        """
+        if isinstance(event, TrialPaused):
+            save_note(live_trial(self._study, event.number), _paused(read_trials(self._study)[event.number]))
+        if isinstance(event, TrialEnded | TrialPaused):
             self._ended += 1
             if self._ended >= max(EVERY, len(self._study.get_trials(deepcopy=False)) // SHARE):
                 self.update()
@@ -71,11 +76,13 @@ class StudyNote:
 
     def _note(self) -> str:
         trials = read_trials(self._study)
-        counts = analysis.tally([trial for trial in trials if trial.is_finished])
+        counts = analysis.tally([trial for trial in trials if trial.is_finished or trial.is_paused])
         outcomes = ", ".join(f"{count} {name}" for name, count in counts.items())
         lines = [f"# {as_text(self._study.study_name)}", "", *self._about, "", "## Progress", ""]
         done = f"**{count_trials(trials)} of {self._wanted} trials** ({outcomes})."
         lines.append(done if counts else "No trial has finished yet.")
+        if far := how_far(trials):
+            lines += ["", f"Trained: {far}."]
         for best in top(trials, 1):
             lines += ["", f"Best so far: **{percent(best.value)}** validation top-1 in trial {best.number}."]
             known = [trial for trial in trials if trial.baseline and trial.value is not None]
@@ -98,6 +105,16 @@ class StudyNote:
             "This note is rewritten every few trials; your changes to it will be lost.",
         ]
         return "\n".join(lines) + "\n"
+
+
+def _paused(trial: Trial) -> str:
+    """Return the note of a paused trial."""
+    horizon = f" of {trial.config.training.epochs}" if trial.config else ""
+    return (
+        f"# Trial {trial.number}: paused\n\nPaused after epoch {trial.epochs}{horizon}, with "
+        f"{percent(trial.reached)} top-1 on the validation set so far. It continues if it is among the best that were "
+        "trained so far; otherwise it is pruned when the study ends.\n"
+    )
 
 
 def _about(catalog: Catalog, split: Split, profile: Profile, space: list[str]) -> list[str]:

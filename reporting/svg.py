@@ -121,6 +121,7 @@ class Plot:
     log_y: bool = False
     whole_x: bool = False
     """Whether the ticks of the horizontal axis are integers."""
+    whole_y: bool = False
     percent_y: bool = False
     x_title: str
     entries: Sequence[Entry] = ()
@@ -133,7 +134,7 @@ class Plot:
         bottom, right = self.height - 3 * FONT, self.width - FONT
         self.across = Scale(low=self.x[0], high=self.x[1], start=self.left, end=right, log=self.log_x)
         self.down = Scale(low=self.y[0], high=self.y[1], start=bottom, end=top, log=self.log_y)
-        ticks = self.down.ticks(5)
+        ticks = self.down.ticks(5, whole=self.whole_y)
         digits = 0 if all(abs(100 * tick - round(100 * tick)) < 1e-6 for tick in ticks) else 1
         for tick in ticks:
             said = percent(tick, digits) if self.percent_y else number(tick)
@@ -177,14 +178,19 @@ class Plot:
             line([(self.across(x), self.down.end), (self.across(x), self.down.start)], FAINT, 1, stroke_dasharray="4 3")
         )
 
-    def label(self, name: str, point: Point, colour: str, *, below: bool = False) -> None:
-        """Add a label beside a point, on the side with more room."""
+    def label(self, name: str, point: Point, colour: str, *, under: float | None = None) -> float:
+        """Add a label beside a point, on the side with more room, and return its vertical pixel coordinate.
+
+        It is above the point, or with `under` below it, and below the label at that coordinate.
+        """
         (x, y), middle = self.places([point])[0], (self.across.start + self.across.end) / 2
         side, anchor = (-8, "end") if x > middle else (8, "start")
+        at = y - 5 if under is None else max(y, under) + FONT
         self.elements += [
             element("circle", cx=x, cy=y, r=6, fill="none", stroke=colour, stroke_width=1.2),
-            text(short(name, 24), x + side, y + (FONT if below else -5), anchor=anchor, colour=colour),
+            text(short(name, 24), x + side, at, anchor=anchor, colour=colour),
         ]
+        return at
 
     def document(self) -> str:
         """Return the chart as an SVG document."""

@@ -113,7 +113,9 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     """Return the note in Markdown; `pictures` are the URLs of the artifacts by name."""
     chosen, epochs = record.chosen, len(record.history)
     reason = record.reason[:1].upper() + record.reason[1:]
-    lines = [f"# Trial {number}: {record.outcome}", "", as_text(reason) + "."]
+    planned = record.assignment.epochs
+    far = f" It was trained for {epochs:,} of {plural(planned, 'epoch')}." if 0 < epochs < planned else ""
+    lines = [f"# Trial {number}: {record.outcome}", "", f"{as_text(reason)}.{far}"]
     if chosen is not None and record.assignment.final:
         text = "accuracy on the validation pictures says nothing about new ones."
         lines += ["", f"Trained on train + validation for {plural(epochs, 'epoch')}: {text}"]

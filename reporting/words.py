@@ -70,16 +70,21 @@ def trial_name(trial: Trial) -> str:
     return f"trial {trial.number} ({trial.baseline})" if trial.baseline else f"trial {trial.number}"
 
 
+def numbered_epochs(numbers: Sequence[int]) -> str:
+    """Return the numbers of epochs as text: epoch 8, or epochs 8 and 24."""
+    return f"epoch{'s' if len(numbers) > 1 else ''} {listed([f'{number:,}' for number in numbers])}"
+
+
 def how_far(trials: Sequence[Trial]) -> str:
     """Return how many trials were trained how far: 3 to the last epoch, 9 to epoch 24 and 28 to epoch 8.
 
-    If they stopped at many epochs, it returns the range: 21 to the last epoch and 19 to epoch 4 to 9.
+    If they stopped at many epochs, it returns the range: 21 to the last epoch and 19 to epochs 4 to 9.
     """
     partly = Counter(trial.epochs for trial in trials if trial.value is None and trial.epochs)
     complete = sum(trial.value is not None for trial in trials)
     parts = [f"{complete:,} to the last epoch"] * bool(complete)
     if len(partly) > 3:
-        return listed([*parts, f"{partly.total():,} to epoch {min(partly)} to {max(partly)}"])
+        return listed([*parts, f"{partly.total():,} to epochs {min(partly)} to {max(partly)}"])
     return listed([*parts, *(f"{count:,} to epoch {epoch}" for epoch, count in sorted(partly.items(), reverse=True))])
 
 

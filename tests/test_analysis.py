@@ -58,6 +58,15 @@ class TestTrials:
         ]
         assert [one.number for one in analysis.ranked(trials)] == [2, 4, 0, 1]
 
+    def test_paused_trials_count_as_trained_and_running_ones_do_not(self) -> None:
+        trials = [
+            trial(0, curve=(0.3,), state=TrialState.RUNNING, paused=True),
+            trial(1, curve=(0.9,), state=TrialState.RUNNING),
+            trial(2, curve=(0.4,), state=TrialState.PRUNED),
+        ]
+        assert [one.number for one in analysis.ranked(trials)] == [2, 0]
+        assert analysis.tally(trials) == {"pruned": 1, "paused": 1, "running": 1}
+
     def test_the_best_so_far_counts_complete_trials_alone(self) -> None:
         trials = [
             trial(0, curve=(0.9,), state=TrialState.PRUNED),
@@ -252,6 +261,42 @@ class TestHowItRan:
         assert time is not None
         assert time.seconds == pytest.approx(100 + 44)
         assert time.pauses == (pytest.approx(30_050 - 44 - 100),)
+
+    def test_a_paused_trial_does_not_occupy_its_slot_until_it_is_retired(self) -> None:
+        """With promotion nearly all trials end together; each seemed to have run all the time."""
+
+        def spans(*times: tuple[float, float | None]) -> list[list[float | None]]:
+            at = START.timestamp()
+            return [[at + begin, None if end is None else at + end] for begin, end in times]
+
+        trials = [
+            trial(0, state=TrialState.PRUNED, curve=(0.1,), slot=0, span=(0, 200), spans=spans((0, 50))),
+            trial(1, 0.5, slot=0, span=(50, 200), attempts=2, spans=spans((50, 60), (110, 200))),
+            trial(2, state=TrialState.RUNNING, curve=(0.1,), slot=0, spans=spans((60, 110)), paused=True),
+        ]
+        trials[2].frozen.datetime_start = START + timedelta(seconds=60)
+        time = analysis.run_time(trials)
+        assert time is not None
+        assert (time.seconds, time.busy, time.pauses) == (200, 1.0, ())
+        assert [len(spans) for spans in analysis.in_slots(trials).values()] == [1, 2, 1]
+
+    def test_of_a_killed_process_the_training_time_is_known(self) -> None:
+        at = START.timestamp()
+        trials = [
+            trial(
+                0,
+                0.5,
+                slot=0,
+                span=(0, 30_020),
+                attempts=2,
+                seconds=100.0,
+                spans=[[at, None], [at + 30_000, at + 30_020]],
+            )
+        ]
+        time = analysis.run_time(trials)
+        assert time is not None
+        assert time.seconds == pytest.approx(110)
+        assert time.pauses == (pytest.approx(30_000 - 90),)
 
     def test_without_a_slot_there_is_none(self) -> None:
         assert analysis.run_time([trial(0, 0.5)]) is None

@@ -11,7 +11,7 @@ import pytest
 from test_page import HOSTILE, NAMES, hostile
 
 from reporting import page
-from tests.stress.made_up_studies import made_up_study, made_up_trials, write_files, write_finals
+from tests.stress.made_up_studies import made_up_study, made_up_trials, promoted, write_files, write_finals
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -94,7 +94,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     insulted = made_up_study(hostile(trials), name=HOSTILE)
     write_files(insulted, folder / "hostile", classes=NAMES)
     (folder / "empty").mkdir()
-    studies = {"whole": study, "hostile": insulted, "empty": made_up_study([])}
+    (folder / "paused").mkdir()
+    resting = made_up_study(promoted(trials, paused=True), scheduler="promote")
+    studies = {"whole": study, "hostile": insulted, "empty": made_up_study([]), "paused": resting}
     return {name: page.write(each, folder / name) for name, each in studies.items()}
 
 
@@ -110,7 +112,7 @@ def opened(browser: Any, path: Path, width: int, levels: tuple[str, ...] = ("SEV
 
 
 @pytest.mark.parametrize("width", [DESK, PHONE])
-@pytest.mark.parametrize("name", ["whole", "hostile", "empty"])
+@pytest.mark.parametrize("name", ["whole", "hostile", "empty", "paused"])
 def test_the_report_is_whole_at_every_width(browser: Any, reports: dict[str, Path], name: str, width: int) -> None:
     assert opened(browser, reports[name], width) == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -157,7 +159,7 @@ def test_on_paper_the_figures_are_printed_and_the_contents_are_not(browser: Any,
     seen = "return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).length"
     counts = [browser.execute_script(seen, selector) for selector in ("figure svg", "nav", ".plot")]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-    assert counts == [9, 0, 0]
+    assert counts == [10, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["whole", "hostile"])

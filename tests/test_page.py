@@ -1,6 +1,7 @@
 """The report: complete and offline for every kind of study, with nothing in it but text and pictures."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import datetime
@@ -24,7 +25,7 @@ from reporting.sections import background, outcome
 from reporting.sections.parts import Facts
 from search_space import baselines
 from selection.retraining import best_so_far
-from tests.stress.made_up_studies import CLASSES, made_up_study, made_up_trials, write_files, write_finals
+from tests.stress.made_up_studies import CLASSES, made_up_study, made_up_trials, promoted, write_files, write_finals
 from tuning.session import OpenStudy
 from tuning.settings import Settings
 from tuning.trials import Outcome, count_trials, read_trials
@@ -119,7 +120,7 @@ class TestAWholeStudy:
     def test_every_figure_has_a_sentence_and_an_alternative_text(self, forty: tuple[Path, str]) -> None:
         found = Page(forty[1])
         figures = [tag for tag, _ in found.elements if tag == "figure"]
-        assert len(figures) == 7
+        assert len(figures) == 8
         labels = [attributes["aria-label"] or "" for _, attributes in found.elements if attributes.get("role") == "img"]
         assert len(labels) == len(figures)
         assert all(len(label) > 40 for label in labels)
@@ -272,6 +273,29 @@ class TestUnusualStudies:
         assert f"No trial has been trained to its last epoch yet; {len(pruned)} trials ended early." in text
         assert "no Pareto front yet" in text
         assert "top-1 of trial" not in text
+
+    def test_with_promotion(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        study = made_up_study(promoted(trials), scheduler="promote")
+        write_files(study, tmp_path)
+        text = page.write(study, tmp_path).read_text(encoding="utf-8")
+        far = Counter(trial.epochs for trial in read_trials(study) if trial.outcome is Outcome.PRUNED)
+        assert sorted(far) == [1, 4] and far[1] > far[4] > 0
+        assert f"{far[4]} to epoch 4 and {far[1]} to epoch 1" in sentences(text)
+        assert "pauses after epochs 1 and 4; the best 30 %" in sentences(text)
+        assert "Pruning began" not in text
+        assert "interrupted" not in sentences(text)
+        columns = re.findall(r"<rect [^>]*height=", text[text.index("Epochs of each trial") :])
+        assert len(columns) >= far.total()
+
+    def test_stopped_before_any_trial_was_complete(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        """All trials waited when time was up; the page once said that none had been trained."""
+        study = made_up_study(promoted(trials, paused=True), scheduler="promote")
+        text = sentences(page.write(study, tmp_path).read_text(encoding="utf-8"))
+        waiting = [trial for trial in read_trials(study) if trial.is_paused]
+        best = max(waiting, key=lambda trial: trial.reached or 0.0)
+        assert f"{len(waiting)} trials paused" in text
+        assert f"{100 * (best.reached or 0.0):.1f} %, in trial {best.number} after {best.epochs} epoch" in text
+        assert "python study.py retrain" in text
 
     def test_with_one_trial_over_an_older_report(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
         (tmp_path / "plots").mkdir()

@@ -122,7 +122,7 @@ class TestTheSameNumbers:
         self, trials: list[Trial], figures: dict[str, go.Figure]
     ) -> None:
         shown = {trace["name"]: numbers(trace["x"]) for trace in traces(figures["history"])}
-        assert set(shown) == {"complete", "pruned or diverged", "best so far"}
+        assert set(shown) == {"complete", "stopped earlier", "best so far"}
         assert shown["complete"] == [trial.number for trial in trials if trial.value is not None]
 
     def test_curves(self, trials: list[Trial], figures: dict[str, go.Figure]) -> None:

@@ -27,8 +27,8 @@ from model.files import printable
 from reporting.study_note import EVERY, SHARE, SHOWN_CLASSES, StudyNote, show_finalists
 from search_space import PROFILES
 from tests.stress.made_up_studies import made_up_study, made_up_trials, write_finals
-from tuning.events import TrialEnded
-from tuning.trials import Outcome
+from tuning.events import TrialEnded, TrialPaused
+from tuning.trials import Outcome, live_trial, write_paused
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -238,6 +238,22 @@ def test_it_is_written_after_every_tenth_trial_or_every_twentieth_part(
         assert get_note(study) == ""
         kept.receive(ended(every))
         assert get_note(study).startswith("# made")
+
+
+def test_a_paused_trial_has_a_note_and_counts_for_an_update(found: Catalog, tmp_path: Path) -> None:
+    """In a study that promotes trials, nearly none ends before the last one: the note stayed as it was at the start."""
+    study = made_up_study(made_up_trials(8))
+    kept = note_of(study, tmp_path, found)
+    for number in range(8, 8 + EVERY):
+        trial = study.ask()
+        trial.report(0.25, 0)
+        trial.report(0.125, 1)
+        write_paused(trial)
+        kept.receive(TrialPaused(slot=0, number=number))
+    note = get_note(live_trial(study, 8))
+    assert note.startswith("# Trial 8: paused") and "after epoch 2" in note and "25.00 %" in note
+    text = text_of(get_note(study))
+    assert f"{EVERY} paused" in text and f"{EVERY} to epoch 2" in text
 
 
 def test_a_shorter_note_leaves_nothing_of_a_longer_one(found: Catalog, tmp_path: Path) -> None:

@@ -227,6 +227,14 @@ def test_a_note_states_outcome_reason_value_configuration_and_cost(described: Ti
         assert "top-1" not in text
 
 
+def test_a_note_says_how_far_a_trial_was_trained_and_why_it_stopped_there() -> None:
+    reason = "pruned after epoch 1: paused there and not resumed"
+    text = text_of(note(0, record(outcome=Outcome.PRUNED, reason=reason), {}))
+    assert reason[1:] in text and "1 of 3 epochs" in text
+    whole = record(history=[replace(record().history[0], epoch=epoch) for epoch in range(3)])
+    assert "3 of 3 epochs" not in text_of(note(0, whole, {}))
+
+
 def test_a_new_setting_of_the_network_is_in_the_note_without_further_change() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Deeper(ModelConfig):

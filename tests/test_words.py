@@ -74,5 +74,6 @@ def test_how_far_trials_were_trained_is_told_by_epoch_or_as_a_range() -> None:
 
     complete = Trial(recorded([0.1, 0.2, 0.3]))
     assert words.how_far([complete, *trials(1, 2, 1, 0)]) == "1 to the last epoch, 1 to epoch 2 and 2 to epoch 1"
-    assert words.how_far([complete, *trials(4, 5, 6, 9)]) == "1 to the last epoch and 4 to epoch 4 to 9"
+    assert words.how_far([complete, *trials(4, 5, 6, 9)]) == "1 to the last epoch and 4 to epochs 4 to 9"
     assert words.how_far(trials(0)) == ""
+    assert [words.numbered_epochs(rungs) for rungs in ([8], [8, 24])] == ["epoch 8", "epochs 8 and 24"]

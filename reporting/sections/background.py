@@ -124,7 +124,7 @@ def next_steps(facts: Facts) -> Section:
     else:
         resume = (command_line(facts.argv, more), "continue the study")
     lines = [resume, (f"python study.py dashboard {options}", "browse all trials, their curves and pictures")]
-    if facts.best is not None:
+    if analysis.trained(facts.trials):
         if not facts.test:
             what = "train the best few with several seeds and test the winner once"
             lines.append((f"python study.py retrain {options}", what))

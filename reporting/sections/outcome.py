@@ -45,13 +45,15 @@ def result(facts: Facts) -> Section:
 
 
 def _nothing_complete(trials: Sequence[Trial]) -> str:
-    ended = analysis.trained(trials)
-    if ended:
-        furthest = max(ended, key=lambda trial: trial.reached or 0.0)
+    trained = analysis.trained(trials)
+    if trained:
+        highest = max(trained, key=lambda trial: trial.reached or 0.0)
+        paused = sum(trial.is_paused for trial in trained)
+        parts = [f"{plural(paused, 'trial')} paused"] * bool(paused)
+        parts += [f"{plural(len(trained) - paused, 'trial')} ended early"] * (len(trained) > paused)
         return (
-            f"No trial has been trained to its last epoch yet; {plural(len(ended), 'trial')} ended early. The highest "
-            f"validation top-1 so far is {percent(furthest.reached, 1)}, in trial {furthest.number} after "
-            f"{plural(furthest.epochs, 'epoch')}."
+            f"No trial has been trained to its last epoch yet; {listed(parts)}. The highest validation top-1 so far is "
+            f"{percent(highest.reached, 1)}, in trial {highest.number} after {plural(highest.epochs, 'epoch')}."
         )
     if not trials:
         return "The study has no trials yet."
@@ -102,17 +104,19 @@ def finalists(facts: Facts) -> Section | None:
         groups.setdefault(row["name"], []).append(row)
     if not groups:
         return None
-    single = {str(trial.number): trial.reached for trial in facts.trials}
+    single = {str(trial.number): trial for trial in facts.trials}
     rows: list[tuple[str, ...]] = []
     texts: list[str] = []
     for name, runs in groups.items():
         values = [float(run["top1"]) for run in runs if run["outcome"] == Outcome.COMPLETE and run["top1"]]
-        mean, recorded = sum(values) / len(values) if values else None, single.get(runs[0]["trial"])
+        mean, trial = sum(values) / len(values) if values else None, single.get(runs[0]["trial"])
+        recorded = trial.reached if trial else None
+        partly = f" after {plural(trial.epochs, 'epoch')}" if trial and trial.value is None else ""
         spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if values else ""
-        rows.append((name, f"{len(values)} of {len(runs)}", percent(mean, 1) + spread, percent(recorded, 1)))
+        rows.append((name, f"{len(values)} of {len(runs)}", percent(mean, 1) + spread, percent(recorded, 1) + partly))
         if mean is not None and not texts:
             texts.append(f"Of {len(groups)} finalists, {name} has the highest mean over its seeds, {percent(mean, 1)}.")
-            if recorded is not None:
+            if recorded is not None and not partly:
                 side = "above" if recorded >= mean else "below"
                 texts.append(f"Its single run in the study was {points(recorded - mean)} {side} that.")
     return Section(

@@ -15,7 +15,8 @@ from reporting.importance import Importances
 from reporting.words import duration, number, percent, trial_name
 from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner
-from tuning.trials import Outcome, Trial, top
+from tuning.scheduling import rungs
+from tuning.trials import Trial, top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,12 @@ class Facts:
         """The trial whose configuration the study exports: the one that was retrained, or the best."""
         chosen = self.retrained and self.retrained.trial
         return next((trial for trial in self.trials if trial.number == chosen), self.best)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs, from 1, after which each trial pauses; empty unless the scheduler promotes trials."""
+        epochs = self.settings.get("epochs")
+        return rungs(epochs) if self.settings.get("scheduler") == "promote" and epochs else ()
 
     @property
     def pictures(self) -> int:
@@ -178,4 +185,4 @@ def trial_table(title: str, trials: Sequence[Trial]) -> Table:
 
 def as_dot(trial: Trial, x: float) -> charts.Dot:
     """Return a trial as a point of a chart."""
-    return charts.Dot(x=x, y=trial.reached or 0.0, outcome=trial.outcome or Outcome.COMPLETE, name=trial.baseline or "")
+    return charts.Dot(x=x, y=trial.reached or 0.0, outcome=trial.outcome, name=trial.baseline or "")

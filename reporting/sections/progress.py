@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from model.training import EpochMetrics
 from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Section, Table, as_dot, drawn_of
-from reporting.words import duration, listed, percent, plural, points, times
+from reporting.words import duration, how_far, listed, numbered_epochs, percent, plural, points, times
 from selection.pruner_audit import PrunerAudit
+from tuning.scheduling import KEEP
 from tuning.trials import Outcome, Trial, count_trials
 
 DRAWN = 800
@@ -73,7 +75,7 @@ def _curves(facts: Facts, order: Sequence[Trial]) -> Figure:
         [
             charts.Curve(
                 points=analysis.curve(trial),
-                outcome=trial.outcome or Outcome.COMPLETE,
+                outcome=trial.outcome,
                 name=f"trial {trial.number}: {percent(trial.reached, 1)}",
             )
             for trial in some
@@ -83,7 +85,7 @@ def _curves(facts: Facts, order: Sequence[Trial]) -> Figure:
     return Figure(
         title="Learning curves",
         says=_curves_says(facts, order) + drawn_of(sum(map(len, drawn)), len(order)),
-        drawings=[charts.curves(*drawn)],
+        drawings=[charts.curves(*drawn, facts.rungs)],
         plots=("curves",),
     )
 
@@ -97,9 +99,13 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
         if at == last > 1:
             texts.append("It was still improving when training ended: try more --epochs, in a new study.")
     pruned = [trial.epochs for trial in order if trial.outcome is Outcome.PRUNED]
-    if pruned:
-        first = min(pruned)
-        texts.append(f"Pruning began after epoch {first}.")
+    if facts.rungs or pruned:
+        first = facts.rungs[0] if facts.rungs else min(pruned)
+        texts.append(
+            f"Each trial pauses after {numbered_epochs(facts.rungs)}; the best {percent(KEEP, 0)} at each are resumed."
+            if facts.rungs
+            else f"Pruning began after epoch {first}."
+        )
         if found := analysis.agreement(facts.trials, first):
             rho, count = found
             verdict = (
@@ -151,9 +157,11 @@ def endings(facts: Facts) -> Section | None:
     section.parts.append(
         Paragraph(
             text=f"{plural(len(facts.trials), 'trial')}: {listed(ends)}. {count_trials(facts.trials):,} count towards "
-            f"--trials. {_savings(analysis.savings(facts.trials))}".strip()
+            "--trials."
         )
     )
+    if drawn := [trial for trial in analysis.trained(facts.trials) if trial.epochs]:
+        section.parts.append(_progress(facts, drawn))
     if facts.audit is not None:
         section.parts.append(Paragraph(text=_audit(facts.audit)))
     time = analysis.run_time(facts.trials)
@@ -182,6 +190,21 @@ def endings(facts: Facts) -> Section | None:
     return section
 
 
+def _progress(facts: Facts, drawn: Sequence[Trial]) -> Figure:
+    """Draw how far each trial was trained."""
+    chosen = {trial.number for trial in analysis.sampled(facts.trials, DRAWN)}
+    shown = [trial for trial in drawn if trial.number in chosen]
+    dots = [replace(as_dot(trial, trial.number), y=trial.epochs) for trial in shown]
+    horizon = facts.settings.get("epochs") or max(trial.epochs for trial in drawn)
+    trained = f"{plural(len(drawn), 'trial was', 'trials were')} trained: {how_far(drawn)}."
+    says = f"{trained} {_savings(analysis.savings(facts.trials))}".strip()
+    return Figure(
+        title="Epochs of each trial",
+        says=says + drawn_of(len(shown), len(drawn)),
+        drawings=[charts.progress(dots, horizon, facts.rungs)],
+    )
+
+
 def _savings(saved: analysis.Savings) -> str:
     texts: list[str] = []
     if saved.spared:
@@ -201,7 +224,7 @@ def _audit(audit: PrunerAudit) -> str:
     tried, won = len(audit.pruned), len(audit.winners)
     number, _, value = max(audit.pruned, key=lambda row: row[2])
     return (
-        f"The pruner was audited: of {plural(tried, 'pruned trial')} trained to the last epoch, {won or 'none'} beat "
+        f"Pruning was audited: of {plural(tried, 'pruned trial')} trained to the last epoch, {won or 'none'} beat "
         f"the study's best, {percent(audit.best, 1)}. The highest, trial {number}, reached {percent(value, 1)}."
     )
 

@@ -4,6 +4,7 @@ The trials are points of the real search space. Their learning curves depend on 
 is pruned.
 """
 
+import copy
 import math
 import statistics
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import optuna
 import sqlalchemy.event
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from data.file_checks import Verdict
 from model.training import EpochMetrics
@@ -24,6 +25,7 @@ from search_space import PROFILES, Config, baselines, suggest
 from selection.retraining import best_so_far
 from tuning.database import IDENTITY
 from tuning.folder import sqlite_url, trial_directory
+from tuning.scheduling import KEEP, rungs
 from tuning.session import OpenStudy
 from tuning.settings import Settings
 from tuning.space import describe_space
@@ -111,6 +113,8 @@ def made_up_trials(count: int, *, classes: int = len(CLASSES), seed: int = 0) ->
         (frozen,) = trial.study.trials
         frozen.number = frozen._trial_id = number  # pyright: ignore[reportPrivateUsage]
         frozen.datetime_start, frozen.datetime_complete = start, free[slot] if curve else start
+        if curve:
+            frozen.user_attrs["spans"] = [[start.timestamp(), free[slot].timestamp()]]
         trials.append(frozen)
     return trials
 
@@ -170,8 +174,42 @@ def _confusion(share: float, classes: int, rng: np.random.Generator) -> list[lis
     return rows.tolist()
 
 
+def promoted(trials: Sequence[FrozenTrial], *, paused: bool = False) -> list[FrozenTrial]:
+    """Return the trials as promotion leaves them: after each rung the best share continues, the others were pruned.
+
+    With `paused`, they are still waiting, as when time is up, and those that passed the last rung are left out.
+    """
+    made = {trial.number: copy.deepcopy(trial) for trial in trials}
+    trained = (Outcome.COMPLETE, Outcome.PRUNED)
+    going = [trial for trial in made.values() if trial.user_attrs["outcome"] in trained]
+    last = max(trial.datetime_complete for trial in made.values() if trial.datetime_complete is not None)
+    for rung in rungs(PROFILE.horizon):
+        going.sort(key=lambda trial, rung=rung: -max(trial.intermediate_values[epoch] for epoch in range(rung)))
+        kept = int(KEEP * len(going))
+        for trial in going[kept:]:
+            values = {epoch: trial.intermediate_values[epoch] for epoch in range(rung)}
+            (begin, end), epochs = trial.user_attrs["spans"][0], len(trial.intermediate_values)
+            trial.user_attrs["spans"] = [[begin, begin + (end - begin) * rung / epochs]]
+            trial.user_attrs["best_epoch"] = max(values, key=values.__getitem__)
+            trial.user_attrs |= {"best_top1": max(values.values()), "outcome": Outcome.PRUNED}
+            trial.user_attrs |= {"reason": f"pruned after epoch {rung}: paused there and not resumed"}
+            trial.intermediate_values, trial.values = values, None
+            trial.state, trial.datetime_complete = TrialState.PRUNED, last
+            if paused:
+                trial.state, trial.datetime_complete = TrialState.RUNNING, None
+                trial.user_attrs["paused"] = True
+                for name in ("outcome", "reason", "best_top1", "best_top3", "best_epoch", "seconds"):
+                    del trial.user_attrs[name]
+        going = going[:kept]
+    return [trial for trial in made.values() if not (paused and trial.state is TrialState.COMPLETE)]
+
+
 def made_up_study(
-    trials: Sequence[FrozenTrial], *, name: str = "made-up", storage: optuna.storages.BaseStorage | None = None
+    trials: Sequence[FrozenTrial],
+    *,
+    name: str = "made-up",
+    scheduler: str = "median",
+    storage: optuna.storages.BaseStorage | None = None,
 ) -> optuna.Study:
     """Return a study of these trials with the identity of a real one, in memory if no storage is given."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -187,7 +225,7 @@ def made_up_study(
         "max params": None,
         "max flops": PROFILE.max_flops,
         "sampler": "tpe",
-        "scheduler": "median",
+        "scheduler": scheduler,
         "seed": 0,
     }
     for key, value in (facts | describe_space(lambda point: suggest(point, PROFILE, len(CLASSES)))).items():
