@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from optuna.trial import TrialState
 from studies import recorded
 
 from model.network import Cost
@@ -84,6 +85,14 @@ def test_a_study_with_enough_trials_is_forecast_from_their_mean() -> None:
     assert forecast.seconds_so_far([*ones, elsewhere, infeasible], Slot()) == 2.5
     assert forecast.seconds_so_far([*ones[1:], elsewhere], Slot()) is None
     assert forecast.seconds_so_far(ones, Slot(precision="bfloat16")) is None
+
+
+def test_while_trials_are_paused_the_mean_of_the_promoted_ones_is_no_forecast() -> None:
+    ones = [Trial(recorded([0.5], seconds=2.0, environment=environment(Slot()))) for _ in range(6)]
+    waiting = recorded([0.5], paused=True)
+    waiting.state, waiting.values = TrialState.RUNNING, None
+    assert forecast.seconds_so_far(ones, Slot()) == 2.0
+    assert forecast.seconds_so_far([*ones, Trial(waiting)], Slot()) is None
 
 
 def test_this_machine_is_timed_and_its_number_of_threads_restored() -> None:

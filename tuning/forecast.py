@@ -7,7 +7,7 @@ random points and a few timed training steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,11 +34,16 @@ STEPS_SHARE = 0.84
 (benchmarks/README.md, "Where a trial's time goes")."""
 
 ENOUGH = 6
-"""Number of trials whose mean duration predicts the others: the two baselines, which are not typical, and four more."""
+"""Number of trials whose mean duration predicts the others: more than the three baselines, which are not typical."""
 
 
-def seconds_so_far(trials: Iterable[Trial], slot: Slot) -> float | None:
-    """Return the mean seconds of the trials that were trained in an equivalent slot; None if there are too few."""
+def seconds_so_far(trials: Sequence[Trial], slot: Slot) -> float | None:
+    """Return the mean seconds of the trials that were trained in an equivalent slot; None if there are too few.
+
+    While trials are paused it is None, because only the promoted ones have ended, which took much longer than others.
+    """
+    if any(trial.is_paused for trial in trials):
+        return None
     here = environment(slot)
     took = [
         trial.result.seconds
