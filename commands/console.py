@@ -27,7 +27,7 @@ from data.prepare import Pictures
 from data.split import Split
 from model.files import printable
 from model.training import EpochMetrics
-from reporting.words import duration, how_far, listed, percent, plural
+from reporting.words import duration, how_far, numbered_epochs, percent, plural
 from tuning.cleaning import Item
 from tuning.database import network_file_system
 from tuning.devices import Slot
@@ -157,11 +157,13 @@ def print_plan(
     """
     pruned = f"pruned after epoch {first_pruning} at the earliest" if first_pruning else "never pruned"
     if rungs:
-        pruned = f"paused after epoch {listed([str(rung) for rung in rungs])}"
+        pruned = f"paused after {numbered_epochs(rungs)}"
+    paused = sum(trial.is_paused for trial in read_trials(session.study))
+    waiting = f" ({paused} paused)" if paused else ""
     console.print(
         Text(
-            f"Study '{session.name}': {wanted} of {session.plan.trials} trials left, {session.profile.epochs} epochs "
-            f"each, {pruned}; {_at_once(session.slots)}: about {duration(left)}."
+            f"Study '{session.name}': {wanted} of {session.plan.trials} trials left{waiting}, {session.profile.epochs} "
+            f"epochs each, {pruned}; {_at_once(session.slots)}: about {duration(left)}."
         )
     )
 

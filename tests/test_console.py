@@ -357,7 +357,9 @@ def test_the_plan_says_how_much_is_left_how_long_it_takes_and_when_it_prunes(
         "2 at once on cuda in bfloat16: about 15 min."
     )
     assert "10 epochs each, never pruned;" in plan_text(log(), session, None)
-    assert "10 epochs each, paused after epoch 1 and 4;" in plan_text(log(), session, 1, (1, 4))
+    assert "10 epochs each, paused after epochs 1 and 4;" in plan_text(log(), session, 1, (1, 4))
+    write_paused(session.study.ask())
+    assert "30 of 40 trials left (1 paused), " in plan_text(log(), session, 1, (1, 4))
 
 
 def test_lines_break_between_words(open_study: Callable[[str], SearchSession]) -> None:
