@@ -26,6 +26,7 @@ from tuning.devices import Slot
 from tuning.events import Ending, TrialAdvanced, TrialStarted
 from tuning.folder import sqlite_url
 from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady
+from tuning.scheduling import PromotionScheduler
 from tuning.space import random_points
 from tuning.trials import Outcome, Trial
 
@@ -293,6 +294,18 @@ def test_patience_counts_the_trials_since_the_best(tiny: Tiny, tmp_path: Path) -
     values = [trial.value or 0.0 for trial in study.trials()]
     assert values[-1] <= max(values[:-1])
     assert all(later > earlier for earlier, later in itertools.pairwise(values[:-1]))
+
+
+def test_patience_starts_no_new_trials_but_promotes_those_that_wait(tiny: Tiny, tmp_path: Path) -> None:
+    """It once counted ended trials alone, of which there are none until the end, and would then have retired all."""
+    study = tiny.at(tmp_path)
+    coordinator = study.coordinator(50, patience=3, make_scheduler=lambda study: PromotionScheduler([1], 0.1))
+    list(coordinator.run())
+    assert coordinator.ending is Ending.PATIENCE
+    trials = read(study)
+    assert 4 <= len(trials) < 50
+    assert all(trial.is_finished for trial in trials)
+    assert any(trial.value is not None for trial in trials)
 
 
 def test_a_target_ends_the_study_once_a_trial_has_reached_it(tiny: Tiny, tmp_path: Path) -> None:

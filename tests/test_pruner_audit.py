@@ -108,6 +108,26 @@ def audit_of(study: OpenStudy, *runs: tuple[int, float | None]) -> PrunerAudit:
 # -- the command
 
 
+def test_trials_retired_by_promotion_are_audited_as_pruned_ones(
+    unpruned: tuple[Tiny, Finished], tmp_path: Path
+) -> None:
+    study = unpruned[0].at(tmp_path)
+    finished = study.command("--workers", "1", "--trials", "4", "--scheduler", "promote", "--audit-pruner", "9")
+    assert (finished.code, finished.err) == (0, "")
+    trials = [Trial(frozen) for frozen in study.trials()]
+    (complete,) = [trial for trial in trials if trial.outcome is Outcome.COMPLETE]
+    retired = [trial.number for trial in trials if trial.outcome is Outcome.PRUNED]
+    assert len(retired) == 3
+    runs = [Trial(frozen) for frozen in study.trials("tiny-audit")]
+    assert sorted(run.params["trial"] for run in runs) == retired
+    for run in runs:
+        pruned = trials[run.params["trial"]]
+        assert run.epochs == EPOCHS > pruned.epochs == 1
+        assert run.curve[0] == pruned.curve[0]
+    won = sum((run.value or 0.0) > (complete.value or 0.0) for run in runs)
+    assert f"{won} of 3 pruned trials would have beaten the study's best" in finished.out
+
+
 def test_only_the_audit_is_trained_on_a_finished_study(searched: Tiny, audited: tuple[Tiny, Finished]) -> None:
     study, finished = audited
     assert essence(study.trials()) == essence(searched.trials())

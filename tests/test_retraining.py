@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -30,6 +31,8 @@ from selection.finalists import Candidate, Standing
 from selection.fixed_runs import FixedRun, weights
 from selection.retraining import Evaluator, FinalRuns, Winner
 from tuning import StudyError
+from tuning.events import TrialPaused
+from tuning.scheduling import PromotionScheduler
 from tuning.trials import Outcome, Trial, read_history, read_trials
 
 POINT = config(epochs=5, warmup_epochs=1)
@@ -343,6 +346,26 @@ def test_the_best_trial_is_the_winner_of_a_study_that_has_not_been_retrained(tin
     assert best.weights == "trials/0001/best.pt"
     assert best.trained_on == ["train"]
     assert (best.temperature, best.results, best.validation) == (None, None, {"recorded": 0.9})
+
+
+def test_where_no_trial_is_complete_the_furthest_paused_one_is_the_winner_so_far(tiny: Tiny, tmp_path: Path) -> None:
+    """When time is up in a study that promotes trials, all may be waiting; `export` and `retrain` then take these."""
+    study = tiny.at(tmp_path)
+    coordinator = study.coordinator(9, make_scheduler=lambda study: PromotionScheduler([1, 2], 0.5))
+    with contextlib.closing(coordinator.run()) as run:
+        assert any(
+            isinstance(event, TrialPaused) and read_trials(study.open())[event.number].epochs == 2 for event in run
+        )
+    session = study.session()
+    best = retraining.best_so_far(session)
+    trial = read_trials(study.open())[best.trial]
+    assert (trial.is_paused, trial.epochs, trial.value) == (True, 2, None)
+    assert best.validation == {"recorded": trial.reached}
+    evaluator = retraining.Evaluator(data=session.data, device="cpu")
+    logits, labels = evaluator.logits(trial.config or config(), study.study_folder / best.weights, "validation")
+    assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(trial.reached)
+    replayed = finalists.replay(finalists.candidate(study.open(), best.trial), trial)
+    assert replayed.assignment.epochs == 2 and replayed.seconds > 0
 
 
 # -- the replay
