@@ -112,8 +112,8 @@ def _paused(trial: Trial) -> str:
     horizon = f" of {trial.config.training.epochs}" if trial.config else ""
     return (
         f"# Trial {trial.number}: paused\n\nPaused after epoch {trial.epochs}{horizon}, with "
-        f"{percent(trial.reached)} top-1 on the validation set so far. It continues if it is among the best that were "
-        "trained so far; otherwise it is pruned when the study ends.\n"
+        f"{percent(trial.reached)} top-1 on the validation set so far. It is resumed if it is among the best of those "
+        "trained this far; otherwise it is pruned when the study ends.\n"
     )
 
 

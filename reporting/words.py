@@ -76,11 +76,15 @@ def numbered_epochs(numbers: Sequence[int]) -> str:
 
 
 def how_far(trials: Sequence[Trial]) -> str:
-    """Return how many trials were trained how far: 3 to the last epoch, 9 to epoch 24 and 28 to epoch 8.
+    """Return how many finished or paused trials were trained how far: 3 to the last epoch and 9 to epoch 24.
 
     If they stopped at many epochs, it returns the range: 21 to the last epoch and 19 to epochs 4 to 9.
     """
-    partly = Counter(trial.epochs for trial in trials if trial.value is None and trial.epochs)
+    partly = Counter(
+        trial.epochs
+        for trial in trials
+        if trial.value is None and trial.epochs and (trial.is_finished or trial.is_paused)
+    )
     complete = sum(trial.value is not None for trial in trials)
     parts = [f"{complete:,} to the last epoch"] * bool(complete)
     if len(partly) > 3:

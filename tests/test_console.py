@@ -325,7 +325,9 @@ def test_the_end_says_where_the_results_are_and_what_comes_next(
 
 def test_an_interrupted_study_names_the_command_that_resumes_it(open_study: Callable[[str], SearchSession]) -> None:
     console, half = log(), study([0.5])
-    half.ask().report(0.3, 0)
+    waiting = half.ask()
+    waiting.report(0.3, 0)
+    write_paused(waiting)
     screen.print_end(console, replace(open_study("r"), study=half), Ending.STOPPED, ["--trials", "9"], "--study r")
     first, far, second = lines(console)[-8:-5]
     assert first.startswith("1 trial: stopped. ")
