@@ -73,11 +73,11 @@ def mean_interval(groups: Sequence[Sequence[float] | NDArray[np.float64]]) -> tu
     """Return the mean over groups of values and its 95 % interval, by resampling the groups and the values in each."""
     rng = np.random.default_rng(0)
     arrays = [np.array(group) for group in groups]
-    means: list[float] = []
-    for _ in range(RESAMPLES):
-        drawn = [arrays[number] for number in rng.integers(len(arrays), size=len(arrays))]
-        means.append(float(np.mean([rng.choice(values, len(values)).mean() for values in drawn])))
-    low, high = np.percentile(means, [2.5, 97.5])
+    total = np.zeros(RESAMPLES)
+    for _ in arrays:
+        resampled = np.stack([rng.choice(values, (RESAMPLES, len(values))).mean(axis=1) for values in arrays])
+        total += resampled[rng.integers(len(arrays), size=RESAMPLES), np.arange(RESAMPLES)]
+    low, high = np.percentile(total / len(arrays), [2.5, 97.5])
     return float(np.mean([array.mean() for array in arrays])), float(low), float(high)
 
 

@@ -63,7 +63,7 @@ def policies(table: Table, others: Sequence[Table]) -> dict[str, Policy]:
     if len(names) > len(BASELINES):
         found["this program: its baselines and portfolio, then TPE + promotion"] = _study("tpe", "promote", first=names)
     if others:
-        learned = greedy(others, PORTFOLIO)
+        learned = greedy(others, PORTFOLIO, among=table)
         found["learned portfolio, then TPE + promotion"] = _study("tpe", "promote", first=learned)
         found["learned portfolio, then random + promotion"] = _study("random", "promote", first=learned)
     return found

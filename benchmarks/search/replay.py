@@ -171,7 +171,7 @@ def _reached(groups: Sequence[Sequence[Run]], worths: Sequence[Sequence[float]])
 
 
 def _percent(shares: Iterable[float]) -> str:
-    return f"{100 * np.mean(list(shares)):.0f}"
+    return str(round(100 * float(np.mean(list(shares)))))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,10 @@ def read_tables(folder: Path = FOLDER, points: int = MOST_POINTS) -> list[Table]
 
 
 def read_table(path: Path, points: int = MOST_POINTS) -> Table:
-    """Return the table in a file, its curves thinned to `points`. Raises SystemExit if it cannot be used."""
+    """Return the table in a file, its curves thinned to `points`. Raises SystemExit if it cannot be used.
+
+    Rows that were recorded before the search space was narrowed are left out.
+    """
     text = path.read_text(encoding="utf-8").splitlines(keepends=True)
     lines = [json.loads(line) for line in text if line.endswith("\n")]  # the last one may be being written
     if not lines:
@@ -133,22 +136,27 @@ def read_table(path: Path, points: int = MOST_POINTS) -> Table:
     by_name: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_name.setdefault(line["row"], []).append(line)
-    rows = [_row(path, name, recorded, profile, points) for name, recorded in by_name.items()]
+    rows: list[Row] = []
+    refused: list[str] = []
+    for name, recorded in by_name.items():
+        try:
+            rows.append(_row(name, recorded, profile, points))
+        except (ValueError, UserWarning) as error:
+            refused.append(f"{name} ({error})")
+    if refused:
+        print(f"{path}: {len(refused)} of {len(by_name)} rows are not in today's search space, first {refused[0]}")
+    if not any(row.is_random for row in rows):
+        raise SystemExit(f"{path} has no random row to replay: record it again with python -m benchmarks.search.record")
     return Table(data=path.stem, epochs=epochs, rows=rows, profile=profile)
 
 
-def _row(path: Path, name: str, recorded: list[dict[str, Any]], profile: Profile, points: int) -> Row:
+def _row(name: str, recorded: list[dict[str, Any]], profile: Profile, points: int) -> Row:
+    """Return a row. Raises ValueError or UserWarning if the space of the profile does not contain it."""
     params = recorded[0]["params"]
     trial: Any = FixedTrial(params)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Optuna only warns of a value outside its distribution
-            config = suggest(trial, profile, classes=CLASSES)
-    except (ValueError, UserWarning) as error:
-        raise SystemExit(
-            f"row '{name}' of {path} is not in today's search space ({error}): record the table again with "
-            "python -m benchmarks.search.record"
-        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna only warns of a value outside its distribution
+        config = suggest(trial, profile, classes=CLASSES)
     return Row(
         name=name,
         params=trial.params,

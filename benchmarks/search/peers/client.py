@@ -82,7 +82,7 @@ def running(peer: PeerProgram, environments: Path) -> Generator[PeerPolicy]:
         process = subprocess.Popen(
             peer.command(environments),
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": scratch, "OMP_NUM_THREADS": "1", "KERAS_BACKEND": "numpy"},
+            env={**os.environ, "TMPDIR": scratch, "OMP_NUM_THREADS": "1", "KERAS_BACKEND": "jax"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -49,9 +49,9 @@ PEERS = (
     PeerProgram(name="SMAC3: multi-fidelity", file="smac3", requirements=("smac==2.4.1",)),
     # 0.1.2 cannot be installed beside numpy 2.
     PeerProgram(name="DEHB", file="dehb_peer", requirements=("dehb==0.1.1",)),
-    # It imports six without requiring it; Keras needs scipy for its smallest backend, numpy.
+    # It imports six without requiring it, and Keras needs a backend.
     PeerProgram(
-        name="Keras Tuner: Hyperband", file="keras_hyperband", requirements=("keras-tuner==1.4.8", "six", "scipy")
+        name="Keras Tuner: Hyperband", file="keras_hyperband", requirements=("keras-tuner==1.4.8", "six", "jax")
     ),
     PeerProgram(
         name="NePS: PriorBand",
@@ -70,7 +70,7 @@ def install(peer: PeerProgram, environments: Path) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    command = [str(_python(folder)), "-m", "pip", "install", "--quiet", "--no-cache-dir", *peer.requirements]
+    command = [str(_python(folder)), "-m", "pip", "install", "--quiet", *peer.requirements]
     finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if finished.returncode:
         raise NotInstalled((finished.stdout.strip().splitlines() or ["pip failed"])[-1])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from benchmarks.search.peers.protocol import Decision, Knob, Peer, Task, serve, variant
+from benchmarks.search.peers.protocol import Decision, Knob, Peer, Task, serve
 
 
 def distribution(knob: Knob) -> BaseDistribution:
@@ -72,4 +73,4 @@ class Optuna(Peer):
 
 
 if __name__ == "__main__":
-    serve(lambda task: Optuna(task, variant()))
+    serve(lambda task: Optuna(task, sys.argv[1]))

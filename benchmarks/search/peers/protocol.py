@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -146,8 +146,3 @@ def _proposal(proposed: dict[str, Any] | int | None) -> dict[str, Any]:
     if proposed is None:
         return {"idle": True}
     return {"resume": proposed} if isinstance(proposed, int) else {"new": proposed}
-
-
-def variant(arguments: Iterable[str] = sys.argv) -> str:
-    """Return the variant that the command line names."""
-    return [*arguments][1]

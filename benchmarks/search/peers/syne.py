@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from syne_tune.backend.trial_status import Trial
 from syne_tune.config_space import choice, lograndint, loguniform, randint, uniform
 from syne_tune.optimizer import baselines
 
-from benchmarks.search.peers.protocol import Decision, Knob, Peer, Task, serve, variant
+from benchmarks.search.peers.protocol import Decision, Knob, Peer, Task, serve
 
 
 def domain(knob: Knob) -> Any:
@@ -64,4 +65,4 @@ class SyneTune(Peer):
 
 
 if __name__ == "__main__":
-    serve(lambda task: SyneTune(task, variant()))
+    serve(lambda task: SyneTune(task, sys.argv[1]))
