@@ -85,7 +85,7 @@ def _curves(facts: Facts, order: Sequence[Trial]) -> Figure:
     return Figure(
         title="Learning curves",
         says=_curves_says(facts, order) + drawn_of(sum(map(len, drawn)), len(order)),
-        drawings=[charts.curves(*drawn, facts.rungs)],
+        drawings=[charts.curves(drawn[0], drawn[1], facts.rungs)],
         plots=("curves",),
     )
 
