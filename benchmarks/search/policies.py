@@ -18,7 +18,7 @@ from benchmarks.search.studies import (
 )
 from benchmarks.search.tables import Table
 from search_space import GUESS
-from tuning.scheduling import SCHEDULERS, trained_share
+from tuning.scheduling import RUNGS, SCHEDULERS, trained_share
 
 
 class PolicyFailed(Exception):  # noqa: N818 - a result to print, and no error of this program
@@ -42,7 +42,7 @@ REFERENCE = "TPE + Median"
 """The policy that the others are to catch up with."""
 PORTFOLIO = 8
 """Number of rows in a learned portfolio, as in the one of `search_space.py`."""
-SCREENING = 1 / 8
+SCREENING = RUNGS[0]
 """Share of the horizon after which a short screening decides: the first rung of this program's promotion."""
 
 
@@ -57,6 +57,7 @@ def policies(table: Table, others: Sequence[Table]) -> dict[str, Policy]:
         REFERENCE: _study("tpe", "median"),
         "TPE + ASHA": _study("tpe", "asha"),
         "TPE + promotion": _study("tpe", "promote"),
+        "TPE + promotion, new trials to the last": _study("tpe", "promote", endless=True),
     }
     if GUESS in names:
         found["best single guess"] = _study("random", "none", first=[GUESS], trials=1)
@@ -69,14 +70,17 @@ def policies(table: Table, others: Sequence[Table]) -> dict[str, Policy]:
     return found
 
 
-def _study(sampler: str, scheduler: str, *, first: Sequence[str] = (), trials: int | None = None) -> SimulatedStudy:
+def _study(
+    sampler: str, scheduler: str, *, first: Sequence[str] = (), trials: int | None = None, endless: bool = False
+) -> SimulatedStudy:
+    """Return a study; one with promotions plans its number of trials, unless it is `endless`."""
+    planned = scheduler == "promote" and not endless
     return SimulatedStudy(
         sampler=sampler,
         scheduler=SCHEDULERS[scheduler],
-        share=partial(trained_share, scheduler),
+        share=partial(trained_share, scheduler) if planned else None,
         first=first,
         trials=trials,
-        anytime=scheduler != "promote",
     )
 
 

@@ -34,25 +34,30 @@ NO_PICTURES = CacheHandle(directory=Path(), fingerprint="", split="", classes=()
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedStudy:
-    """A policy: a study with as many trials as the budget pays for."""
+    """A policy: a study that is as long as its budget."""
 
     sampler: str
     """A name in `SAMPLERS`."""
     scheduler: MakeScheduler
-    share: Callable[[int], float]
-    """Returns the expected share of all trials' epochs that is trained, for a number of epochs."""
+    share: Callable[[int], float] | None = None
+    """Returns the expected share of all trials' epochs that is trained, for a number of epochs, from which the number
+    of trials is planned; None to begin new ones as long as the budget lasts."""
     first: Sequence[str] = ()
     """Names of the rows that the study begins with."""
     trials: int | None = None
-    """Number of trials; None for as many as the budget pays for, or the pool has."""
-    anytime: bool = False
-    """Whether a smaller budget would only end the study earlier."""
+    """Number of trials, if neither the budget nor the pool decides."""
+
+    @property
+    def anytime(self) -> bool:
+        """Whether a smaller budget would only end the study earlier."""
+        return self.share is None
 
     def __call__(self, machine: Machine, seed: int) -> None:
         """Run the study to its end. Raises BudgetSpent."""
         pool, first = machine.pool, [machine.pool.table.row(name) for name in self.first]
-        affordable = max(machine.slots, round(machine.budget / self.share(machine.points)))
-        trials = self.trials or min(affordable, len({*pool.drawn, *first}))
+        available = len({*pool.drawn, *first})
+        planned = round(machine.budget / self.share(machine.points)) if self.share else available
+        trials = self.trials or min(max(machine.slots, planned), available)
         sampler = TableSampler(self.sampler, machine, seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(direction="maximize", sampler=sampler)
