@@ -62,7 +62,7 @@ PEERS = (
 
 
 def install(peer: PeerProgram, environments: Path) -> None:
-    """Make the peer's environment unless it is there. Raises NotInstalled with pip's last line."""
+    """Make the peer's environment unless it is there. Raises NotInstalled with pip's error."""
     folder = environments / peer.file
     done = folder / "installed.txt"
     wanted = "\n".join(peer.requirements)
@@ -70,10 +70,13 @@ def install(peer: PeerProgram, environments: Path) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    command = [str(_python(folder)), "-m", "pip", "install", "--quiet", *peer.requirements]
-    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    pip = [str(_python(folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    finished = subprocess.run(
+        [*pip, *peer.requirements], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if finished.returncode:
-        raise NotInstalled((finished.stdout.strip().splitlines() or ["pip failed"])[-1])
+        lines = finished.stdout.strip().splitlines()
+        raise NotInstalled(next((line for line in lines if line.startswith("ERROR")), "pip failed"))
     done.write_text(wanted)
 
 

@@ -81,7 +81,7 @@ class FidelityPeer(Peer):
     def __init__(self) -> None:
         self._trials: dict[Hashable, int] = {}
         self._reached: dict[int, tuple[int, float]] = {}
-        self._jobs: dict[int, tuple[Any, int]] = {}
+        self._jobs: dict[int, list[tuple[Any, int]]] = {}  # of running trials
         self._begun: tuple[Hashable, Any, int] | None = None
 
     @abstractmethod
@@ -93,34 +93,41 @@ class FidelityPeer(Peer):
         """Report the best top-1 that was reached."""
 
     def propose(self) -> dict[str, Any] | int | None:
-        """Ask; what has been trained before is told at once, and asked again."""
+        """Ask until there is something to train.
+
+        What has been trained before is told at once. What is being trained is told when its epochs are reached.
+        """
         while (asked := self.ask()) is not None:
             key, params, epochs, job = asked
             trial = self._trials.get(key)
             if trial is None:
                 self._begun = key, job, epochs
                 return params
+            if self._jobs[trial]:
+                self._jobs[trial].append((job, epochs))
+                continue
             trained, best = self._reached[trial]
             if trained < epochs:
-                self._jobs[trial] = job, epochs
+                self._jobs[trial].append((job, epochs))
                 return trial
             self.tell(job, best)
         return None
 
     def began(self, trial: int, params: dict[str, Any]) -> None:
         """Remember the trial's number."""
-        if self._begun is not None:
-            key, job, epochs = self._begun
-            self._trials[key], self._jobs[trial] = trial, (job, epochs)
+        assert self._begun is not None
+        key, job, epochs = self._begun
+        self._trials[key], self._jobs[trial] = trial, [(job, epochs)]
 
     def epoch(self, trial: int, epoch: int, best: float) -> Decision:
         """Pause when the requested epochs are reached."""
         self._reached[trial] = epoch, best
-        job, epochs = self._jobs[trial]
-        if epoch < epochs:
-            return "continue"
-        self.tell(job, best)
-        return "pause"
+        jobs = self._jobs[trial]
+        for job, epochs in jobs:
+            if epochs <= epoch:
+                self.tell(job, best)
+        self._jobs[trial] = [(job, epochs) for job, epochs in jobs if epochs > epoch]
+        return "continue" if self._jobs[trial] else "pause"
 
 
 def serve(make: Callable[[Task], Peer]) -> None:
