@@ -185,6 +185,22 @@ def test_a_conv_is_torchs_own_whatever_its_stride_and_dilation(stride: int, dila
         torch.testing.assert_close(ours, torch.autograd.grad(own.square().sum(), (maps, conv.weight)))
 
 
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("channels", [8, 16, 24, 40, 56, 72, 120])
+def test_a_convs_gradients_in_bfloat16_are_those_of_float32(channels: int, dilation: int) -> None:
+    """Those of a dilated conv with 24 channels were NaN, and those with 120 a third too small, without an error."""
+    torch.manual_seed(0)
+    conv = Conv3x3(channels, channels, 1, dilation).to(memory_format=torch.channels_last)
+    maps = torch.randn(8, channels, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradients = {}
+    for precision in ("float32", "bfloat16"):
+        with autocast(torch.device("cpu"), precision):
+            out = conv(maps)
+        gradients[precision] = torch.autograd.grad(out, (maps, conv.weight), torch.sign(maps).detach().to(out.dtype))
+    for exact, found in zip(gradients["float32"], gradients["bfloat16"], strict=True):
+        assert (found - exact).norm() <= 0.02 * exact.norm()
+
+
 def test_a_block_adds_and_then_rectifies_so_that_its_branch_can_subtract() -> None:
     block = ResidualBlock(8, 8, 1, (1, 1)).eval()
     last = block.branch[-1]
