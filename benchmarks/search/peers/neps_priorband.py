@@ -41,14 +41,14 @@ class PriorBand(FidelityPeer):
 def parameter(knob: Knob, prior: Any) -> Any:
     """Return a knob with its prior; one that the guess lacks has its middle, or its first choice."""
     if knob.choices is not None:
-        return neps.HPOCategorical(knob.choices, prior=prior or knob.choices[0], prior_confidence="medium")
+        return neps.HPOCategorical(knob.choices, prior=prior or knob.choices[0])
     middle = (knob.low * knob.high) ** 0.5 if knob.log else (knob.low + knob.high) / 2
     value = middle if prior is None else prior
     if knob.integer:
         kind, value = neps.HPOInteger, round(value)
     else:
         kind, value = neps.HPOFloat, float(value)
-    return kind(lower=knob.low, upper=knob.high, log=knob.log, prior=value, prior_confidence="medium")
+    return kind(lower=knob.low, upper=knob.high, log=knob.log, prior=value)
 
 
 if __name__ == "__main__":
