@@ -61,7 +61,7 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
             *(_points(run.value) if run in standing.complete else "diverged" for run in standing.runs),
             _points(standing.mean if standing.top1 else None),
             _points(standing.spread),
-            str(standing.epochs) if standing.complete else "-",
+            str(standing.candidate.config.training.epochs),
             style="bold" if standing is won else "dim" if standing.candidate.baseline else None,
         )
     console.print(table)

@@ -32,7 +32,7 @@ def retrain(
     trial: Annotated[int | None, count(RETRAINING, least=0)] = None,
     finalists: Annotated[int, count(RETRAINING)] = 3,
     seeds: Annotated[int, count(RETRAINING)] = 3,
-    longer: Annotated[int | None, count(RETRAINING, least=2)] = None,
+    longer: Annotated[int, count(RETRAINING)] = 2,
     baseline: Annotated[bool, flag(RETRAINING)] = False,
     retest: Annotated[bool, flag(RETRAINING)] = False,
     workers: WorkersOption = None,
@@ -56,10 +56,10 @@ def retrain(
     seeds
         Number of seeds for each of them. The best mean validation top-1 wins.
     longer
-        Also train the winner N times as long; it is the final one if its mean validation accuracy is higher.
+        Also train the winner N times as long as in the study, and keep to that unless its mean is lower; 1 does not.
     baseline
-        Also train the baselines that every study starts with, for comparison, and the hand-tuned recipe once more
-        without its warm-up.
+        Also train the baselines that every study starts with, for as long as the winner, and the hand-tuned recipe
+        once more without its warm-up.
     retest
         Use the test set even if other networks have been tested on it, which makes the result optimistic.
     """
@@ -81,9 +81,9 @@ def retrain(
     found = find_study(console, results, study, storage)
     with found.locked():
         chosen = best.candidates(found.study, finalists) if trial is None else [best.candidate(found.study, trial)]
-        chosen += best.baseline_candidates(found.study) if baseline else []
+        baselines = best.baseline_candidates(found.study) if baseline else []
         session = found.reopen(
-            {one.config.image_size for one in chosen},
+            {one.config.image_size for one in (*chosen, *baselines)},
             data=data,
             test_data=test_data,
             slots=slots,
@@ -98,10 +98,7 @@ def retrain(
             original = read_trials(found.study)[trial]
             (again,) = train(session, best.KIND, METRIC, [best.replay(chosen[0], original)], follow)
             shown.print_replay(console, original, again)
-        standings = best.train_finalists(session, chosen, seeds, follow)
-        if longer is not None:
-            chosen.append(best.stretched(standings[0].candidate, longer))
-            standings = best.train_finalists(session, chosen, seeds, follow)
+        standings = best.train_finalists(session, chosen, seeds, follow, longer=longer, baselines=baselines)
         show_finalists(session.study, session.folder)
         shown.print_standings(console, standings)
         winner = retrain_winner(session, standings, retest=retest, follow=follow)

@@ -8,9 +8,8 @@ runs were 0.08 to 0.44 points above their means.
 from __future__ import annotations
 
 import csv
-import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +28,8 @@ from tuning.trials import METRIC, Outcome, Trial, furthest, read_trials
 
 KIND = "finalists"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
+LONGER = 2
+"""How many times as long as in the study the winner is trained, unless --longer says otherwise."""
 STREAM = 2**32 - 1
 """Number used instead of a trial's to derive the finalists' seeds; no trial has such a high number."""
 
@@ -69,6 +70,8 @@ class Candidate:
 
 def stretched(candidate: Candidate, factor: int) -> Candidate:
     """Return a candidate that trains `factor` times as long, its learning rate schedule stretched to match."""
+    if factor == 1:
+        return candidate
     training = candidate.config.training
     longer = replace(
         training,
@@ -184,39 +187,53 @@ class Standing:
         """Standard deviation over the seeds; None with fewer than two."""
         return statistics.stdev(self.top1) if len(self.top1) > 1 else None
 
-    @property
-    def epochs(self) -> int:
-        """Number of epochs for a final run: the median of the best epochs. Raises StudyError if all runs diverged."""
-        best = [run.result.epoch + 1 for run in self.complete if run.result]
-        if not best:
-            raise StudyError(f"{self.candidate.name} diverged with every seed: choose another one with --trial N")
-        return math.floor(statistics.median(best) + 0.5)
-
 
 def train_finalists(
-    session: Session, chosen: list[Candidate] | None = None, seeds: int = 3, follow: Follow = run_silently
+    session: Session,
+    chosen: Sequence[Candidate] | None = None,
+    seeds: int = 3,
+    follow: Follow = run_silently,
+    *,
+    longer: int = LONGER,
+    baselines: Sequence[Candidate] = (),
 ) -> list[Standing]:
     """Train every candidate, by default the best three trials, with the same seeds; return them ranked, winner first.
 
-    Writes finalists.csv. Raises StudyError naming a run that failed.
+    The winner is also trained `longer` times as long, and wins at that length unless its mean is lower. The baselines
+    then train for as much longer as the winner. Writes finalists.csv. Raises StudyError if all of the winner's runs
+    diverged, or naming a run that failed.
     """
-    chosen = chosen or candidates(session.study, 3)
     fixed = final_seeds(session, seeds)
-    runs = [run for one in chosen for run in one.runs(fixed)]
-    trained = iter(train(session, KIND, METRIC, runs, follow))
-    standings = ranked(Standing(candidate=one, runs=tuple(islice(trained, seeds))) for one in chosen)
+
+    def train_all(ones: Sequence[Candidate]) -> list[Standing]:
+        runs = [run for one in ones for run in one.runs(fixed)]
+        trained = iter(train(session, KIND, METRIC, runs, follow))
+        return ranked(Standing(candidate=one, runs=tuple(islice(trained, seeds))) for one in ones)
+
+    chosen = chosen or candidates(session.study, 3)
+    standings = train_all(chosen)
+    stretch = stretched(standings[0].candidate, longer)
+    if longer > 1 and standings[0].complete:
+        chosen = [*chosen, stretch]
+        standings = train_all(chosen)
+    if baselines:
+        factor = longer if standings[0].candidate is stretch else 1
+        standings = train_all([*chosen, *(stretched(one, factor) for one in baselines)])
     write_csv(standings, session.folder / "finalists.csv")
+    if not standings[0].complete:
+        raise StudyError(f"{standings[0].candidate.name} diverged with every seed: choose another one with --trial N")
     return standings
 
 
 def ranked(standings: Iterable[Standing]) -> list[Standing]:
-    """Return the standings sorted by fewest diverged runs, then highest mean; baselines come last."""
+    """Return the standings sorted by fewest diverged runs, highest mean and longest training; baselines come last."""
     return sorted(
         standings,
         key=lambda standing: (
             standing.candidate.baseline,
             standing.diverged,
             -standing.mean,
+            -standing.candidate.config.training.epochs,
             standing.candidate.trial,
         ),
     )

@@ -64,12 +64,9 @@ class FinalRuns:
         return [weights(self.folder, run) for run in self.complete]
 
 
-def final_runs(standing: Standing, seeds: list[int]) -> list[FixedRun]:
-    """Return one run per seed on train + validation, stopped after the median of the finalist runs' best epochs.
-
-    The lr schedule is not shortened: it is that of the full number of epochs.
-    """
-    candidate, epochs = standing.candidate, standing.epochs
+def final_runs(candidate: Candidate, seeds: list[int]) -> list[FixedRun]:
+    """Return one run per seed on train + validation, to the end of the schedule: no pictures are left to stop by."""
+    epochs = candidate.config.training.epochs
     return [
         FixedRun(
             key=f"{candidate.config.digest} seed {seed}, {epochs} epochs",
@@ -99,7 +96,7 @@ def retrain_winner(
     won, seeds = standings[0], len(standings[0].runs)
     tested = [won, *(one for one in standings if one.candidate.baseline and one.complete)]
     fixed = final_seeds(session, seeds)
-    runs = [run for one in tested for run in final_runs(one, fixed)]
+    runs = [run for one in tested for run in final_runs(one.candidate, fixed)]
     trained = iter(train(session, FINAL_RUNS, FINAL_METRIC, runs, follow))
     folder = session.folder / FINAL_RUNS
     finals = [FinalRuns(candidate=one.candidate, runs=tuple(islice(trained, seeds)), folder=folder) for one in tested]
@@ -234,7 +231,7 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         seed=run.seed or 0,
         seed_index=run.params["seed"],
         environment=run.environment,
-        epochs=won.epochs,
+        epochs=config.training.epochs,
         trained_on=["train", "validation"],
         weights=finals.weights[0].relative_to(study.folder).as_posix(),
         temperature=fit_temperature(config, finalists, evaluator),

@@ -227,8 +227,8 @@ def test_a_stretched_candidate_has_the_schedule_of_its_own_drawn_out_in_time(fac
     assert [run.seconds for run in longer.runs([1])] == [factor * run.seconds for run in own.runs([1])]
 
 
-@pytest.mark.parametrize(("own", "longer", "winner"), [(0.5, 0.6, 1), (0.6, 0.5, 0), (0.6, 0.6, 0)])
-def test_training_longer_has_to_be_better_to_win(own: float, longer: float, winner: int) -> None:
+@pytest.mark.parametrize(("own", "longer", "winner"), [(0.5, 0.6, 1), (0.6, 0.5, 0), (0.6, 0.6, 1)])
+def test_training_longer_wins_unless_it_is_worse(own: float, longer: float, winner: int) -> None:
     both = [standing(4, own), replace(standing(4, longer), candidate=finalists.stretched(candidate(4), 2))]
     assert ranked(both)[0] is both[winner]
 
@@ -265,21 +265,6 @@ def test_mean_and_spread_over_the_seeds() -> None:
     assert standing(1, 0.5).spread is None
     none_left = standing(1, diverged=2)
     assert (none_left.mean, none_left.spread, none_left.complete) == (0.0, None, [])
-
-
-@pytest.mark.parametrize(
-    ("best_epochs", "epochs"),
-    [([0], 1), ([4, 0, 2], 3), ([1, 2], 3), ([1, 3], 3), ([0, 1, 2, 9], 3), ([5, 5, 0], 6)],
-)
-def test_a_final_run_trains_for_the_median_best_epoch(best_epochs: list[int], epochs: int) -> None:
-    """Epochs count from 0, numbers of epochs from 1; halves are rounded up. Runs that diverged do not count."""
-    runs = [recorded([0.0] * best + [0.5]) for best in best_epochs] + [recorded([0.9], outcome=Outcome.DIVERGED)]
-    assert Standing(candidate=candidate(1), runs=tuple(map(Trial, runs))).epochs == epochs
-
-
-def test_a_candidate_that_diverged_with_every_seed_has_no_final_runs() -> None:
-    with pytest.raises(StudyError, match=r"^trial 3 diverged with every seed.*--trial N$"):
-        _ = standing(3, diverged=2).epochs
 
 
 def test_finalists_csv_has_one_line_per_run(tmp_path: Path) -> None:

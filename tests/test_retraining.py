@@ -27,7 +27,7 @@ from model.preprocessing import normalise
 from model.training import EpochMetrics, fit, lr_at
 from search_space import Config
 from selection import finalists, fixed_runs, retraining
-from selection.finalists import Candidate, Standing
+from selection.finalists import Candidate, Standing, train_finalists
 from selection.fixed_runs import FixedRun, weights
 from selection.retraining import Evaluator, FinalRuns, Winner
 from tuning import StudyError
@@ -72,9 +72,8 @@ def standing(tiny: Tiny) -> Standing:
 
 @pytest.fixture(scope="module")
 def finals(tiny: Tiny) -> FinalRuns:
-    """Real final runs of CHOSEN, for three of the five epochs."""
-    wanted = retraining.final_runs(Standing(candidate=CHOSEN, runs=(Trial(recorded([0.1, 0.2, 0.9])),) * 2), SEEDS)
-    runs = train(tiny, retraining.FINAL_RUNS, wanted)
+    """Real final runs of CHOSEN."""
+    runs = train(tiny, retraining.FINAL_RUNS, retraining.final_runs(CHOSEN, SEEDS))
     return FinalRuns(candidate=CHOSEN, runs=tuple(runs), folder=tiny.study_folder / retraining.FINAL_RUNS)
 
 
@@ -113,32 +112,27 @@ def essence(epochs: list[EpochMetrics]) -> list[EpochMetrics]:
 # -- training
 
 
-def test_final_runs_train_the_winner_with_every_seed_for_the_median_best_epoch() -> None:
-    curves = ([0.1, 0.9], [0.9], [0.1, 0.2, 0.9])
-    standing = Standing(candidate=CHOSEN, runs=tuple(Trial(recorded(curve)) for curve in curves))
-    runs = retraining.final_runs(standing, SEEDS)
+def test_final_runs_train_the_winner_with_every_seed_to_the_end_of_its_schedule() -> None:
+    runs = retraining.final_runs(CHOSEN, SEEDS)
     assert [run.assignment.seed for run in runs] == SEEDS
     assert [run.seed_index for run in runs] == [0, 1]
     for run in runs:
-        assert (run.assignment.epochs, run.assignment.final, run.assignment.config) == (2, True, POINT)
-        assert (run.trial, run.seconds) == (3, 0.2)
-    longer = retraining.final_runs(Standing(candidate=CHOSEN, runs=standing.runs[2:]), SEEDS)
-    assert not {run.key for run in runs} & {run.key for run in longer}
+        assert (run.assignment.epochs, run.assignment.final, run.assignment.config) == (5, True, POINT)
+        assert (run.trial, run.seconds) == (3, 0.5)
     assert not {run.key for run in runs} & {run.key for run in CHOSEN.runs(SEEDS)}
 
 
-def test_a_final_run_is_the_whole_schedule_cut_short_on_train_and_validation(tiny: Tiny, finals: FinalRuns) -> None:
+def test_a_final_run_is_the_whole_schedule_on_train_and_validation(tiny: Tiny, finals: FinalRuns) -> None:
     """Its weights are the last epoch's, bit for bit, whatever its accuracy on the validation pictures it trained on."""
     for run, seed in zip(finals.runs, SEEDS, strict=True):
-        network, epochs = trained_by_hand(tiny, seed, 3, "train", "validation")
+        network, epochs = trained_by_hand(tiny, seed, 5, "train", "validation")
         assert same_weights(weights(finals.folder, run), network)
         assert essence(read_history(finals.folder, run.number)) == essence(epochs)
         assert run.result is not None
-        assert (run.result.epoch, run.value) == (2, epochs[-1].top1)
+        assert (run.result.epoch, run.value) == (4, epochs[-1].top1)
         steps = -(-(len(part(tiny, "train").labels) + len(part(tiny, "validation").labels)) // 16)
-        ends = [lr_at(steps * (epoch + 1) - 1, steps, POINT.training) for epoch in range(3)]
+        ends = [lr_at(steps * (epoch + 1) - 1, steps, POINT.training) for epoch in range(5)]
         assert [metrics.lr for metrics in epochs] == ends
-        assert POINT.training.epochs == 5
     seen = part(tiny, "train", "validation")
     assert not set(seen.indices) & set(part(tiny, "test").indices)
 
@@ -149,6 +143,24 @@ def test_a_finalist_run_trains_on_the_training_part_and_keeps_its_best_epoch(tin
         assert run.curve[run.result.epoch] == run.value == max(run.curve.values())
         network, _ = trained_by_hand(tiny, seed, run.result.epoch + 1, "train")
         assert same_weights(weights(tiny.study_folder / retraining.FINALISTS, run), network)
+
+
+def test_baselines_are_trained_for_as_much_longer_as_the_winner(tiny: Tiny, tmp_path: Path) -> None:
+    other = replace(POINT, training=replace(POINT.training, lr=POINT.training.lr / 2))
+    recipe = replace(CHOSEN, name="recipe", config=other, baseline=True)
+    session = tiny.at(tmp_path).session()
+    standings = train_finalists(session, [CHOSEN], 1, longer=2, baselines=[recipe])
+    epochs = {one.candidate.baseline: one.candidate.config.training.epochs for one in (standings[0], standings[-1])}
+    assert epochs[False] == epochs[True] in (5, 10)
+    lengths = [one.candidate.config.training.epochs for one in standings]
+    assert sorted(lengths) == sorted([5, 10, epochs[True]])
+    assert standings[0].mean == max(one.mean for one in standings[:2])
+
+
+def test_finalists_that_all_diverge_are_an_error(tiny: Tiny, tmp_path: Path) -> None:
+    wild = replace(POINT, training=replace(POINT.training, optimizer="sgd", lr=1e30))
+    with pytest.raises(StudyError, match=r"^trial 3 diverged with every seed.*--trial N$"):
+        train_finalists(tiny.at(tmp_path).session(), [replace(CHOSEN, config=wild)], 1)
 
 
 # -- evaluation
@@ -235,7 +247,7 @@ def test_the_winner_before_the_test_part_is_used(tiny: Tiny, standing: Standing,
     assert known.results is None
     assert known.temperature == retraining.fit_temperature(POINT, paths, evaluator(tiny))
     assert known.trained_on == ["train", "validation"]
-    assert (known.name, known.trial, known.epochs) == ("trial 3", 3, standing.epochs)
+    assert (known.name, known.trial, known.epochs) == ("trial 3", 3, 5)
     assert Config.from_dict(known.config) == POINT
     assert known.validation == {
         "recorded": 0.9,
