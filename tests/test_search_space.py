@@ -116,7 +116,7 @@ def test_the_digest_is_the_same_as_when_earlier_studies_were_started() -> None:
         pictures=None,
         image_sizes=(32, 64, 16),
         widths=(0.25, 0.5, 0.125),
-        shown=64_000,
+        shown=48_000,
         epochs=10,
         views=1,
         batch_size=32,
@@ -248,8 +248,8 @@ def test_a_profile_enlarges_no_picture_and_has_at_least_one_size(short_side: int
 @pytest.mark.parametrize(
     ("name", "pictures", "epochs"),
     [
-        ("quick", 350, 183),
-        ("quick", 1063, 60),
+        ("quick", 350, 137),
+        ("quick", 1063, 45),
         ("quick", 50_000, 8),
         ("quick", 14, 300),
         ("laptop", 350, 286),
