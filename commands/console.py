@@ -27,7 +27,7 @@ from data.prepare import Pictures
 from data.split import Split
 from model.files import printable
 from model.training import EpochMetrics
-from reporting.words import duration, how_far, numbered_epochs, percent, plural
+from reporting.words import duration, how_far, numbered_epochs, percent, plural, stopped_baselines
 from tuning.cleaning import Item
 from tuning.database import network_file_system
 from tuning.devices import Slot
@@ -418,6 +418,8 @@ def print_best(console: Console, study: optuna.Study) -> None:
     if baselines:
         names = [f"trial {trial.number} ({trial.baseline})" for trial in baselines]
         console.print(f"Baselines: {', '.join(names)}.")
+    if stopped := stopped_baselines(trials):
+        console.print(Text(f"Baselines stopped earlier: {stopped}."))
 
 
 def _cells(trial: Trial) -> dict[str, str]:

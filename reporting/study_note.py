@@ -21,7 +21,7 @@ from reporting import analysis, plots
 from reporting.importance import importances
 from reporting.svg import BLUE, RED
 from reporting.trial_note import as_text
-from reporting.words import how_far, percent
+from reporting.words import how_far, percent, stopped_baselines
 from search_space import Profile
 from tuning.database import IDENTITY
 from tuning.events import StudyEvent, TrialEnded, TrialPaused
@@ -89,6 +89,8 @@ class StudyNote:
             if known:
                 baselines = [f"{as_text(trial.baseline or '')} {percent(trial.value)}" for trial in known]
                 lines += ["", f"Baselines: {', '.join(baselines)}."]
+        if stopped := stopped_baselines(trials):
+            lines += ["", f"Baselines stopped earlier: {as_text(stopped)}."]
         name = shlex.quote(self._study.study_name)
         lines += [
             "",

@@ -114,7 +114,8 @@ class TestAWholeStudy:
 
     def test_it_names_the_best_trial_and_its_value(self, forty: tuple[Path, str], trials: list[FrozenTrial]) -> None:
         best = max((t for t in trials if t.state is TrialState.COMPLETE), key=lambda t: t.value or 0.0)
-        assert f"Trial {best.number} classifies {100 * (best.value or 0.0):.1f} % of" in sentences(forty[1])
+        baseline = f" ({best.user_attrs['baseline']})" if "baseline" in best.user_attrs else ""
+        assert f"Trial {best.number}{baseline} classifies {100 * (best.value or 0.0):.1f} % of" in sentences(forty[1])
         assert f"validation top-1 of trial {best.number}, the best" in sentences(forty[1])
 
     def test_every_figure_has_a_sentence_and_an_alternative_text(self, forty: tuple[Path, str]) -> None:
@@ -283,6 +284,9 @@ class TestUnusualStudies:
         assert f"{far[4]} to epoch 4 and {far[1]} to epoch 1" in sentences(text)
         assert "pauses after epochs 1 and 4; the best 30 %" in sentences(text)
         assert "Pruning began" not in text
+        assert re.search(
+            r"stopped earlier: original recipe [\d.]+ % after epoch \d.*retrain --baseline", sentences(text)
+        )
         assert "interrupted" not in sentences(text)
         columns = re.findall(r"<rect [^>]*height=", text[text.index("Epochs of each trial") :])
         assert len(columns) >= far.total()

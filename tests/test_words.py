@@ -76,4 +76,6 @@ def test_how_far_trials_were_trained_is_told_by_epoch_or_as_a_range() -> None:
     assert words.how_far([complete, *trials(1, 2, 1, 0)]) == "1 to the last epoch, 1 to epoch 2 and 2 to epoch 1"
     assert words.how_far([complete, *trials(4, 5, 6, 9)]) == "1 to the last epoch and 4 to epochs 4 to 9"
     assert words.how_far(trials(0)) == ""
+    recipe = Trial(recorded([0.25, 0.5], outcome=Outcome.PRUNED, baseline="original recipe"))
+    assert words.stopped_baselines([complete, recipe, *trials(1)]) == "original recipe 50.0 % after epoch 2"
     assert [words.numbered_epochs(rungs) for rungs in ([8], [8, 24])] == ["epoch 8", "epochs 8 and 24"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Part, Section, Table, interval, trial_table
-from reporting.words import configuration, listed, percent, plural, points, times, trial_name
+from reporting.words import configuration, listed, percent, plural, points, stopped_baselines, times, trial_name
 from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
@@ -85,6 +85,8 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
         difference = f"{points(value - (trial.value or 0.0))} above the {trial.baseline}"
         above.append(f"{difference} (95 % interval {100 * low:.1f} to {100 * high:.1f}{unsure})")
     text += f"That is {listed(above)}. " if above else ""
+    if stopped := stopped_baselines(facts.trials):
+        text += f"Baselines stopped earlier: {stopped}. python study.py retrain --baseline trains them to the end. "
     if best.baseline:
         text += "No sampled configuration has beaten this baseline yet. "
     if facts.retrained and test:

@@ -196,8 +196,7 @@ def _progress(facts: Facts, drawn: Sequence[Trial]) -> Figure:
     shown = [trial for trial in drawn if trial.number in chosen]
     dots = [replace(as_dot(trial, trial.number), y=trial.epochs) for trial in shown]
     horizon = facts.settings.get("epochs") or max(trial.epochs for trial in drawn)
-    trained = f"{plural(len(drawn), 'trial was', 'trials were')} trained: {how_far(drawn)}."
-    says = f"{trained} {_savings(analysis.savings(facts.trials))}".strip()
+    says = f"Trained: {how_far(drawn)}. {_savings(analysis.savings(facts.trials))}".strip()
     return Figure(
         title="Epochs of each trial",
         says=says + drawn_of(len(shown), len(drawn)),
