@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
@@ -34,6 +34,11 @@ def one_seed(*numbers: int) -> int:
 
 PROPOSALS = 50
 """Number of infeasible proposals of TPE in a row after which a trial gets a random point."""
+
+
+PARENTS, CHANGES, EXPLORED, REACH = 4, 2.0, 0.15, 0.15
+"""Of evolution: number of parents, mean number of changed parameters, share of random points, and how far a continuous
+parameter moves, as a standard deviation in ranges."""
 
 
 def draw_seed(seed: int, number: int, names: Iterable[str], attempt: int = 0) -> int:
@@ -67,6 +72,50 @@ class FeasibleRandomSampler(RandomSampler):
         """Sample a parameter of a trial for which no feasible point was found."""
         self._rng.rng.seed(draw_seed(self._seed, trial.number, [param_name]))
         return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+class EvolutionSampler(FeasibleRandomSampler):
+    """Evolution: each point is one of the best so far with a few parameters changed, or now and then a random one.
+
+    Like regularized evolution (Real et al. 2019, arXiv:1802.01548), but the parents are the trials that were trained
+    furthest, and among those the best. Paused trials count where they are, running ones do not.
+    """
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters of the trial's point."""
+        point = self._child(study, trial)
+        return point.distributions if point else {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the trial's point."""
+        point = self._child(study, trial)
+        return point.params if point else {}
+
+    def _child(self, study: Study, trial: FrozenTrial) -> SpacePoint | None:
+        trained = [Trial(other) for other in study.get_trials(deepcopy=False) if other.number < trial.number]
+        trained = [other for other in trained if other.epochs and (other.is_finished or other.is_paused)]
+        trained.sort(key=lambda other: (-other.epochs, -(other.reached or 0.0), other.number))
+        rng = np.random.default_rng(draw_seed(self._seed, trial.number, ["child"]))
+        if len(trained) < PARENTS or rng.random() < EXPLORED:
+            return _random_point(self._space, self._seed, trial)
+        for _ in range(PROPOSALS):
+            parent = trained[int(rng.integers(PARENTS))].frozen
+            params = {name: value for name, value in parent.params.items() if rng.random() < self._kept(parent)}
+            changed = {
+                name: neighbour(parent.distributions[name], value, rng)
+                for name, value in parent.params.items()
+                if name not in params
+            }
+            point = self._space.point(int(rng.integers(2**32)), parent.params | changed | _fixed(trial), attempts=1)
+            if point and point.params != parent.params:
+                return point
+        return _random_point(self._space, self._seed, trial)
+
+    @staticmethod
+    def _kept(parent: FrozenTrial) -> float:
+        return 1 - CHANGES / len(parent.params)
 
 
 class FeasibleTPESampler(TPESampler):
@@ -126,6 +175,24 @@ class FeasibleTPESampler(TPESampler):
         return super().sample_independent(_paused_as_pruned(study), trial, param_name, param_distribution)
 
 
+def neighbour(distribution: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
+    """Return a value near another one: another choice, the next or second next step, or REACH of a log scale away."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            others = [choice for choice in choices if choice != value] or [value]
+            return others[int(rng.integers(len(others)))]
+        case FloatDistribution(low=low, high=high, log=True):
+            moved = value * (high / low) ** (REACH * rng.standard_normal())
+            return float(min(max(moved, low), high))
+        case FloatDistribution(low=low, high=high, step=step) | IntDistribution(low=low, high=high, step=step):
+            size = step or REACH * (high - low)
+            steps = rng.choice([-2, -1, 1, 2]) if step else rng.standard_normal()
+            moved = min(max(value + steps * size, low), high)
+            return int(moved) if isinstance(distribution, IntDistribution) else float(moved)
+        case _:
+            raise TypeError(f"unknown distribution: {distribution}")
+
+
 def _has_learned(study: Study) -> bool:
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     return len(ended) >= STARTUP_TRIALS
@@ -165,5 +232,6 @@ def _paused_as_pruned(study: Study) -> Study:
 SAMPLERS: dict[str, Callable[[int, FeasibleSpace], BaseSampler]] = {
     "tpe": FeasibleTPESampler,
     "random": FeasibleRandomSampler,
+    "evolution": EvolutionSampler,
 }
 """Samplers by their name in `--sampler`, each made from the seed and the space."""
