@@ -101,13 +101,14 @@ class TestFlawed:
         lines = finished.stdout.splitlines()
         place = folder / "results" / "flawed"
         assert any(
-            line.startswith("Study 'flawed': 3 of 3 trials left, 2 epochs each, pruned after epoch 1 ")
-            for line in lines
+            line.startswith("Study 'flawed': 3 of 3 trials left, 2 epochs each, paused after epoch 1") for line in lines
         )
-        assert sum(line.startswith("trial ") and " of 3 trials, " in line for line in lines) == 3
+        begun = [line.split()[1] for line in lines if line.startswith("trial ") and " of 3 trials begun, " in line]
+        assert set(begun) == {"0", "1", "2"}
         places = f"--study flawed --results {folder / 'results'}"
-        assert lines[-7:] == [
-            "3 trials: all trials are done.",
+        assert lines[-8] == "3 trials: all trials are done."
+        assert lines[-7].startswith("Trained: ") and "1 to the last epoch" in lines[-7] and "to epoch 1" in lines[-7]
+        assert lines[-6:] == [
             f"Continue: {command_line(command(folder, flawed, '--epochs', '2'), 6)}",
             f"Browse:   python study.py dashboard {places}",
             f"Report:   python study.py report {places}",

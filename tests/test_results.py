@@ -95,8 +95,8 @@ def test_the_standings_show_each_run_the_winner_and_the_luck_of_the_best_single_
     screen.print_standings(console, [WON, WILD, LOST])
     assert shown(console)[0] == "Validation top-1 in %"
     assert shown(console)[1].split() == ["study", "seed", "1", "seed", "2", "mean", "sd", "epochs"]
-    assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "80.00", "75.00", "7.07", "2"]
-    assert cells(console, "trial 12") == ["trial 12", "95.00", "60.00", "diverged", "60.00", "-", "1"]
+    assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "80.00", "75.00", "7.07", "3"]
+    assert cells(console, "trial 12") == ["trial 12", "95.00", "60.00", "diverged", "60.00", "-", "3"]
     printed = " ".join(shown(console))
     assert "trial 3 wins. The best single run, trial 12, was 35.00 points above its mean over 1 seed." in printed
 
@@ -104,7 +104,7 @@ def test_the_standings_show_each_run_the_winner_and_the_luck_of_the_best_single_
 def test_a_baseline_that_diverged_with_every_seed_has_its_row(console: Console) -> None:
     screen.print_standings(console, [WON, LOST])
     row = cells(console, "hand-tuned recipe, no warm-up")
-    assert row == ["hand-tuned recipe, no warm-up", "30.00", "diverged", "diverged", "-", "-", "-"]
+    assert row == ["hand-tuned recipe, no warm-up", "30.00", "diverged", "diverged", "-", "-", "3"]
 
 
 def test_a_single_run_that_was_unlucky_is_below_its_mean(console: Console) -> None:
@@ -124,7 +124,7 @@ def test_no_number_is_cut_where_names_are_long_and_seeds_are_many(console: Conso
     """On 80 columns 3 seeds were `66.…`."""
     steady = replace(LOST, runs=WON.runs[:1] * 5)
     screen.print_standings(console, [replace(WON, runs=WON.runs[:1] * 5), steady])
-    assert cells(console, "trial 3")[1:] == ["90.00", *["70.00"] * 5, "70.00", "0.00", "1"]
+    assert cells(console, "trial 3")[1:] == ["90.00", *["70.00"] * 5, "70.00", "0.00", "3"]
     assert all("…" not in line for line in shown(console))
 
 

@@ -399,7 +399,12 @@ def write_attempt(trial: optuna.Trial, attempt: int, slot: int) -> None:
     trial.set_user_attr("attempts", attempt)
     trial.set_user_attr("slot", slot)
     spans = trial.user_attrs.get("spans", [])[-MOST_SPANS + 1 :]
-    trial.set_user_attr("spans", [*spans, [round(time.time(), 1), None]])
+    trial.set_user_attr("spans", [*spans, [_now(), None]])
+
+
+def _now() -> float:
+    """Return the time in Unix seconds, rounded down: what has been stored is never in the future."""
+    return math.floor(10 * time.time()) / 10
 
 
 def write_environment(trial: optuna.Trial, environment: Mapping[str, str]) -> None:
@@ -422,7 +427,7 @@ def _write_left(trial: optuna.Trial) -> None:
     """Store that a trial leaves its slot now; nothing changes if it is not in one."""
     spans = trial.user_attrs.get("spans", [])
     if spans and spans[-1][1] is None:
-        trial.set_user_attr("spans", [*spans[:-1], [spans[-1][0], round(time.time(), 1)]])
+        trial.set_user_attr("spans", [*spans[:-1], [spans[-1][0], _now()]])
 
 
 def write_resumed(trial: optuna.Trial, epochs: int) -> None:
