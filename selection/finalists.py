@@ -81,7 +81,7 @@ def stretched(candidate: Candidate, factor: int) -> Candidate:
     )
     return replace(
         candidate,
-        name=f"{candidate.name}, {factor} times as long",
+        name=f"{candidate.name} ({factor}x)",
         config=replace(candidate.config, training=longer),
         complete=False,
     )
