@@ -187,7 +187,7 @@ def faults(folder: Path, wanted: int, tally: Tally) -> list[str]:
 
 
 def _trial_faults(folder: Path, trial: Trial) -> Iterator[str]:
-    if not trial.is_finished:
+    if not (trial.is_finished or trial.is_waiting):  # a study begins with more points than a short one trains
         yield f"left {trial.state.name}"
     if trial.outcome is Outcome.FAILED:
         yield f"failed: {trial.reason}"
