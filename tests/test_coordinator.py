@@ -179,7 +179,7 @@ def test_a_diverged_trial_is_pruned_and_counted_and_no_value_is_invented(tiny: T
     assert trial.state is TrialState.PRUNED
     assert trial.frozen.constraints == {"diverged": 1.0}
     assert (trial.frozen.value, trial.curve, trial.result) == (None, {}, None)
-    assert trial.reason and re.search(r"epoch 0, .*lr \d.*e\+(29|30):", trial.reason)
+    assert trial.reason and "lr 1e+30" in trial.reason and "epoch 0" in trial.reason
 
 
 def test_infeasible_points_are_never_trained_and_twenty_in_a_row_stop_the_study(tiny: Tiny, tmp_path: Path) -> None:
