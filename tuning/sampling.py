@@ -21,7 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.space import FeasibleSpace, SpacePoint
-from tuning.trials import Trial
+from tuning.trials import Trial, furthest
 
 STARTUP_TRIALS = 10
 """Number of trials before the sampler begins to learn, including the baselines: Optuna's default for TPE."""
@@ -54,16 +54,20 @@ class FeasibleRandomSampler(RandomSampler):
         self._seed = seed
         self._space = space
 
+    def _point(self, study: Study, trial: FrozenTrial) -> SpacePoint | None:
+        """Return the trial's point; equal arguments return equal points."""
+        return _random_point(self._space, self._seed, trial)
+
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters of the trial's point."""
-        point = _random_point(self._space, self._seed, trial)
+        point = self._point(study, trial)
         return point.distributions if point else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the trial's point."""
-        point = _random_point(self._space, self._seed, trial)
+        point = self._point(study, trial)
         return point.params if point else {}
 
     def sample_independent(
@@ -81,41 +85,20 @@ class EvolutionSampler(FeasibleRandomSampler):
     furthest, and among those the best. Paused trials count where they are, running ones do not.
     """
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the parameters of the trial's point."""
-        point = self._child(study, trial)
-        return point.distributions if point else {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return the trial's point."""
-        point = self._child(study, trial)
-        return point.params if point else {}
-
-    def _child(self, study: Study, trial: FrozenTrial) -> SpacePoint | None:
-        trained = [Trial(other) for other in study.get_trials(deepcopy=False) if other.number < trial.number]
-        trained = [other for other in trained if other.epochs and (other.is_finished or other.is_paused)]
-        trained.sort(key=lambda other: (-other.epochs, -(other.reached or 0.0), other.number))
+    def _point(self, study: Study, trial: FrozenTrial) -> SpacePoint | None:
+        earlier = map(Trial, study.get_trials(deepcopy=False)[: trial.number])
+        parents = furthest((other for other in earlier if other.is_finished or other.is_paused), PARENTS)
         rng = np.random.default_rng(draw_seed(self._seed, trial.number, ["child"]))
-        if len(trained) < PARENTS or rng.random() < EXPLORED:
-            return _random_point(self._space, self._seed, trial)
+        if len(parents) < PARENTS or rng.random() < EXPLORED:
+            return super()._point(study, trial)
         for _ in range(PROPOSALS):
-            parent = trained[int(rng.integers(PARENTS))].frozen
-            params = {name: value for name, value in parent.params.items() if rng.random() < self._kept(parent)}
-            changed = {
-                name: neighbour(parent.distributions[name], value, rng)
-                for name, value in parent.params.items()
-                if name not in params
-            }
-            point = self._space.point(int(rng.integers(2**32)), parent.params | changed | _fixed(trial), attempts=1)
+            parent = parents[int(rng.integers(PARENTS))].frozen
+            changed = [name for name in parent.params if rng.random() < CHANGES / len(parent.params)]
+            neighbours = {name: neighbour(parent.distributions[name], parent.params[name], rng) for name in changed}
+            point = self._space.point(int(rng.integers(2**32)), parent.params | neighbours | _fixed(trial), attempts=1)
             if point and point.params != parent.params:
                 return point
-        return _random_point(self._space, self._seed, trial)
-
-    @staticmethod
-    def _kept(parent: FrozenTrial) -> float:
-        return 1 - CHANGES / len(parent.params)
+        return super()._point(study, trial)
 
 
 class FeasibleTPESampler(TPESampler):
