@@ -25,7 +25,7 @@ from data.cache import CacheHandle
 from data.prepare import Pictures, default_cache, find_pictures, identity
 from data.report import describe_changes, write_report
 from data.sources import NAMES
-from search_space import PROFILES, Config, Profile, baselines, lighter, portfolio, suggest
+from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
 from tuning import StudyError, database, devices, forecast, settings
 from tuning.coordinator import KEPT_CHECKPOINTS, Coordinator, Plan, search
 from tuning.database import IDENTITY, load_study, open_study
@@ -263,7 +263,7 @@ def open_session(
         handle = pictures.decode(profile.sizes, cache_dir=cache_dir or default_cache(), track=track)
         draw = partial(space, profile=profile, classes=len(handle.classes))
         feasible = FeasibleSpace(draw, plan.feasible)
-        affordable = [params for wish in portfolio(profile) if (params := feasible.first(lighter(wish, profile)))]
+        affordable = [params for wish in portfolio(profile) if (params := feasible.affordable(wish, profile))]
         facts = {
             "data": identity(pictures, handle),
             "profile": profile.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 
 from model.network import Cost
-from search_space import Config
+from search_space import Config, Profile, lighter
 from tuning import StudyError
 
 
@@ -79,9 +79,9 @@ class FeasibleSpace:
                 return point
         return None
 
-    def first(self, candidates: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-        """Return the first feasible one of these points, each with all of its parameters; None if none is."""
-        return next((params for params in candidates if self.point(0, params, attempts=1)), None)
+    def affordable(self, params: dict[str, Any], profile: Profile) -> dict[str, Any] | None:
+        """Return the point with all of these parameters, or the first of its `lighter` ones that is feasible."""
+        return next((point for point in lighter(params, profile) if self.point(0, point, attempts=1)), None)
 
 
 def random_points(suggest: Callable[[Any], Any], count: int, seed: int = 0) -> Iterator[Any]:

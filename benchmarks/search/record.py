@@ -34,7 +34,7 @@ from data.prepare import default_cache, find_pictures
 from model.files import replacing
 from model.network import MushroomCNN
 from model.training import Diverged, evaluate, fastest_precision, fit
-from search_space import PROFILES, Config, Profile, baselines, lighter, portfolio, suggest
+from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
 from tests.stress.script import run
 from tuning.coordinator import Plan
 from tuning.sampling import one_seed
@@ -90,8 +90,7 @@ def points(profile: Profile, space: FeasibleSpace, rows: int) -> Iterator[tuple[
     """
     yield from baselines(profile).items()
     for number, wish in enumerate(portfolio(profile)):
-        params = space.first(lighter(wish, profile))
-        if params:
+        if params := space.affordable(wish, profile):
             yield f"variation {number}", params
     for number in range(rows):
         point = NamedPoint(number)
