@@ -166,16 +166,16 @@ def run(
             session.study, session.folder, catalog=found.catalog, split=found.split, profile=limits, trials=trials
         )
         wanted, horizon = session.searcher.wanted, limits.horizon
+        rungs = scheduling.pauses(scheduler, horizon)
         shown = screen.Screen(
             console,
             session.study,
             trials=trials,
             slots=len(slots),
             expected=session.expected_seconds() if wanted else 0.0,
-            epochs=session.trained_share * horizon if scheduler == "promote" else None,
+            epochs=session.trained_share * horizon if rungs else None,
         )
         if wanted:
-            rungs = scheduling.rungs(horizon) if scheduler == "promote" else ()
             first = scheduling.first_pruning(scheduler, horizon)
             screen.print_plan(
                 console, session, wanted=wanted, rungs=rungs, first_pruning=first, left=shown.seconds_left

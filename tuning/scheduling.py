@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import pairwise
 from typing import Protocol
 
 import optuna
@@ -121,6 +122,11 @@ def rungs(epochs: int) -> tuple[int, ...]:
     return tuple(rung for rung in found if rung < epochs)
 
 
+def pauses(scheduler: str, epochs: int) -> tuple[int, ...]:
+    """Return the epochs, counted from 1, after which each trial pauses; none unless the scheduler promotes trials."""
+    return rungs(epochs) if scheduler == "promote" else ()
+
+
 def warmup_epochs(epochs: int) -> int:
     """Return the number of epochs during which no trial is pruned: 30 % of all epochs, and at least two.
 
@@ -142,9 +148,13 @@ def trained_share(scheduler: str, epochs: int) -> float:
     if scheduler != "promote":
         # Median: 253, 280, 298 of 400 in `quick` studies.
         return 1.0 if first_pruning(scheduler, epochs) is None else 0.7
-    ends = (*rungs(epochs), epochs)
-    starts = (0, *ends)
-    return sum(KEEP**level * (end - starts[level]) for level, end in enumerate(ends)) / epochs
+    return promoted_share([rung / epochs for rung in rungs(epochs)], KEEP)
+
+
+def promoted_share(ends: Sequence[float], keep: float) -> float:
+    """Return the share of all trials' epochs that promotion trains, with rungs at these shares of the horizon."""
+    edges = (0.0, *ends, 1.0)
+    return sum(keep**level * (end - start) for level, (start, end) in enumerate(pairwise(edges)))
 
 
 MakeScheduler = Callable[[optuna.Study, int], Scheduler]

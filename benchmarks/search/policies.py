@@ -13,12 +13,11 @@ from benchmarks.search.studies import (
     BASELINES,
     ScreeningScheduler,
     SimulatedStudy,
-    promoted_share,
     promotion_scheduler,
 )
 from benchmarks.search.tables import Table
 from search_space import GUESS
-from tuning.scheduling import RUNGS, SCHEDULERS, trained_share
+from tuning.scheduling import RUNGS, SCHEDULERS, promoted_share, trained_share
 
 
 class PolicyFailed(Exception):  # noqa: N818 - a result to print, and no error of this program

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +210,3 @@ class ScreeningScheduler:
 def promotion_scheduler(rungs: Sequence[int], keep: float) -> MakeScheduler:
     """Return a maker of promotion schedulers with these rungs, in epochs, that keep this share at each."""
     return lambda study, epochs: PromotionScheduler(rungs, keep)
-
-
-def promoted_share(ends: Sequence[float], keep: float) -> float:
-    """Return the expected share of all trials' epochs with rungs at these shares of the horizon."""
-    edges = (0.0, *ends, 1.0)
-    return sum(keep**level * (end - start) for level, (start, end) in enumerate(pairwise(edges)))

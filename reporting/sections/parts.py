@@ -15,7 +15,7 @@ from reporting.importance import Importances
 from reporting.words import duration, number, percent, trial_name
 from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner
-from tuning.scheduling import rungs
+from tuning.scheduling import pauses
 from tuning.trials import Trial, top
 
 
@@ -66,7 +66,7 @@ class Facts:
     def rungs(self) -> tuple[int, ...]:
         """Epochs, from 1, after which each trial pauses; empty unless the scheduler promotes trials."""
         epochs = self.settings.get("epochs")
-        return rungs(epochs) if self.settings.get("scheduler") == "promote" and epochs else ()
+        return pauses(self.settings.get("scheduler", ""), epochs) if epochs else ()
 
     @property
     def pictures(self) -> int:
