@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from cyclopts import Parameter
 
 from benchmarks.search.machine import BudgetSpent, Charges, Machine
 from benchmarks.search.measures import Run, ranks, shown, target
@@ -26,19 +28,10 @@ REFERENCE_BUDGET = 40 * 10 * 0.7 / 60
 """Horizons of a study of 40 trials of ten epochs with a median pruner, when a horizon is 60 epochs."""
 
 
-def main(
-    *,
-    tables: Path = FOLDER,
-    slots: tuple[int, ...] = (1, 2, 8),
-    budgets: tuple[float, ...] = (2.0, 4.0, 8.0),
-    repetitions: int = 50,
-    by_flops: bool = False,
-    resume: float = Charges.resume,
-    sweep: bool = False,
-    shares: tuple[float, ...] = (0.05, 0.125, 0.25, 0.4),
-    keeps: tuple[float, ...] = (0.2, 0.3, 0.5),
-) -> None:
-    """Run every policy on every table and print the results.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What is replayed, and how often.
 
     Parameters
     ----------
@@ -54,6 +47,27 @@ def main(
         Charge an epoch by its network's FLOPs instead of charging all epochs alike.
     resume
         Share of the horizon that resuming a paused trial costs.
+    """
+
+    tables: Path = FOLDER
+    slots: tuple[int, ...] = (1, 2, 8)
+    budgets: tuple[float, ...] = (2.0, 4.0, 8.0)
+    repetitions: int = 50
+    by_flops: bool = False
+    resume: float = Charges.resume
+
+
+def main(
+    *,
+    replay: Replay = Replay(),
+    sweep: bool = False,
+    shares: tuple[float, ...] = (0.05, 0.125, 0.25, 0.4),
+    keeps: tuple[float, ...] = (0.2, 0.3, 0.5),
+) -> None:
+    """Run every policy on every table and print the results.
+
+    Parameters
+    ----------
     sweep
         Compare rungs and shares to keep of the promotion scheduler instead of policies.
     shares
@@ -61,13 +75,12 @@ def main(
     keeps
         Shares of the trials that the sweep keeps at each rung.
     """
-    read = read_tables(tables)
 
-    def candidates(table: Table) -> dict[str, Policy]:
-        found = policies(table, [other for other in read if other is not table])
+    def candidates(table: Table, others: Sequence[Table]) -> dict[str, Policy]:
+        found = policies(table, others)
         return {REFERENCE: found[REFERENCE], **dict(promotion_sweep(table, shares, keeps))} if sweep else found
 
-    compare(read, candidates, slots, budgets, repetitions, Charges(by_flops=by_flops, resume=resume))
+    compare(replay, read_tables(replay.tables), candidates)
 
 
 Results = Mapping[str, Mapping[float, Sequence[Run]]]
@@ -75,22 +88,18 @@ Results = Mapping[str, Mapping[float, Sequence[Run]]]
 
 
 def compare(
-    tables: Sequence[Table],
-    candidates: Callable[[Table], Mapping[str, Policy]],
-    slots: Sequence[int],
-    budgets: Sequence[float],
-    repetitions: int,
-    charges: Charges,
+    how: Replay, tables: Sequence[Table], candidates: Callable[[Table, Sequence[Table]], Mapping[str, Policy]]
 ) -> None:
-    """Run each table's candidates and print the results of every table, then of all together."""
-    budgets = sorted(budgets)
-    for count in slots:
+    """Run each table's candidates, made from it and the others, and print the results of every table, then of all."""
+    budgets = sorted(how.budgets)
+    charges = Charges(by_flops=how.by_flops, resume=how.resume)
+    for count in how.slots:
         results: list[Results] = []
         for table in tables:
             replayed: dict[str, Mapping[float, Sequence[Run]]] = {}
-            for name, policy in candidates(table).items():
+            for name, policy in candidates(table, [other for other in tables if other is not table]).items():
                 try:
-                    replayed[name] = replay(policy, table, budgets, repetitions, count, charges)
+                    replayed[name] = run_all(policy, table, budgets, how.repetitions, count, charges)
                 except PolicyFailed as error:
                     print(f"{name} is left out, because it failed: {error}")
             results.append(replayed)
@@ -99,7 +108,7 @@ def compare(
             print_results(f"all tables, slots: {count}", results, budgets)
 
 
-def replay(
+def run_all(
     policy: Policy, table: Table, budgets: Sequence[float], repetitions: int, slots: int, charges: Charges
 ) -> dict[float, list[Run]]:
     """Return the runs of a policy for each budget; those of the largest stand for all if they need no plan."""
