@@ -25,7 +25,7 @@ from reporting.words import how_far, percent, stopped_baselines
 from search_space import Profile
 from tuning.database import IDENTITY
 from tuning.events import StudyEvent, TrialEnded, TrialPaused
-from tuning.trials import Outcome, Trial, count_trials, live_trial, read_trials, top
+from tuning.trials import Outcome, Trial, count_trials, live_trial, read_trial, read_trials, top
 
 EVERY, SHARE = 10, 20
 """Number of trials that finish or pause between two updates: ten, or a twentieth of all if that is more. An update
@@ -55,7 +55,8 @@ class StudyNote:
         A paused trial gets a note of its own; the one that it gets at its end replaces it.
         """
         if isinstance(event, TrialPaused):
-            save_note(live_trial(self._study, event.number), _paused(read_trials(self._study)[event.number]))
+            paused = live_trial(self._study, event.number)
+            save_note(paused, _paused(read_trial(paused)))
         if isinstance(event, TrialEnded | TrialPaused):
             self._ended += 1
             if self._ended >= max(EVERY, len(self._study.get_trials(deepcopy=False)) // SHARE):
