@@ -141,8 +141,8 @@ class Conv3x3(nn.Conv2d):
     If its stride equals its dilation, it reads only every `stride`-th row and column, so it is a plain conv of those.
     oneDNN has a kernel for the plain one and computes the other by matrix products, two to three times as slowly.
 
-    On a CPU a dilated conv of 24 or 40 channels is not computed in bfloat16: unless their number is a multiple of 16,
-    oneDNN's weight gradient (jit_bf16:avx512_core_bf16, seen in oneDNN 3.12) contains what was in memory before.
+    On a CPU a dilated conv is computed in bfloat16 only if its input channels are a multiple of 16. Otherwise oneDNN's
+    weight gradient (jit_bf16:avx512_core_bf16 of oneDNN 3.12) was NaN with 24 and 40, and a third off with 56 and more.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int) -> None:
