@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path

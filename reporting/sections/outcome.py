@@ -92,7 +92,8 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
     if facts.retrained and test:
         text += "" if facts.retrained.trial == best.number else f"Over several seeds {facts.retrained.name} is better. "
         text += (
-            f"Retrained on training and validation pictures, it classifies {percent(test['top1'], 1)} of "
+            f"Retrained on training and validation pictures, {facts.retrained.name} classifies "
+            f"{percent(test['top1'], 1)} of "
             f"{plural(test['pictures'], 'test picture')} correctly. "
         )
     text += f"Always predicting the most common class would give {percent(floor, 1)}."
