@@ -245,11 +245,12 @@ def write_csv(standings: list[Standing], path: Path) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["name", "trial", "seed", "outcome", "top1", "best_epoch"])
+            table.writerow(["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch"])
             for standing in standings:
+                one = standing.candidate
                 for run in standing.runs:
                     result = (run.result.top1, run.result.epoch) if run.result else ("", "")
-                    table.writerow([standing.candidate.name, standing.candidate.trial, run.seed, run.outcome, *result])
+                    table.writerow([one.name, one.trial, one.config.training.epochs, run.seed, run.outcome, *result])
 
     replace_file(path, write)
 

@@ -273,9 +273,10 @@ def test_finalists_csv_has_one_line_per_run(tmp_path: Path) -> None:
     finalists.write_csv([wild, standing(0, 0.4, baseline=True)], tmp_path / "finalists.csv")
     with (tmp_path / "finalists.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert rows == [
-        {"name": "trial 2", "trial": "2", "seed": "7", "outcome": "complete", "top1": "0.5", "best_epoch": "1"},
-        {"name": "trial 2", "trial": "2", "seed": "8", "outcome": "diverged", "top1": "", "best_epoch": ""},
-        {"name": "trial 0", "trial": "0", "seed": "1", "outcome": "complete", "top1": "0.4", "best_epoch": "0"},
+    assert list(rows[0]) == ["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch"]
+    assert [list(row.values()) for row in rows] == [
+        ["trial 2", "2", "3", "7", "complete", "0.5", "1"],
+        ["trial 2", "2", "3", "8", "diverged", "", ""],
+        ["trial 0", "0", "3", "1", "complete", "0.4", "0"],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["finalists.csv"]

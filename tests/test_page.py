@@ -28,7 +28,7 @@ from selection.retraining import best_so_far
 from tests.stress.made_up_studies import CLASSES, made_up_study, made_up_trials, promoted, write_files, write_finals
 from tuning.session import OpenStudy
 from tuning.settings import Settings
-from tuning.trials import Outcome, count_trials, read_trials
+from tuning.trials import Outcome, count_trials, read_trials, top
 
 HOSTILE = '<script>alert("1")</script>'
 NAMES = (
@@ -205,6 +205,19 @@ class TestAfterRetraining:
     def test_the_test_part_is_the_headline(self, tested: str) -> None:
         assert "top-1 on the test set" in sentences(tested)
         assert "expect less on new pictures. python study.py retrain" not in sentences(tested)
+
+    def test_a_single_run_is_compared_only_with_runs_as_long(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
+        """The mean after twice as many epochs says nothing about the luck of the single run."""
+        study = made_up_study(trials)
+        write_files(study, tmp_path)
+        write_finals(study, tmp_path)
+        won = top(read_trials(study), 2)[1]
+        for epochs, compared in ((won.epochs, True), (2 * won.epochs, False)):
+            lines = ["name,trial,epochs,seed,outcome,top1,best_epoch", f"winner,{won.number},{epochs},1,complete,0.5,3"]
+            (tmp_path / "finalists.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            text = sentences(page.write(study, tmp_path).read_text(encoding="utf-8"))
+            assert ("Its single run in the study was" in text) == compared
+            assert (f"% after {won.epochs} epochs" in text) != compared
 
     def test_a_winner_that_was_not_the_studys_best_is_named(self, tested: str) -> None:
         """The report said of the study's best trial what the other one had reached."""

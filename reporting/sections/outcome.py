@@ -114,7 +114,8 @@ def finalists(facts: Facts) -> Section | None:
         values = [float(run["top1"]) for run in runs if run["outcome"] == Outcome.COMPLETE and run["top1"]]
         mean, trial = sum(values) / len(values) if values else None, single.get(runs[0]["trial"])
         recorded = trial.reached if trial else None
-        partly = f" after {plural(trial.epochs, 'epoch')}" if trial and trial.value is None else ""
+        alike = trial is None or int(runs[0].get("epochs", trial.epochs)) == trial.epochs
+        partly = f" after {plural(trial.epochs, 'epoch')}" if trial and not alike else ""
         spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if values else ""
         rows.append((name, f"{len(values)} of {len(runs)}", percent(mean, 1) + spread, percent(recorded, 1) + partly))
         if mean is not None and not texts:
