@@ -259,6 +259,7 @@ def curve_panels(history: Sequence[EpochMetrics], best_epoch: int) -> list[str]:
         plot = Plot(
             width=PANEL,
             height=PANEL_HEIGHT,
+            left=62 if steep else 52,  # room for 0.00001
             x=(epochs[0], epochs[-1]) if len(epochs) > 1 else (epochs[0] - 0.5, epochs[0] + 0.5),
             y=(min(positive), max(positive)) if steep else padded(values, share=place == 1),
             log_y=steep,
