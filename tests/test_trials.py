@@ -209,6 +209,15 @@ def test_a_result_without_the_lists_that_were_too_long_is_read() -> None:
     )
 
 
+def test_a_result_of_which_only_a_part_is_stored_is_none(trained: Tiny) -> None:
+    """As a coordinator leaves it that dies, or finds the disk full, while it writes the result."""
+    stored = read_trials(trained.open())[0].frozen.user_attrs
+    last = list(stored).index("outcome")
+    for written in range(last):
+        part = dict(list(stored.items())[:written])
+        assert trial(0, TrialState.RUNNING, **part).result is None
+
+
 def test_a_value_that_is_not_finite_is_never_what_a_trial_reached() -> None:
     assert Trial(recorded([0.5, float("nan"), 0.75], outcome=Outcome.PRUNED)).reached == 0.75
     assert Trial(recorded([float("nan")], outcome=Outcome.PRUNED)).reached is None

@@ -220,9 +220,9 @@ class Trial:
 
     @property
     def result(self) -> Result | None:
-        """Result of the trial; None if no epoch was trained, or before it has finished."""
+        """Result of the trial; None if no epoch was trained, or before all of it is stored."""
         stored = self._attributes
-        if "best_top1" not in stored:
+        if "outcome" not in stored or "best_top1" not in stored:  # the outcome is stored last
             return None
         return Result(
             epoch=stored["best_epoch"],
