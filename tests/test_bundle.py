@@ -212,7 +212,7 @@ def test_a_description_without_weights(folder: Path) -> None:
     assert f"{WEIGHTS} is missing" in refused(folder)
 
 
-@pytest.mark.parametrize("number", [2, 10, 999])
+@pytest.mark.parametrize("number", [3, 10, 999])
 def test_a_newer_format(folder: Path, number: int) -> None:
     alter(folder, lambda config: config.update(format=f"mushroom-study bundle {number}"))
     message = refused(folder, folder / CONFIG)
@@ -222,7 +222,7 @@ def test_a_newer_format(folder: Path, number: int) -> None:
 
 
 def test_a_newer_format_is_named_before_its_new_fields(folder: Path) -> None:
-    alter(folder, lambda config: (config.update(format="mushroom-study bundle 2", layers=[]), config.pop("classes")))
+    alter(folder, lambda config: (config.update(format="mushroom-study bundle 3", layers=[]), config.pop("classes")))
     assert "newer version" in refused(folder)
 
 

@@ -15,7 +15,7 @@ from data.cache import build, open_part
 from data.catalog import Catalog
 from data.split import Split, split
 from model.files import replacing
-from model.preprocessing import load_square
+from model.predict import square_of
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def catalog(tmp_path: Path) -> Catalog:
     return scanned(class_folders(tmp_path / "in"), tmp_path)
 
 
-def test_each_row_is_what_load_square_gives(catalog: Catalog, tmp_path: Path):
+def test_each_row_is_what_predict_sees(catalog: Catalog, tmp_path: Path):
     handle = build(catalog, split(catalog), [16, 24], cache_dir=tmp_path)
     for size in (16, 24):
         images = open_part(handle, size, "train").images
         assert images.shape == (len(catalog.kept), size, size, 3)
         for image, picture in zip(images, catalog.kept, strict=True):
-            assert np.array_equal(image, load_square(catalog.file(picture), size))
+            assert np.array_equal(image, square_of(catalog.file(picture), size, {})[0])
 
 
 def test_the_parts_are_the_split_with_the_catalogs_labels(catalog: Catalog, tmp_path: Path):

@@ -19,8 +19,7 @@ from data.batches import EvaluationBatches
 from data.split import split
 from model.export.bundle import Bundle, load, save
 from model.network import ModelConfig, MushroomCNN
-from model.predict import Classifier, PredictError, Prediction, pictures_in
-from model.preprocessing import load_square
+from model.predict import Classifier, PredictError, Prediction, pictures_in, square_of
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = Bundle(
@@ -70,7 +69,7 @@ def test_predict_sees_what_validation_saw(classifier: Classifier, best: Path, fo
     part = cache.open_part(handle, 24, "validation")
     paths = [found.file(found.kept[index]) for index in part.indices]
     assert len(paths) >= 3
-    assert np.array_equal(np.stack([load_square(path, 24) for path in paths]), part.images[part.indices])
+    assert np.array_equal(np.stack([square_of(path, 24, {})[0] for path in paths]), part.images[part.indices])
 
     ((images, _),) = EvaluationBatches(part, batch_size=64, device=torch.device("cpu")).epoch(0)
     _, network = load(best)
