@@ -246,7 +246,7 @@ def settle_ranges(pictures: Iterable[Values]) -> dict[str, list[float]]:
             stray = len(lows) // STRAY_PICTURES
             whole = usual_range(kind, lows[0], highs[-1])
             most = usual_range(kind, lows[stray], highs[-1 - stray])
-            ranges[kind] = most if whole[1] - whole[0] > 16 * (most[1] - most[0]) else whole
+            ranges[kind] = most if whole[1] - whole[0] >= 16 * (most[1] - most[0]) else whole
     return ranges
 
 

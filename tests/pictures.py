@@ -213,6 +213,17 @@ def flawed_folder(folder: Path) -> Path:
     return folder
 
 
+def deep_folder(folder: Path) -> Path:
+    """Write two classes, each of 12 pictures whose values fill 12 of 16 bits and one of 8 bits. Return `folder`."""
+    for label, name in enumerate(NAMES[:2]):
+        (folder / name).mkdir(parents=True)
+        picture(100, label=label).save(folder / name / "eight.png")
+        for seed in range(12):
+            values = np.asarray(picture(seed, label=label).convert("L")).astype(np.uint16) * 16
+            Image.fromarray(values).save(folder / name / f"{seed:04d}.tif")
+    return folder
+
+
 def altered(image: Image.Image) -> list[Image.Image]:
     """Return three near-duplicates of a picture: smaller, grey and darker."""
     return [
