@@ -94,11 +94,12 @@ def predict(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     for found, what in (
-        (several, "hold several pictures, of which the first was classified"),
-        (outside, "have many values outside the range of the training pictures, which were clipped"),
+        (several, "several pictures, of which the first was classified,"),
+        (outside, "many values outside the range of the training pictures, which were clipped,"),
     ):
         if found:
-            print(f"{len(found)} of {failures + shown} files {what}: {printable(found[0].path)}", file=sys.stderr)
+            where = f"in {len(found)} of {failures + shown} files, such as {printable(found[0].path)}"
+            print(f"{what} {where}", file=sys.stderr)
     if failures:
         print(f"{failures} of {failures + shown} pictures could not be classified", file=sys.stderr)
     if not shown:
