@@ -29,12 +29,14 @@ def check_data(
     """
     from commands import console as screen
     from data.prepare import find_pictures
-    from data.report import write_report
+    from data.report import remarks, write_report
 
     console = screen.make_console()
     found = find_pictures(data, test_data=test_data, cache_dir=cache, track=screen.track(console))
     screen.print_pictures(console, found)
     screen.ask_about_flips(console, found)
+    for line in remarks(found.catalog):
+        console.print(line, soft_wrap=True, markup=False)
     if report is not None:
         write_report(found.catalog, report, found.split)
     screen.print_left_out(console, found.catalog, report)
