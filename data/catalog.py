@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError, Track, near_duplicates, no_track
-from data.file_checks import THUMBNAIL, Entry, FileCheck, Verdict, check_files, walk
-from data.sources import Source, class_folders
+from data.file_checks import THUMBNAIL, Entry, FileCheck, Verdict, check_files, stray, walk
+from data.sources import Source
 from model.files import printable
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
 
@@ -146,10 +146,9 @@ def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog
     """
     pictures: list[Picture] = []
     thumbnails: list[bytes] = []
-    for part, folder in source.parts.items():
-        found = walk(folder, class_folders(folder), within=(source.root, folder))
-        entries = sorted(found, key=lambda entry: entry.path)
-        for entry, check in zip(entries, check_files(folder, entries, cache_dir=cache_dir, track=track), strict=True):
+    for folder, entries in _entries(source).items():
+        checks = check_files(folder, [entry for _, entry in entries], cache_dir=cache_dir, track=track)
+        for (part, entry), check in zip(entries, checks, strict=True):
             pictures.append(_picture(part, entry, check))
             thumbnails.append(check.thumbnail)
     pictures = _without_copies(pictures)
@@ -158,6 +157,22 @@ def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog
     catalog = _with_classes(source, pictures)
     _check(catalog)
     return catalog
+
+
+def _entries(source: Source) -> dict[Path, list[tuple[str, Entry]]]:
+    """Return (part, file) of each file, sorted by path, by the folder of its part, which several parts may share."""
+    found: defaultdict[Path, list[tuple[str, Entry]]] = defaultdict(list)
+    listed: set[Path] = set()
+    for part, folder in source.parts.items():
+        levels = source.levels(part)
+        for level in levels:
+            if level not in listed:  # in <class>/train, the class folder is a level of each part
+                listed.add(level)
+                found[folder] += ((part, entry) for entry in stray(folder, level))
+        within = (source.root, *levels)
+        walked = walk(folder, source.classes[part], within=within, follow_links=source.follow_links)
+        found[folder] += ((part, entry) for entry in walked)
+    return {folder: sorted(entries, key=lambda row: row[1].path) for folder, entries in found.items()}
 
 
 def _identity(picture: Picture) -> tuple[str, str, str, str]:
@@ -245,7 +260,7 @@ def _shown(picture: Picture) -> str:
 
 def _with_classes(source: Source, pictures: Sequence[Picture]) -> Catalog:
     """Build the catalog. A class is a folder in which at least one file is, or was meant to be, a picture."""
-    named = {name for folder in source.parts.values() for name in class_folders(folder)}
+    named = {name for classes in source.classes.values() for name in classes}
     ordered = tuple(sorted(pictures, key=lambda picture: (picture.part, picture.path)))
     filled = {picture.label for picture in ordered if picture.verdict is not Verdict.NOT_A_PICTURE and picture.label}
     return Catalog(source=source, classes=tuple(sorted(filled)), pictures=ordered, empty=tuple(sorted(named - filled)))

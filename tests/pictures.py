@@ -178,7 +178,8 @@ def made_up_picture(content_hash: str, label: str, group: str) -> Picture:
 
 def made_up_catalog(pictures: list[Picture]) -> Catalog:
     """Return a catalog of pictures without files."""
-    source = Source(name="made-up", root=Path("made-up"), parts={"all": Path("made-up")}, available=None, citation="")
+    root = Path("made-up")
+    source = Source(name="made-up", root=root, parts={"all": root}, classes={}, available=None, citation="")
     return Catalog(source=source, classes=tuple(sorted({p.label for p in pictures})), pictures=tuple(pictures))
 
 
