@@ -7,8 +7,10 @@ pictures' bytes and classes, never on file names, directory order or time, so re
 """
 
 import hashlib
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,14 +137,32 @@ class Catalog:
         return replace(self, unused=unused)
 
 
+class UnusableDataError(DataError):
+    """A data set whose files have all been checked, but of which no study can be made."""
+
+    def __init__(self, message: str, catalog: Catalog) -> None:
+        super().__init__(message)
+        self.catalog = catalog
+        """The verdict on each file."""
+
+
+@contextmanager
+def concerning(catalog: Catalog) -> Generator[None]:
+    """Turn a DataError raised in the body into an UnusableDataError with this catalog."""
+    try:
+        yield
+    except DataError as error:
+        raise UnusableDataError(str(error), catalog) from error
+
+
 def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog:
     """Check every file of `source` and return the catalog; a second scan opens only files that changed.
 
     Of files with equal bytes in one class, the first by path is kept; if they are in two classes, all are left out. Of
     copies and near-duplicates in two official parts, those in validation are kept over those in train, and those in
     test over both: the official test set stays complete, and none of it is trained on.
-    Raises DataError for fewer than two classes, a class with fewer than MIN_KEPT kept pictures, an official part that
-    lacks a class, a folder that cannot be read, or a cache folder that cannot be written.
+    Raises UnusableDataError for fewer than two classes, a class with fewer than MIN_KEPT kept pictures, or an official
+    part that lacks a class; and DataError for a folder that cannot be read, or a cache folder that cannot be written.
     """
     pictures: list[Picture] = []
     thumbnails: list[bytes] = []
@@ -155,7 +175,8 @@ def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog
     pictures = _grouped(pictures, thumbnails)
     pictures = _without_leaks(pictures)
     catalog = _with_classes(source, pictures)
-    _check(catalog)
+    with concerning(catalog):
+        _check(catalog)
     return catalog
 
 
@@ -266,27 +287,61 @@ def _with_classes(source: Source, pictures: Sequence[Picture]) -> Catalog:
     return Catalog(source=source, classes=tuple(sorted(filled)), pictures=ordered, empty=tuple(sorted(named - filled)))
 
 
+def why_left_out(pictures: Sequence[Picture]) -> str:
+    """Return the verdicts on the files that are left out, with counts and reasons; "" if none is left out.
+
+    Reasons are counted as one if they differ only in what follows a comma, colon or parenthesis.
+    """
+    shown: list[str] = []
+    for verdict in Verdict:
+        reasons = [picture.reason for picture in pictures if picture.verdict is verdict is not Verdict.KEPT]
+        kinds = Counter(re.split(r"[,:(]", reason, maxsplit=1)[0].strip() for reason in reasons)
+        why = ""
+        if len(set(reasons)) == 1:
+            why = f" ({reasons[0]})"
+        elif verdict in (Verdict.REFUSED, Verdict.UNREADABLE):  # the other verdicts say it, their reasons name files
+            why = f" ({', '.join(f'{n:,} {kind}' if len(kinds) > 1 else kind for kind, n in kinds.most_common())})"
+        if reasons:
+            shown.append(f"{len(reasons):,} {verdict.replace('_', ' ')}{why}")
+    return ", ".join(shown)
+
+
+def _remedy(pictures: Sequence[Picture]) -> str:
+    """Return the start of a list of things to do about pictures that are left out; "" if only others can help."""
+    links = any("a link" in picture.reason for picture in pictures if picture.verdict is Verdict.REFUSED)
+    return "add --follow-links to read what the links lead to, " if links else ""
+
+
 def _check(catalog: Catalog) -> None:
     """Raise DataError if no study can use the catalog."""
     root = printable(catalog.source.root)
     if len(catalog.classes) < 2:
         found = f"only in '{printable(catalog.classes[0])}'" if catalog.classes else "in none of its folders"
-        raise DataError(f"{root} has pictures {found}, but at least 2 classes are needed: add a folder of pictures")
+        files = why_left_out(catalog.pictures)
+        raise DataError(
+            f"{root} has pictures {found}, but at least 2 classes are needed{f'; left out: {files}' if files else ''}: "
+            f"{_remedy(catalog.pictures)}add a folder of pictures"
+        )
     kept = Counter((picture.label, picture.part) for picture in catalog.kept)
     for part, folder in catalog.source.parts.items():
         missing = [label for label in catalog.classes if not kept[label, part]]
         if missing and part != "all":
+            lost = [picture for picture in catalog.pictures if (picture.label, picture.part) == (missing[0], part)]
+            files = why_left_out(lost)
             raise DataError(
-                f"{printable(folder)} has no usable picture of '{printable(missing[0])}', but each part needs all "
-                "classes: add some, or remove the class from every part"
+                f"{printable(folder)} has no usable picture of '{printable(missing[0])}' for {part}, but each part "
+                f"needs all classes{f'; left out: {files}' if files else ''}: {_remedy(lost)}add some, or remove the "
+                "class from every part"
             )
     counts = catalog.counts()
     poor = [label for label in catalog.classes if counts[label][Verdict.KEPT] < MIN_KEPT]
     if poor:
-        found = counts[poor[0]]
-        files = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in found.items() if n)
+        found = counts[poor[0]][Verdict.KEPT]
+        lost = [picture for picture in catalog.pictures if picture.label == poor[0]]
+        files = ", ".join(filter(None, (f"{found} kept" if found else "", why_left_out(lost))))
         usable = ", ".join(f"{printable(label)} {counts[label][Verdict.KEPT]}" for label in catalog.classes)
         raise DataError(
-            f"class '{printable(poor[0])}' of {root} has too few usable pictures ({found[Verdict.KEPT]}, but needs at "
-            f"least {MIN_KEPT}; its files: {files}; usable in each class: {usable}): add pictures or remove the folder"
+            f"class '{printable(poor[0])}' of {root} has too few usable pictures ({found}, but needs at least "
+            f"{MIN_KEPT}; its files: {files}; usable in each class: {usable}): {_remedy(lost)}add pictures or remove "
+            "the folder"
         )

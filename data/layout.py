@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -37,7 +37,7 @@ PART_WORDS = {
 """Words in folder names that say which part a folder is, casefolded and without accents. Whether "dev" and "eval" mean
 validation or test varies; here they mean what they do in Hugging Face's `datasets`."""
 
-_ENDINGS = ("", "s", "set", "sets", "data", "daten", "bilder", "images", "集")
+_ENDINGS = ("", "s", "set", "sets", "data", "daten", "sdaten", "images", "集")
 """What may follow a word of `PART_WORDS` without a separator, as in "trainset"."""
 
 _PART_OF_WORD = {
@@ -107,7 +107,7 @@ def part_named(name: str) -> str | None:
     plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain))
     words = [unicodedata.normalize("NFKC", word.casefold()) for word in words]
-    words += map("".join, pairwise(words))  # hold-out
+    words += [first + second for first, second in pairwise(words)]  # hold-out
     found = {_PART_OF_WORD[word] for word in words if word in _PART_OF_WORD}
     return found.pop() if len(found) == 1 else None
 
@@ -128,7 +128,7 @@ def understand(path: Path, *, follow_links: bool = False) -> Layout:
     return Layout(
         root=root.path.resolve(),
         parts=places,
-        classes={part: _classes([place], follow_links=follow_links) for part, place in places.items()},
+        classes={part: _classes(part, [place], follow_links=follow_links) for part, place in places.items()},
         ignored=tuple(
             (folder.path, folder.pictures) for folder in root.filled.values() if parts and folder not in parts.values()
         ),
@@ -158,7 +158,7 @@ def stated(path: Path, parts: str, *, follow_links: bool = False) -> Layout:
     return Layout(
         root=path,
         parts={part: Path(os.path.commonpath(folders)) for part, folders in levels.items()},
-        classes={part: _classes(folders, follow_links=follow_links) for part, folders in levels.items()},
+        classes={part: _classes(part, folders, follow_links=follow_links) for part, folders in levels.items()},
     )
 
 
@@ -208,8 +208,8 @@ def class_folders(folder: Path, *, follow_links: bool = False) -> dict[str, Path
     return found
 
 
-def _classes(levels: Sequence[Path], *, follow_links: bool) -> dict[str, tuple[Path, ...]]:
-    """Return the folders of each class in all of `levels`. Raises DataError if there are fewer than two classes."""
+def _classes(part: str, levels: Sequence[Path], *, follow_links: bool) -> dict[str, tuple[Path, ...]]:
+    """Return the folders of each class of a part. Raises DataError if there are fewer than two classes."""
     found: dict[str, tuple[Path, ...]] = {}
     for level in levels:
         for name, path in class_folders(level, follow_links=follow_links).items():
@@ -219,9 +219,10 @@ def _classes(levels: Sequence[Path], *, follow_links: bool) -> dict[str, tuple[P
         folder = levels[0]
         files = sum(1 for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
         only = f"only one class folder, '{printable(next(iter(found)))}'," if found else "no class folder"
+        stating = "" if part == "all" else ", or say with --parts which folders are the parts"
         raise DataError(
             f"{printable(folder)} has {only} and {files} file{'s' * (files != 1)}, but needs at least 2 class folders: "
-            "put the pictures of each class into its own folder"
+            f"put the pictures of each class into its own folder{stating}"
         )
     return dict(sorted(found.items()))
 
@@ -286,18 +287,21 @@ def _official_parts(root: _Folder, path: Path) -> dict[str, _Folder]:
     A folder of that name without folders in it is none: `train` may be a class of vehicles. Whether the parts hold the
     same classes is checked later.
     """
-    parts: dict[str, _Folder] = {}
+    named: defaultdict[str, list[_Folder]] = defaultdict(list)
     for name, folder in root.folders.items():
-        part = part_named(name) if folder.folders else None
-        if part in parts:
-            choice = _option(path, {"train": [parts.get("train", folder)], part: [folder]})
+        if folder.folders and (part := part_named(name)):
+            named[part].append(folder)
+    parts = {part: named[part][0] for part in PARTS if part in named}
+    if "train" not in parts or len(parts) == 1:
+        return {}
+    for part, folders in named.items():
+        if len(folders) > 1:
+            found, choice = _some(f.path.name for f in folders), _option(path, {p: [f] for p, f in parts.items()})
             raise DataError(
-                f"{printable(root.path)} has two {part} sets, '{printable(parts[part].path.name)}' and "
-                f"'{printable(name)}': remove one, or say which folders are the parts, as in {choice}"
+                f"{printable(root.path)} has {len(folders)} {part} sets ({found}): remove all but one, or say which "
+                f"folders are the parts, as in {choice}"
             )
-        if part:
-            parts[part] = folder
-    return parts if "train" in parts and len(parts) > 1 else {}
+    return parts
 
 
 def _repeated(level: _Folder) -> set[str]:
@@ -310,10 +314,10 @@ def _repeated(level: _Folder) -> set[str]:
     return {name for name, count in counts.items() if count > 1} if len(counts) > 1 else set()
 
 
-def _divides(names: Iterable[str], *, most: bool = True) -> bool:
-    """Return whether the names are those of a train set and another part, and with `most` of few other things."""
+def _divides(names: Iterable[str]) -> bool:
+    """Return whether most of the names are those of parts, among them train and another one."""
     parts = [part_named(name) for name in names]
-    return {"train"} < {*parts} - {None} and (not most or 2 * parts.count(None) < len(parts))
+    return {"train"} < {*parts} - {None} and 2 * parts.count(None) < len(parts)
 
 
 def _parts_in_classes(root: _Folder, *, follow_links: bool) -> Layout | None:
@@ -321,6 +325,8 @@ def _parts_in_classes(root: _Folder, *, follow_links: bool) -> Layout | None:
 
     Folders that are themselves divided may be something else, as in `<year>/train/<class>`.
     """
+    if len(root.filled) < 2 or any(map(part_named, root.filled)):
+        return None
     base, classes = root.path.resolve(), dict[str, dict[str, tuple[Path, ...]]]()
     for name, folder in root.filled.items():
         divided = {part_named(inner) or "": found for inner, found in folder.filled.items()}
@@ -329,8 +335,6 @@ def _parts_in_classes(root: _Folder, *, follow_links: bool) -> Layout | None:
             return None
         for part, found in divided.items():
             classes.setdefault(part, {})[name] = (base / name / found.path.name,)
-    if len(root.filled) < 2:
-        return None
     for name, folder in class_folders(base, follow_links=follow_links).items():
         class_folders(folder.resolve(), follow_links=follow_links)
         for folders in classes.values():
@@ -348,42 +352,57 @@ def _check_no_parts(levels: Mapping[str, _Folder], path: Path) -> None:
     for part, level in levels.items():
         where, filled = printable(level.path), level.filled
         if repeated := _repeated(level):
-            shared = [folder for folder in filled.values() if repeated & {_key(n) for n in folder.inside(1).filled}]
-            others = {name: [folder] for name, folder in levels.items() if name != part}
-            together = _option(path, others | {part: shared})
-            ways = [f"{together} if they are sources of the same classes", f"{as_understood} if they are the classes"]
-            if part == "all":
-                ways.insert(0, f"{_option(path, {'train': shared[:-1], 'test': shared[-1:]})} if they are parts")
+            alike = [f for f in filled.values() if repeated & {_key(name) for name in f.inside(1).filled}]
+            ways = _ways([folder.inside(1) for folder in alike], part, levels, path)
             raise DataError(
-                f"{where} can be understood in several ways (its folders {_some(f.path.name for f in shared)} hold "
-                f"folders of the same names, {_some(repeated)}): add {', '.join(ways)}"
+                f"{where} can be understood in several ways (its folders {_some(f.path.name for f in alike)} hold "
+                f"folders of the same names, {_some(repeated)}): {ways}, or {as_understood} if they are the classes"
             )
         named = [folder for name, folder in filled.items() if part_named(name)]
-        whole = [folder for folder in named if folder.is_divided]
-        if _divides(filled, most=not whole):
-            files = ", ".join(f"'{printable(f.path.name)}' {f.directly:,}" for f in named if f not in whole)
+        whole = [folder for folder in filled.values() if folder.is_divided and len(folder.inside(1).filled) > 1]
+        # A train folder of pictures may be a class of vehicles; a test folder beside class folders is unlabelled.
+        beside = whole and {*map(part_named, filled)} & {"test", "validation"}
+        if _divides(filled) or {*named} & {*whole} or beside:
+            alone = f"add {_option(path, {'all': whole[:1]})} to use only that part" if whole else ""
             raise DataError(
-                f"{where} has folders named like parts, {_some(f.path.name for f in named)}, but not all of them hold "
-                f"class folders (pictures without one: {files}): "
-                + "".join(f"add {_option(path, {'all': [folder]})} to use only that part, " for folder in whole[:1])
-                + f"put the pictures of each class into its own folder, or add {as_understood} if they are the classes"
+                f"{where} can be understood in several ways ({_some(f.path.name for f in named)}: named like parts, "
+                "but not all of its folders hold the same class folders): "
+                f"{alone or 'put the pictures of each class of a part into their own folder'}, or add {as_understood} "
+                "if these folders are the classes"
             )
-        below = list(filled.values())
-        for folder in below:
-            if _divides(folder.filled):
+        generation = list(filled.values())
+        while generation:
+            below = {name: folder for parent in generation for name, folder in parent.filled.items()}
+            if _divides(below) or any(_divides(parent.filled) for parent in generation):
+                odd = (f"{folder.path.parent.name}/{name}" for name, folder in below.items() if part_named(name))
                 raise DataError(
-                    f"{printable(folder.path)} has folders named like parts, {_some(folder.filled)}, but lies inside a "
-                    f"class: move them above the classes, as in train/<class>, or add {as_understood} if they are to "
-                    "be taken together"
+                    f"{where} has folders named like parts inside its classes, {_some(odd)}: move the parts above the "
+                    f"classes, as in train/<class>, or add {as_understood} to take them together"
                 )
-            below += folder.filled.values()
+            generation = [folder for parent in generation for folder in parent.filled.values()]
+
+
+def _ways(shared: Sequence[_Folder], part: str, levels: Mapping[str, _Folder], path: Path) -> str:
+    """Return what to do if the folders `shared` of `part`, which hold folders of the same names, are no classes."""
+    inner: defaultdict[str, list[_Folder]] = defaultdict(list)
+    for folder in shared:
+        for name, found in folder.filled.items():
+            if inside := part_named(name):
+                inner[inside].append(found)
+    if _divides(inner):
+        if all(found.is_divided for folders in inner.values() for found in folders):
+            return f"add {_option(path, inner)} for the parts inside them"
+        return "move the parts above the classes, as in train/<class>"
+    others = {name: [level] for name, level in levels.items() if name != part}
+    together = f"{_option(path, others | {part: shared})} if they are sources of the same classes"
+    if part != "all":
+        return f"add {together}"
+    return f"add {_option(path, {'train': shared[:-1], 'test': shared[-1:]})} if they are parts, {together}"
 
 
 def _option(path: Path, parts: Mapping[str, Iterable[_Folder]]) -> str:
     """Return the option --parts for these folders, each relative to `path`."""
-    named = [
-        f"{part}={folder.path.relative_to(path).as_posix()}" for part, folders in parts.items() for folder in folders
-    ]
+    named = [f"{part}={folder.path.relative_to(path).as_posix()}" for part in PARTS for folder in parts.get(part, ())]
     if len(named) > 4:
         named = [*named[:2], "...", named[-1]]
     return f"--parts {shlex.quote(printable(','.join(named)))}"

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 OPTIONS = {
     (): {
-        *("--data", "--test-data", "--pictures", "--study", "--profile"),
+        *("--data", "--test-data", "--parts", "--follow-links", "--pictures", "--study", "--profile"),
         *("--trials", "--epochs", "--timeout", "--patience", "--target"),
         *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--no-flips", "--seed"),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
@@ -32,6 +32,7 @@ OPTIONS = {
             "--study",
             "--data",
             "--test-data",
+            "--parts",
             "--trial",
             "--finalists",
             "--seeds",
@@ -41,14 +42,14 @@ OPTIONS = {
         ),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
-    ("export",): {"--study", "--data", "--test-data", "--storage", "--results", "--cache"},
+    ("export",): {"--study", "--data", "--test-data", "--parts", "--storage", "--results", "--cache"},
     ("predict",): {
         *("PICTURES", "--model", "--study", "--top", "--json", "--csv"),
         *("--device", "--results"),
     },
     ("report",): {"--study", "--storage", "--results"},
     ("dashboard",): {"--study", "--port", "--storage", "--results"},
-    ("check-data",): {"--data", "--test-data", "--report", "--cache"},
+    ("check-data",): {"--data", "--test-data", "--parts", "--follow-links", "--report", "--cache"},
     ("clean",): {"NAMES", "--results", "--cache"},
 }
 """Every command and its options. Whoever adds one adds it here and to the README."""
