@@ -331,10 +331,12 @@ def _parts_in_classes(root: _Folder, *, follow_links: bool) -> Layout | None:
     for name, folder in root.filled.items():
         divided = {part_named(inner) or "": found for inner, found in folder.filled.items()}
         whole = len(divided) == len(folder.filled) and not any(found.is_divided for found in divided.values())
-        if not whole or folder.directly or not _divides(divided) or (classes and divided.keys() != classes.keys()):
+        if not whole or folder.directly or "" in divided or (classes and divided.keys() != classes.keys()):
             return None
         for part, found in divided.items():
             classes.setdefault(part, {})[name] = (base / name / found.path.name,)
+    if not _divides(classes):
+        return None
     for name, folder in class_folders(base, follow_links=follow_links).items():
         class_folders(folder.resolve(), follow_links=follow_links)
         for folders in classes.values():
