@@ -22,7 +22,7 @@ from rich.text import Text
 
 from data import Track
 from data.augment import changed_by_flips
-from data.catalog import Catalog, why_left_out
+from data.catalog import Catalog, remedy, why_left_out
 from data.file_checks import Verdict
 from data.prepare import Pictures
 from data.report import describe_layout
@@ -130,7 +130,9 @@ def _print_classes(console: Console, catalog: Catalog, parts: Mapping[str, npt.N
     )
     console.print(table)
     if any_left_out:
-        console.print(Text(f"Left out: {printable(why_left_out(catalog.pictures))}."), soft_wrap=True)
+        fix = remedy(catalog.pictures)
+        line = f"Left out: {why_left_out(catalog.pictures)}.{f' {fix[0].upper()}{fix[1:]}.' if fix else ''}"
+        console.print(Text(printable(line)), soft_wrap=True)
 
 
 def print_left_out(console: Console, catalog: Catalog, report: Path | None) -> None:

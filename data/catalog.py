@@ -186,10 +186,10 @@ def _entries(source: Source) -> dict[Path, list[tuple[str, Entry]]]:
     listed: set[Path] = set()
     for part, folder in source.parts.items():
         levels = source.levels(part)
-        for level in levels:
-            if level not in listed:  # in <class>/train, the class folder is a level of each part
-                listed.add(level)
-                found[folder] += ((part, entry) for entry in stray(folder, level))
+        # In <class>/train, each class folder is a level of every part, and the root is none.
+        beside = {*levels, *([folder] if folder == source.root else [])} - listed
+        listed |= beside
+        found[folder] += ((part, entry) for level in sorted(beside) for entry in stray(folder, level))
         within = (source.root, *levels)
         walked = walk(folder, source.classes[part], within=within, follow_links=source.follow_links)
         found[folder] += ((part, entry) for entry in walked)
@@ -294,22 +294,28 @@ def why_left_out(pictures: Sequence[Picture]) -> str:
     """
     shown: list[str] = []
     for verdict in Verdict:
-        reasons = [picture.reason for picture in pictures if picture.verdict is verdict is not Verdict.KEPT]
-        kinds = Counter(re.split(r"[,:(]", reason, maxsplit=1)[0].strip() for reason in reasons)
+        reasons = Counter(picture.reason for picture in pictures if picture.verdict is verdict is not Verdict.KEPT)
+        kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for reason, count in reasons.items():
+            kinds[re.split(r"[,:(]", reason, maxsplit=1)[0].strip()][reason] = count
+        counted = Counter({kind if len(found) > 1 else min(found): found.total() for kind, found in kinds.items()})
         why = ""
-        if len(set(reasons)) == 1:
-            why = f" ({reasons[0]})"
-        elif verdict in (Verdict.REFUSED, Verdict.UNREADABLE):  # the other verdicts say it, their reasons name files
-            why = f" ({', '.join(f'{n:,} {kind}' if len(kinds) > 1 else kind for kind, n in kinds.most_common())})"
+        # The other verdicts say it all: their reasons name files or sizes.
+        if len(counted) == 1 or verdict in (Verdict.REFUSED, Verdict.UNREADABLE):
+            why = f" ({', '.join(f'{n:,} {kind}' if len(counted) > 1 else kind for kind, n in counted.most_common())})"
         if reasons:
-            shown.append(f"{len(reasons):,} {verdict.replace('_', ' ')}{why}")
+            shown.append(f"{reasons.total():,} {verdict.replace('_', ' ')}{why}")
     return ", ".join(shown)
 
 
-def _remedy(pictures: Sequence[Picture]) -> str:
-    """Return the start of a list of things to do about pictures that are left out; "" if only others can help."""
+def remedy(pictures: Sequence[Picture]) -> str:
+    """Return what to do about files that are left out, if an option helps; else ""."""
     links = any("a link" in picture.reason for picture in pictures if picture.verdict is Verdict.REFUSED)
-    return "add --follow-links to read what the links lead to, " if links else ""
+    return "add --follow-links to read what the links lead to" if links else ""
+
+
+def _fixes(pictures: Sequence[Picture], other: str) -> str:
+    return ", ".join(filter(None, (remedy(pictures), other)))
 
 
 def _check(catalog: Catalog) -> None:
@@ -320,7 +326,7 @@ def _check(catalog: Catalog) -> None:
         files = why_left_out(catalog.pictures)
         raise DataError(
             f"{root} has pictures {found}, but at least 2 classes are needed{f'; left out: {files}' if files else ''}: "
-            f"{_remedy(catalog.pictures)}add a folder of pictures"
+            f"{_fixes(catalog.pictures, 'add a folder of pictures')}"
         )
     kept = Counter((picture.label, picture.part) for picture in catalog.kept)
     for part, folder in catalog.source.parts.items():
@@ -330,8 +336,8 @@ def _check(catalog: Catalog) -> None:
             files = why_left_out(lost)
             raise DataError(
                 f"{printable(folder)} has no usable picture of '{printable(missing[0])}' for {part}, but each part "
-                f"needs all classes{f'; left out: {files}' if files else ''}: {_remedy(lost)}add some, or remove the "
-                "class from every part"
+                f"needs all classes{f'; left out: {files}' if files else ''}: "
+                f"{_fixes(lost, 'add some, or remove the class from every part')}"
             )
     counts = catalog.counts()
     poor = [label for label in catalog.classes if counts[label][Verdict.KEPT] < MIN_KEPT]
@@ -342,6 +348,6 @@ def _check(catalog: Catalog) -> None:
         usable = ", ".join(f"{printable(label)} {counts[label][Verdict.KEPT]}" for label in catalog.classes)
         raise DataError(
             f"class '{printable(poor[0])}' of {root} has too few usable pictures ({found}, but needs at least "
-            f"{MIN_KEPT}; its files: {files}; usable in each class: {usable}): {_remedy(lost)}add pictures or remove "
-            "the folder"
+            f"{MIN_KEPT}; its files: {files}; usable in each class: {usable}): "
+            f"{_fixes(lost, 'add pictures or remove the folder')}"
         )

@@ -331,7 +331,7 @@ def _parts_in_classes(root: _Folder, *, follow_links: bool) -> Layout | None:
     for name, folder in root.filled.items():
         divided = {part_named(inner) or "": found for inner, found in folder.filled.items()}
         whole = len(divided) == len(folder.filled) and not any(found.is_divided for found in divided.values())
-        if not whole or folder.directly or "" in divided or (classes and divided.keys() != classes.keys()):
+        if not whole or not folder.is_divided or "" in divided or (classes and divided.keys() != classes.keys()):
             return None
         for part, found in divided.items():
             classes.setdefault(part, {})[name] = (base / name / found.path.name,)
@@ -358,7 +358,8 @@ def _check_no_parts(levels: Mapping[str, _Folder], path: Path) -> None:
             ways = _ways([folder.inside(1) for folder in alike], part, levels, path)
             raise DataError(
                 f"{where} can be understood in several ways (its folders {_some(f.path.name for f in alike)} hold "
-                f"folders of the same names, {_some(repeated)}): {ways}, or {as_understood} if they are the classes"
+                f"folders of the same names, {_some(repeated)}): {ways}, or add {as_understood} if they "
+                "are the classes"
             )
         named = [folder for name, folder in filled.items() if part_named(name)]
         whole = [folder for folder in filled.values() if folder.is_divided and len(folder.inside(1).filled) > 1]

@@ -149,9 +149,19 @@ def altered(image: Image.Image) -> list[Image.Image]:
     ]
 
 
-def scanned(root: Path, cache_dir: Path, test_data: Path | None = None) -> Catalog:
+def scanned(
+    root: Path,
+    cache_dir: Path,
+    test_data: Path | None = None,
+    *,
+    parts: str | None = None,
+    follow_links: bool = False,
+) -> Catalog:
     """Return the catalog of a folder, with the results of its checks stored under `cache_dir`."""
-    return scan(resolve(str(root), cache_dir=cache_dir, pictures=None, test_data=test_data), cache_dir=cache_dir)
+    source = resolve(
+        str(root), cache_dir=cache_dir, pictures=None, test_data=test_data, parts=parts, follow_links=follow_links
+    )
+    return scan(source, cache_dir=cache_dir)
 
 
 def by_path(catalog: Catalog) -> dict[str, Picture]:
