@@ -154,7 +154,7 @@ def stated(path: Path, parts: str, *, follow_links: bool = False) -> Layout:
         levels.setdefault(part, []).append(folder.resolve())
     if set(levels) != {"all"} and not ("train" in levels and "all" not in levels and len(levels) > 1):
         raise DataError(f"--parts '{printable(parts)}' has {' and '.join(levels)}, which is no division: {usage}")
-    check_apart([folder for folders in levels.values() for folder in folders])
+    _check_apart([folder for folders in levels.values() for folder in folders])
     return Layout(
         root=path,
         parts={part: Path(os.path.commonpath(folders)) for part, folders in levels.items()},
@@ -162,7 +162,7 @@ def stated(path: Path, parts: str, *, follow_links: bool = False) -> Layout:
     )
 
 
-def check_apart(folders: Sequence[Path]) -> None:
+def _check_apart(folders: Sequence[Path]) -> None:
     """Raise DataError if one of the folders contains another: a picture would be in two parts."""
     for position, folder in enumerate(folders):
         for other in folders[:position]:
