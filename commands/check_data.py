@@ -7,13 +7,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from commands.options import DATA, PLACE, CacheOption, TestOption
+from commands.options import DATA, PLACE, CacheOption, LinksOption, PartsOption, TestOption
 
 
 def check_data(
     *,
     data: Annotated[str, Parameter(group=DATA, metavar="PATH|NAME")] = "field-guide",
     test_data: TestOption = None,
+    parts: PartsOption = None,
+    follow_links: LinksOption = False,
     report: Annotated[Path | None, Parameter(group=PLACE, metavar="FILE")] = None,
     cache: CacheOption = None,
 ) -> None:
@@ -28,15 +30,33 @@ def check_data(
     cache
     """
     from commands import console as screen
+    from data.catalog import UnusableDataError
     from data.prepare import find_pictures
-    from data.report import remarks, write_report
+    from data.report import describe_subfolders, remarks, write_report
 
     console = screen.make_console()
-    found = find_pictures(data, test_data=test_data, cache_dir=cache, track=screen.track(console))
-    screen.print_pictures(console, found)
-    screen.ask_about_flips(console, found)
-    for line in remarks(found.catalog):
-        console.print(line, soft_wrap=True, markup=False)
+    try:
+        found = find_pictures(
+            data,
+            test_data=test_data,
+            parts=parts,
+            follow_links=follow_links,
+            cache_dir=cache,
+            track=screen.track(console),
+        )
+    except UnusableDataError as unusable:
+        if report is not None:
+            write_report(unusable.catalog, report)
+        screen.print_unusable(console, unusable.catalog)
+        screen.print_left_out(console, unusable.catalog, report)
+        raise
+    # Before anything is printed, because the reader of a pipe may close it after a line.
     if report is not None:
         write_report(found.catalog, report, found.split)
+    screen.print_pictures(console, found)
+    for line in describe_subfolders(found.catalog):
+        console.print(line, highlight=False, markup=False)
+    for line in remarks(found.catalog):
+        console.print(line, soft_wrap=True, markup=False)
+    screen.ask_about_flips(console, found)
     screen.print_left_out(console, found.catalog, report)

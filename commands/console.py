@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import optuna
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,10 +22,10 @@ from rich.text import Text
 
 from data import Track
 from data.augment import changed_by_flips
-from data.catalog import Catalog
+from data.catalog import Catalog, remedy, why_left_out
 from data.file_checks import Verdict
 from data.prepare import Pictures
-from data.split import Split
+from data.report import describe_layout
 from model.files import printable
 from model.training import EpochMetrics
 from reporting.words import duration, how_far, numbered_epochs, percent, plural, stopped_baselines
@@ -70,7 +71,20 @@ def print_pictures(console: Console, pictures: Pictures, *, classes: bool = True
     line = f"{pictures.name}: {some} pictures of {len(catalog.classes)} classes"
     console.print(line, style="bold", highlight=False, markup=False)
     if classes:
-        _print_classes(console, catalog, pictures.split)
+        _print_layout(console, catalog)
+        _print_classes(console, catalog, dict(pictures.split.named()))
+
+
+def print_unusable(console: Console, catalog: Catalog) -> None:
+    """Print the table of the classes of a data set of which no study can be made, with the usable pictures of each."""
+    _print_layout(console, catalog)
+    _print_classes(console, catalog, {"usable": np.arange(len(catalog.kept))})
+
+
+def _print_layout(console: Console, catalog: Catalog) -> None:
+    """Print which folders are official parts, and which are not used."""
+    for line in describe_layout(catalog):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def ask_about_flips(console: Console, pictures: Pictures) -> None:
@@ -84,9 +98,11 @@ def ask_about_flips(console: Console, pictures: Pictures) -> None:
         )
 
 
-def _print_classes(console: Console, catalog: Catalog, split: Split) -> None:
-    """Print one line per class with its pictures in each part, then how many files are left out and why."""
-    parts = dict(split.named())
+def _print_classes(console: Console, catalog: Catalog, parts: Mapping[str, npt.NDArray[np.int64]]) -> None:
+    """Print one line per class with its pictures in each part, then how many files are left out and why.
+
+    `parts` holds positions in `catalog.kept`.
+    """
     rows = catalog.counts()
     per_part = {part: np.bincount(catalog.labels[places], minlength=len(rows)) for part, places in parts.items()}
     left_out = {
@@ -114,8 +130,9 @@ def _print_classes(console: Console, catalog: Catalog, split: Split) -> None:
     )
     console.print(table)
     if any_left_out:
-        reasons = [f"{count:,} {verdict.replace('_', ' ')}" for verdict, count in left_out.items() if count]
-        console.print(f"Left out: {', '.join(reasons)}.")
+        fix = remedy(catalog.pictures)
+        line = f"Left out: {why_left_out(catalog.pictures)}.{f' {fix[0].upper()}{fix[1:]}.' if fix else ''}"
+        console.print(Text(printable(line)), soft_wrap=True)
 
 
 def print_left_out(console: Console, catalog: Catalog, report: Path | None) -> None:

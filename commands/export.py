@@ -5,6 +5,7 @@ from __future__ import annotations
 from commands.options import (
     CacheOption,
     MovedDataOption,
+    MovedPartsOption,
     MovedTestOption,
     ResultsOption,
     StorageOption,
@@ -19,6 +20,7 @@ def export(
     study: StudyOption = None,
     data: MovedDataOption = None,
     test_data: MovedTestOption = None,
+    parts: MovedPartsOption = None,
     storage: StorageOption = None,
     results: ResultsOption = RESULTS,
     cache: CacheOption = None,
@@ -42,6 +44,7 @@ def export(
             [Config.from_dict(winner.config).image_size],
             data=data,
             test_data=test_data,
+            parts=parts,
             slots=devices.slots("cpu", 1),
             cache_dir=cache,
             track=screen.track(console),

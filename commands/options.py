@@ -63,6 +63,28 @@ TestOption = Annotated[
         help="An official test set: a folder with the same class folders. The search never uses it.",
     ),
 ]
+PartsOption = Annotated[
+    str | None,
+    Parameter(
+        name="--parts",
+        group=DATA,
+        metavar="PART=DIR,...",
+        help=(
+            "Where the folders do not tell: which of them hold the class folders of each official part, as in "
+            "train=DIR,test=DIR, with validation=DIR if there is one; or all=DIR. Paths are relative to --data."
+        ),
+    ),
+]
+LinksOption = Annotated[
+    bool,
+    Parameter(
+        name="--follow-links",
+        group=DATA,
+        negative="",
+        show_default=False,
+        help="Read what symbolic links lead to, also outside the folder.",
+    ),
+]
 CacheOption = Annotated[
     Path | None,
     Parameter(
@@ -118,6 +140,15 @@ MovedTestOption = Annotated[
         group=DATA,
         metavar="PATH",
         help="Where the study's official test set is now, if it has moved.",
+    ),
+]
+MovedPartsOption = Annotated[
+    str | None,
+    Parameter(
+        name="--parts",
+        group=DATA,
+        metavar="PART=DIR,...",
+        help="Where the study's official parts are now, if it was started with --parts and they have moved.",
     ),
 ]
 StorageOption = Annotated[

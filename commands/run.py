@@ -16,6 +16,8 @@ from commands.options import (
     CacheOption,
     DeviceOption,
     Injected,
+    LinksOption,
+    PartsOption,
     PrecisionOption,
     ResultsOption,
     TestOption,
@@ -41,6 +43,8 @@ def run(
     *,
     data: Annotated[str, Parameter(group=DATA, metavar="PATH|NAME")] = "field-guide",
     test_data: TestOption = None,
+    parts: PartsOption = None,
+    follow_links: LinksOption = False,
     pictures: Annotated[int | None, count(DATA)] = None,
     study: Annotated[str | None, Parameter(group=DATA, metavar="NAME")] = None,
     profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], choice(DATA)] = "auto",
@@ -131,7 +135,15 @@ def run(
     track = screen.track(console)
     slots = devices.slots(device, workers, precision)
     limits = _profile(profile, slots[0].device, epochs, pictures, flips=not no_flips)
-    found = find_pictures(data, test_data=test_data, limit=limits.pictures, cache_dir=cache, track=track)
+    found = find_pictures(
+        data,
+        test_data=test_data,
+        parts=parts,
+        follow_links=follow_links,
+        limit=limits.pictures,
+        cache_dir=cache,
+        track=track,
+    )
     screen.print_pictures(console, found)
     if limits.flips:
         screen.ask_about_flips(console, found)

@@ -5,6 +5,7 @@ Importing the package itself loads neither numpy nor torch: the command line cat
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from model.files import printable
@@ -32,3 +33,11 @@ def explained(problem: str, fix: str) -> Generator[None]:
 def no_track(iterable: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """Return the iterable unchanged: the `Track` that shows nothing."""
     return iterable
+
+
+def expanded(path: Path) -> Path:
+    """Return the path with a leading ~ replaced by the home folder; unchanged if there is none, as a shell does."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path

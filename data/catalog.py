@@ -7,8 +7,10 @@ pictures' bytes and classes, never on file names, directory order or time, so re
 """
 
 import hashlib
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError, Track, near_duplicates, no_track
-from data.file_checks import THUMBNAIL, Entry, FileCheck, Verdict, check_files, walk
-from data.sources import Source, class_folders
+from data.file_checks import THUMBNAIL, Entry, FileCheck, Verdict, check_files, stray, walk
+from data.sources import Source
 from model.files import printable
 from model.preprocessing import ORDINARY, Traits, settle_ranges
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
@@ -149,29 +151,63 @@ class Catalog:
         return replace(self, unused=unused)
 
 
+class UnusableDataError(DataError):
+    """A data set whose files have all been checked, but of which no study can be made."""
+
+    def __init__(self, message: str, catalog: Catalog) -> None:
+        super().__init__(message)
+        self.catalog = catalog
+        """The verdict on each file."""
+
+
+@contextmanager
+def concerning(catalog: Catalog) -> Generator[None]:
+    """Turn a DataError raised in the body into an UnusableDataError with this catalog."""
+    try:
+        yield
+    except DataError as error:
+        raise UnusableDataError(str(error), catalog) from error
+
+
 def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog:
     """Check every file of `source` and return the catalog; a second scan opens only files that changed.
 
     Of files with equal bytes in one class, the first by path is kept; if they are in two classes, all are left out. Of
     copies and near-duplicates in two official parts, those in validation are kept over those in train, and those in
     test over both: the official test set stays complete, and none of it is trained on.
-    Raises DataError for fewer than two classes, a class with fewer than MIN_KEPT kept pictures, an official part that
-    lacks a class, a folder that cannot be read, or a cache folder that cannot be written.
+    Raises UnusableDataError for fewer than two classes, a class with fewer than MIN_KEPT kept pictures, or an official
+    part that lacks a class; and DataError for a folder that cannot be read, or a cache folder that cannot be written.
     """
     pictures: list[Picture] = []
     thumbnails: list[bytes] = []
-    for part, folder in source.parts.items():
-        found = walk(folder, class_folders(folder), within=(source.root, folder))
-        entries = sorted(found, key=lambda entry: entry.path)
-        for entry, check in zip(entries, check_files(folder, entries, cache_dir=cache_dir, track=track), strict=True):
+    for folder, entries in _entries(source).items():
+        checks = check_files(folder, [entry for _, entry in entries], cache_dir=cache_dir, track=track)
+        for (part, entry), check in zip(entries, checks, strict=True):
             pictures.append(_picture(part, entry, check))
             thumbnails.append(check.thumbnail)
     pictures = _without_copies(pictures)
     pictures = _grouped(pictures, thumbnails)
     pictures = _without_leaks(pictures)
     catalog = _with_classes(source, pictures)
-    _check(catalog)
+    with concerning(catalog):
+        _check(catalog)
     return catalog
+
+
+def _entries(source: Source) -> dict[Path, list[tuple[str, Entry]]]:
+    """Return (part, file) of each file, sorted by path, by the folder of its part, which several parts may share."""
+    found: defaultdict[Path, list[tuple[str, Entry]]] = defaultdict(list)
+    listed: set[Path] = set()
+    for part, folder in source.parts.items():
+        levels = source.levels(part)
+        # In <class>/train, each class folder is a level of every part, and the root is none.
+        beside = {*levels, *([folder] if folder == source.root else [])} - listed
+        listed |= beside
+        found[folder] += ((part, entry) for level in sorted(beside) for entry in stray(folder, level))
+        within = (source.root, *levels)
+        walked = walk(folder, source.classes[part], within=within, follow_links=source.follow_links)
+        found[folder] += ((part, entry) for entry in walked)
+    return {folder: sorted(entries, key=lambda row: row[1].path) for folder, entries in found.items()}
 
 
 def _identity(picture: Picture) -> tuple[str, str, str, str]:
@@ -260,10 +296,41 @@ def _shown(picture: Picture) -> str:
 
 def _with_classes(source: Source, pictures: Sequence[Picture]) -> Catalog:
     """Build the catalog. A class is a folder in which at least one file is, or was meant to be, a picture."""
-    named = {name for folder in source.parts.values() for name in class_folders(folder)}
+    named = {name for classes in source.classes.values() for name in classes}
     ordered = tuple(sorted(pictures, key=lambda picture: (picture.part, picture.path)))
     filled = {picture.label for picture in ordered if picture.verdict is not Verdict.NOT_A_PICTURE and picture.label}
     return Catalog(source=source, classes=tuple(sorted(filled)), pictures=ordered, empty=tuple(sorted(named - filled)))
+
+
+def why_left_out(pictures: Sequence[Picture]) -> str:
+    """Return the verdicts on the files that are left out, with counts and reasons; "" if none is left out.
+
+    Reasons are counted as one if they differ only in what follows a comma, colon or parenthesis.
+    """
+    shown: list[str] = []
+    for verdict in Verdict:
+        reasons = Counter(picture.reason for picture in pictures if picture.verdict is verdict is not Verdict.KEPT)
+        kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for reason, count in reasons.items():
+            kinds[re.split(r"[,:(]", reason, maxsplit=1)[0].strip()][reason] = count
+        counted = Counter({kind if len(found) > 1 else min(found): found.total() for kind, found in kinds.items()})
+        why = ""
+        # The other verdicts say it all: their reasons name files or sizes.
+        if len(counted) == 1 or verdict in (Verdict.REFUSED, Verdict.UNREADABLE):
+            why = f" ({', '.join(f'{n:,} {kind}' if len(counted) > 1 else kind for kind, n in counted.most_common())})"
+        if reasons:
+            shown.append(f"{reasons.total():,} {verdict.replace('_', ' ')}{why}")
+    return ", ".join(shown)
+
+
+def remedy(pictures: Sequence[Picture]) -> str:
+    """Return what to do about files that are left out, if an option helps; else ""."""
+    links = any("a link" in picture.reason for picture in pictures if picture.verdict is Verdict.REFUSED)
+    return "add --follow-links to read what the links lead to" if links else ""
+
+
+def _fixes(pictures: Sequence[Picture], other: str) -> str:
+    return ", ".join(filter(None, (remedy(pictures), other)))
 
 
 def _check(catalog: Catalog) -> None:
@@ -271,22 +338,31 @@ def _check(catalog: Catalog) -> None:
     root = printable(catalog.source.root)
     if len(catalog.classes) < 2:
         found = f"only in '{printable(catalog.classes[0])}'" if catalog.classes else "in none of its folders"
-        raise DataError(f"{root} has pictures {found}, but at least 2 classes are needed: add a folder of pictures")
+        files = why_left_out(catalog.pictures)
+        raise DataError(
+            f"{root} has pictures {found}, but at least 2 classes are needed{f'; left out: {files}' if files else ''}: "
+            f"{_fixes(catalog.pictures, 'add a folder of pictures')}"
+        )
     kept = Counter((picture.label, picture.part) for picture in catalog.kept)
     for part, folder in catalog.source.parts.items():
         missing = [label for label in catalog.classes if not kept[label, part]]
         if missing and part != "all":
+            lost = [picture for picture in catalog.pictures if (picture.label, picture.part) == (missing[0], part)]
+            files = why_left_out(lost)
             raise DataError(
-                f"{printable(folder)} has no usable picture of '{printable(missing[0])}', but each part needs all "
-                "classes: add some, or remove the class from every part"
+                f"{printable(folder)} has no usable picture of '{printable(missing[0])}' for {part}, but each part "
+                f"needs all classes{f'; left out: {files}' if files else ''}: "
+                f"{_fixes(lost, 'add some, or remove the class from every part')}"
             )
     counts = catalog.counts()
     poor = [label for label in catalog.classes if counts[label][Verdict.KEPT] < MIN_KEPT]
     if poor:
-        found = counts[poor[0]]
-        files = ", ".join(f"{n} {verdict.replace('_', ' ')}" for verdict, n in found.items() if n)
+        found = counts[poor[0]][Verdict.KEPT]
+        lost = [picture for picture in catalog.pictures if picture.label == poor[0]]
+        files = ", ".join(filter(None, (f"{found} kept" if found else "", why_left_out(lost))))
         usable = ", ".join(f"{printable(label)} {counts[label][Verdict.KEPT]}" for label in catalog.classes)
         raise DataError(
-            f"class '{printable(poor[0])}' of {root} has too few usable pictures ({found[Verdict.KEPT]}, but needs at "
-            f"least {MIN_KEPT}; its files: {files}; usable in each class: {usable}): add pictures or remove the folder"
+            f"class '{printable(poor[0])}' of {root} has too few usable pictures ({found}, but needs at least "
+            f"{MIN_KEPT}; its files: {files}; usable in each class: {usable}): "
+            f"{_fixes(lost, 'add pictures or remove the folder')}"
         )

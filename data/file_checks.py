@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -103,29 +103,43 @@ class FileCheck:
     optional package, not the file."""
 
 
-def walk(folder: Path, classes: dict[str, Path], *, within: Sequence[Path]) -> Iterator[Entry]:
-    """Yield every file under `folder` that is not hidden: first those beside the class folders, then class by class.
+def stray(folder: Path, beside: Path) -> Iterator[Entry]:
+    """Yield the files directly in `beside`, a folder of class folders under `folder`; hidden ones are skipped.
 
-    Nested folders belong to their class. Links to files are followed when the file is under one of `within`; links to
-    folders are not followed (they could form a loop), and folders named like a picture are not entered.
+    Raises DataError when the folder cannot be listed.
+    """
+    for entry in _scandir(beside):
+        if not _is_folder(entry, follow_links=True) and not is_hidden(entry.name):
+            verdict = Verdict.REFUSED if named_like_a_picture(entry.name) else Verdict.NOT_A_PICTURE
+            path = (beside / entry.name).relative_to(folder).as_posix()
+            yield Entry(path=path, label="", verdict=verdict, reason="not in a class folder")
+
+
+def walk(
+    folder: Path, classes: Mapping[str, Sequence[Path]], *, within: Sequence[Path], follow_links: bool = False
+) -> Iterator[Entry]:
+    """Yield every file of each class's folders under `folder`, class by class; hidden ones are skipped.
+
+    Nested folders belong to their class; folders named like a picture are not entered. Links to files are followed when
+    the file is under one of `within`, links to folders are not. With `follow_links`, both are followed wherever they
+    lead, except that a folder is read only once per class, and never from inside itself.
     Raises DataError when a folder cannot be listed.
     """
-    for entry in _scandir(folder):
-        if not entry.is_dir() and not is_hidden(entry.name):
-            verdict = Verdict.REFUSED if _named_like_a_picture(entry.name) else Verdict.NOT_A_PICTURE
-            yield Entry(path=entry.name, label="", verdict=verdict, reason="not in a class folder")
-    for label, top in classes.items():
-        folders = [(top, label)]
+    for label, tops in classes.items():
+        folders = [(top, top.relative_to(folder).as_posix()) for top in reversed(tops)]
+        read = {os.path.realpath(top) for top in tops}
         while folders:
             inside, prefix = folders.pop()
             for entry in _scandir(inside):
                 if is_hidden(entry.name):
                     continue
                 path = f"{prefix}/{entry.name}"
-                if not entry.is_dir(follow_symlinks=False):
-                    yield _entry(entry, path, label, within)
-                elif _named_like_a_picture(entry.name):
+                if not _is_folder(entry, follow_links=follow_links):
+                    yield _entry(entry, path, label, None if follow_links else within)
+                elif named_like_a_picture(entry.name):
                     yield Entry(path=path, label=label, verdict=Verdict.REFUSED, reason="a folder named like a picture")
+                elif follow_links and (reason := _why_not_entered(entry, (inside, *tops), read)):
+                    yield Entry(path=path, label=label, verdict=Verdict.REFUSED, reason=reason)
                 else:
                     folders.append((Path(entry.path), path))
 
@@ -160,38 +174,65 @@ def _scandir(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _entry(entry: os.DirEntry[str], path: str, label: str, within: Sequence[Path]) -> Entry:
-    """Return the entry for anything but a folder, with a verdict unless it is a regular file under one of `within`."""
+def _is_folder(entry: os.DirEntry[str], *, follow_links: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow_links)
+    except OSError:  # a link to itself
+        return False
+
+
+def _why_not_entered(entry: os.DirEntry[str], inside: Sequence[Path], read: set[str]) -> str:
+    """Return why a folder, which may be a link, is not entered; "" if it is, and then add its real path to `read`.
+
+    A link is not followed to a folder that contains one of `inside`.
+    """
+    target = os.path.realpath(entry.path)
+    if target in read:
+        return f"a folder that is read already, {printable(target)}"
+    if entry.is_symlink():
+        above = target.rstrip(os.sep) + os.sep
+        if any(os.path.realpath(folder).startswith(above) for folder in inside):
+            return f"a link to a folder that contains it, {printable(target)}"
+    read.add(target)
+    return ""
+
+
+def _entry(entry: os.DirEntry[str], path: str, label: str, within: Sequence[Path] | None) -> Entry:
+    """Return the entry for anything but a folder, with a verdict if it is not to be opened.
+
+    That is everything but regular files, and links to files that are not under one of `within`, unless it is None.
+    """
     try:
         status = entry.stat()  # follows links
         target = Path(entry.path).resolve(strict=True) if entry.is_symlink() else None
     except (OSError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
         return Entry(path=path, label=label, verdict=Verdict.REFUSED, reason="a broken link")
     reason = ""
-    if target is not None and not any(target.is_relative_to(folder) for folder in within):
+    if target is not None and within is not None and not any(target.is_relative_to(folder) for folder in within):
         reason = f"a link out of the data set, to {printable(target)}"
     elif stat.S_ISDIR(status.st_mode):
         reason = "a link to a folder"
     elif not stat.S_ISREG(status.st_mode):
         reason = "not a regular file"
-    elif status.st_size > MAX_BYTES and _named_like_a_picture(entry.name):
+    elif status.st_size > MAX_BYTES and named_like_a_picture(entry.name):
         reason = f"{status.st_size / 1e9:,.1f} GB, more than the {MAX_BYTES / 1e9:.1f} allowed"
     verdict = Verdict.REFUSED if reason else None
     if not reason and status.st_size == 0:
-        verdict = Verdict.UNREADABLE if _named_like_a_picture(entry.name) else Verdict.NOT_A_PICTURE
+        verdict = Verdict.UNREADABLE if named_like_a_picture(entry.name) else Verdict.NOT_A_PICTURE
         reason = "an empty file"
     size, mtime = status.st_size, status.st_mtime_ns
     return Entry(path=path, label=label, size_bytes=size, mtime_ns=mtime, verdict=verdict, reason=reason)
 
 
-def _named_like_a_picture(name: str) -> bool:
+def named_like_a_picture(name: str) -> bool:
+    """Return whether a file's name says that it is meant to be a picture."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - for a bare name 20 times faster than Path
 
 
 def _check_file(path: Path) -> FileCheck:
     try:
         with open_regular(path, MAX_BYTES) as file:
-            return _check_open_file(file, _named_like_a_picture(path.name))
+            return _check_open_file(file, named_like_a_picture(path.name))
     except OSError as error:
         return FileCheck(verdict=Verdict.UNREADABLE, reason=f"cannot be opened ({error.strerror})", reusable=False)
     except MemoryError:

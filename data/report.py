@@ -1,14 +1,17 @@
-"""The report on a data set, data_report.csv: one row per file with its verdict, and what has changed since then."""
+"""What is said about a data set: data_report.csv, a row per file with its verdict; how its folders were understood;
+and what has changed since a report was written.
+"""
 
 import csv
 import io
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data import explained
 from data.catalog import Catalog, Picture
 from data.file_checks import Verdict
-from data.split import Split
+from data.split import PARTS, Split
 from model.files import csv_cell, printable, replacing
 from model.preprocessing import KINDS, is_flat
 
@@ -122,6 +125,66 @@ def _shown(catalog: Catalog, picture: Picture) -> Path:
     """Return a picture's path relative to the source's root, or the whole path if it is elsewhere."""
     path = catalog.file(picture)
     return path.relative_to(catalog.source.root) if path.is_relative_to(catalog.source.root) else path
+
+
+def describe_layout(catalog: Catalog) -> list[str]:
+    """Return how the folders were understood, a line each: the official parts, and folders that are not used.
+
+    Returns [] for a data set without parts. The numbers are those of the pictures in use.
+    """
+    source, lines = catalog.source, list[str]()
+    used = Counter(picture.part for picture in catalog.kept)
+    if set(source.parts) != {"all"}:
+        parts = [f"{part} from {_places(catalog, part)} ({used[part]:,} pictures)" for part in source.parts]
+        missing = [name for name in PARTS if name not in source.parts]
+        taken = f"; {' and '.join(missing)} taken from train" if missing else ""
+        lines.append(f"Official parts: {', '.join(parts)}{taken}.")
+    elif len(source.levels("all")) > 1:
+        lines.append(f"Taken together: the classes in {_places(catalog, 'all')}.")
+    for folder, pictures in source.ignored:
+        lines.append(f"Not used: {_place(catalog, folder)}, with {pictures:,} pictures, because it is no part.")
+    return lines
+
+
+def describe_subfolders(catalog: Catalog) -> list[str]:
+    """Return which classes have most of their pictures in several subfolders, a line each for the first NAMED."""
+    inside: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    total = Counter(picture.label for picture in catalog.kept)
+    for part, folder in catalog.source.parts.items():
+        tops = {
+            label: [f"{top.relative_to(folder).as_posix()}/" for top in folders]
+            for label, folders in catalog.source.classes[part].items()
+        }
+        for picture in catalog.kept:
+            if picture.part == part:
+                top = next(top for top in tops[picture.label] if picture.path.startswith(top))
+                name, slash, _ = picture.path.removeprefix(top).partition("/")
+                if slash:
+                    inside[picture.label][name] += 1
+    found = {
+        label: folders for label, folders in inside.items() if len(folders) > 1 and 2 * folders.total() > total[label]
+    }
+    lines: list[str] = []
+    for label in sorted(found)[:NAMED]:
+        folders = [f"'{printable(name)}' {n:,}" for name, n in sorted(found[label].items())]
+        more = f" and {len(folders) - NAMED:,} more" if len(folders) > NAMED else ""
+        lines.append(f"Class '{printable(label)}' has its pictures in subfolders: {', '.join(folders[:NAMED])}{more}.")
+    if len(found) > NAMED:
+        lines.append(f"So have {len(found) - NAMED:,} other classes.")
+    return lines
+
+
+def _places(catalog: Catalog, part: str) -> str:
+    levels = catalog.source.levels(part)
+    if list(catalog.source.parts.values()).count(catalog.source.parts[part]) > 1:  # each class has a folder of the part
+        names = {folder.name for folders in catalog.source.classes[part].values() for folder in folders}
+        return ", ".join(f"<class>/{printable(name)}" for name in sorted(names))
+    return ", ".join(_place(catalog, level) for level in levels)
+
+
+def _place(catalog: Catalog, folder: Path) -> str:
+    root = catalog.source.root
+    return printable((folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix())
 
 
 def describe_changes(report: Path, catalog: Catalog, split: Split) -> str:

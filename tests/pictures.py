@@ -233,9 +233,19 @@ def altered(image: Image.Image) -> list[Image.Image]:
     ]
 
 
-def scanned(root: Path, cache_dir: Path, test_data: Path | None = None) -> Catalog:
+def scanned(
+    root: Path,
+    cache_dir: Path,
+    test_data: Path | None = None,
+    *,
+    parts: str | None = None,
+    follow_links: bool = False,
+) -> Catalog:
     """Return the catalog of a folder, with the results of its checks stored under `cache_dir`."""
-    return scan(resolve(str(root), cache_dir=cache_dir, pictures=None, test_data=test_data), cache_dir=cache_dir)
+    source = resolve(
+        str(root), cache_dir=cache_dir, pictures=None, test_data=test_data, parts=parts, follow_links=follow_links
+    )
+    return scan(source, cache_dir=cache_dir)
 
 
 def by_path(catalog: Catalog) -> dict[str, Picture]:
@@ -262,7 +272,8 @@ def made_up_picture(content_hash: str, label: str, group: str) -> Picture:
 
 def made_up_catalog(pictures: list[Picture]) -> Catalog:
     """Return a catalog of pictures without files."""
-    source = Source(name="made-up", root=Path("made-up"), parts={"all": Path("made-up")}, available=None, citation="")
+    root = Path("made-up")
+    source = Source(name="made-up", root=root, parts={"all": root}, classes={}, available=None, citation="")
     return Catalog(source=source, classes=tuple(sorted({p.label for p in pictures})), pictures=tuple(pictures))
 
 

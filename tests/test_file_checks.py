@@ -3,6 +3,7 @@
 import csv
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,55 @@ def test_links_inside_are_read_and_links_to_folders_never_followed(tmp_path: Pat
     assert files["Amanita/itself.jpg"].reason == "a broken link"
 
 
+def linked_folder(tmp_path: Path) -> Path:
+    """Write class folders of links to pictures elsewhere, as DVC and download caches make them, and return them."""
+    store = class_folders(tmp_path / "store")
+    for file in store.rglob("*.jpg"):
+        link = tmp_path / "set" / file.relative_to(store)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    return tmp_path / "set"
+
+
+@posix_only
+def test_links_out_are_counted_in_the_error_with_the_option_that_reads_them(tmp_path: Path):
+    root = linked_folder(tmp_path)
+    with pytest.raises(DataError, match=r"12 refused \(a link out of the data set\).*: add --follow-links"):
+        scanned(root, tmp_path / "cache")
+    followed = scanned(root, tmp_path / "cache", follow_links=True)
+    stored = scanned(tmp_path / "store", tmp_path / "cache")
+    assert followed.fingerprint == stored.fingerprint and len(followed.kept) == 36
+
+
+@posix_only
+def test_followed_links_never_lead_in_circles_and_read_a_folder_once(tmp_path: Path):
+    root, other = linked_folder(tmp_path), class_folders(tmp_path / "other", classes=1, each=1)
+    picture(500, label=1).save(other / "new.jpg")
+    amanita = root / "Amanita"
+    (amanita / "loop").symlink_to(amanita)
+    (amanita / "up").symlink_to(root)
+    (amanita / "itself.jpg").symlink_to(amanita / "itself.jpg")
+    (amanita / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    (amanita / "a").symlink_to(other)
+    (amanita / "b").symlink_to(other)
+    (other / "back").symlink_to(root)
+    (amanita / "again.jpg").symlink_to(tmp_path / "store" / "Amanita" / "0000.jpg")
+    os.link(tmp_path / "store" / "Boletus" / "0001.jpg", root / "Boletus" / "hard.jpg")
+    (root / "self.jpg").symlink_to(root / "self.jpg")
+    files = by_path(scanned(root, tmp_path / "cache", follow_links=True))
+    assert {path: file.reason.partition(",")[0] for path, file in files.items() if file.verdict is Verdict.REFUSED} == {
+        "Amanita/loop": "a folder that is read already",
+        "Amanita/up": "a link to a folder that contains it",
+        "Amanita/itself.jpg": "a broken link",
+        "Amanita/gone.jpg": "a broken link",
+        "Amanita/b": "a folder that is read already",
+        "Amanita/a/back": "a link to a folder that contains it",
+        "self.jpg": "not in a class folder",
+    }
+    assert files["Amanita/a/new.jpg"].verdict is Verdict.KEPT
+    assert files["Amanita/again.jpg"].verdict is files["Boletus/hard.jpg"].verdict is Verdict.DUPLICATE
+
+
 # --- the scan cache ---
 
 
@@ -149,6 +199,24 @@ def test_a_corrupt_scan_cache_is_rebuilt(tmp_path: Path):
         stored.write_bytes(torn)
         assert scanned(root, tmp_path / "cache") == first
     assert stored.read_bytes() == whole
+
+
+def test_parts_that_share_a_folder_share_its_stored_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Parts inside the class folders, as in <class>/train, all have paths relative to the same folder."""
+    for number, part in enumerate(("train", "test")):
+        for label, name in enumerate(NAMES[:2]):
+            (tmp_path / "set" / name / part).mkdir(parents=True)
+            for seed in range(12):
+                path = tmp_path / "set" / name / part / f"{seed}.jpg"
+                picture(100 * number + seed, label=label).save(path)
+    for stray in ("stray.jpg", "Agaricus/stray.jpg"):
+        (tmp_path / "set" / stray).touch()
+    first = scanned(tmp_path / "set", tmp_path / "cache")
+    assert Counter(p.part for p in first.kept) == {"train": 24, "test": 24}
+    assert [p.path for p in first.pictures if p.label == ""] == ["Agaricus/stray.jpg", "stray.jpg"]
+    assert first.file(first.kept[0]).read_bytes()
+    opened = count_opened(monkeypatch)
+    assert scanned(tmp_path / "set", tmp_path / "cache") == first and opened == []
 
 
 def test_an_interrupted_scan_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

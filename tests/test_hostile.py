@@ -174,7 +174,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, file_checks.Fi
     inside = folder / "set"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-        entries = list(file_checks.walk(inside, {"a": inside / "a"}, within=(inside,)))
+        entries = list(file_checks.walk(inside, {"a": [inside / "a"]}, within=(inside,)))
         checks = file_checks.check_files(inside, entries, cache_dir=folder / "cache")
     assert not (folder / "called").exists()
     return {entry.path.removeprefix("a/"): check for entry, check in zip(entries, checks, strict=True)}
@@ -214,7 +214,7 @@ def test_a_sparse_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
             file.truncate(10**12)
         except OSError:
             pytest.skip("this file system has no such files")
-    (entry,) = file_checks.walk(tmp_path, {"a": tmp_path / "a"}, within=(tmp_path,))
+    (entry,) = file_checks.walk(tmp_path, {"a": [tmp_path / "a"]}, within=(tmp_path,))
     assert (entry.verdict, entry.reason) == ("refused", f"1,000.0 GB, more than the {MAX_BYTES / 1e9:.1f} allowed")
     with pytest.raises(PictureError, match=r"1,000.0 GB, more than"):
         square_of(tmp_path / "a" / "hole.jpg", 32, {})
@@ -247,7 +247,7 @@ from pathlib import Path
 import psutil
 from data import file_checks
 here = Path(sys.argv[1])
-entries = list(file_checks.walk(here, {"a": here / "a"}, within=(here,)))
+entries = list(file_checks.walk(here, {"a": [here / "a"]}, within=(here,)))
 room = psutil.Process().memory_info().vms + 200_000_000
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 check = file_checks._check_file(here / entries[0].path)
@@ -327,7 +327,7 @@ def test_a_folder_tree_deeper_than_the_recursion_limit_is_walked(tmp_path: Path)
     picture(0).save(folders[-1] / "p.png")
     try:
         assert [path.name for path in pictures_in([tmp_path / "set"])] == ["p.png"]
-        found = list(file_checks.walk(tmp_path, {"set": tmp_path / "set"}, within=(tmp_path,)))
+        found = list(file_checks.walk(tmp_path, {"set": [tmp_path / "set"]}, within=(tmp_path,)))
         assert [entry.verdict for entry in found] == [None]
         (check,) = file_checks.check_files(tmp_path, found, cache_dir=tmp_path / "cache")
         assert check.verdict == "kept"

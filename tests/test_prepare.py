@@ -1,11 +1,13 @@
 """Preparation: one call reads and splits a data set, another decodes it, and the result says what was found."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from pictures import class_folders
 
-from data import DataError, cache, catalog, sources
+from data import DataError, cache, catalog, expanded, sources
+from data.catalog import UnusableDataError
 from data.prepare import default_cache, find_pictures, identity
 from data.split import split
 
@@ -52,6 +54,26 @@ def test_the_default_cache_is_the_users_cache_folder(tmp_path: Path, monkeypatch
     if default_cache().parent == tmp_path:  # elsewhere than on Linux another variable decides
         find_pictures(str(class_folders(tmp_path / "set")))
         assert (tmp_path / "mushroom-study" / "scans").is_dir()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="home folders are found in other ways there")
+def test_without_a_home_folder_the_error_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)  # a user id that no user has, as in a container
+    with pytest.raises(DataError, match="--cache DIR"):
+        default_cache()
+    assert expanded(Path("~/pictures")) == Path("~/pictures")
+
+
+def test_data_that_cannot_be_split_are_refused_with_their_catalog(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", classes=2)
+    with pytest.raises(UnusableDataError, match="--pictures") as caught:
+        find_pictures(str(root), limit=3, cache_dir=tmp_path)
+    assert len(caught.value.catalog.kept) == 24
 
 
 def test_progress_is_tracked_in_both_steps(tmp_path: Path) -> None:

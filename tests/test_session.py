@@ -19,8 +19,10 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
+from pictures import class_folders
 from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
 
+from data.prepare import find_pictures
 from model.predict import Classifier
 from model.training import EpochMetrics
 from search_space import Config, Profile, portfolio, suggest
@@ -68,6 +70,31 @@ def test_a_session_runs_a_study_silently_and_yields_its_events(
     assert {path.name for path in session.folder.iterdir()} >= {"study.db", "settings.json", "trials.csv"}
     assert capfd.readouterr() == ("", "")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_stated_parts_and_followed_links_are_recalled_where_the_data_now_are(tmp_path: Path) -> None:
+    old, store = tmp_path / "old", tmp_path / "store"
+    class_folders(store / "a", classes=2, each=24)
+    class_folders(store / "b", classes=2, each=30)
+    for file in store.rglob("*.jpg"):
+        if file.parent.parent.name == "a" or int(file.stem) >= 24:  # no picture is in both parts
+            link = old / file.relative_to(store)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    cache = tmp_path / "cache"
+    pictures = find_pictures(str(old), parts="train=a,test=b", follow_links=True, cache_dir=cache)
+    with open_session(
+        pictures, plan=Plan(trials=1), profile=TINY, results=tmp_path / "results", cache_dir=cache
+    ) as session:
+        started = session.data_identity
+    old.rename(tmp_path / "new")
+    again = find_study(tmp_path / "results").reopen([32], data=str(tmp_path / "new"), cache_dir=cache)
+    assert again.data_identity == started
+    assert set(again.pictures.catalog.source.parts) == {"train", "test"}
+    with pytest.raises(StudyError, match="have changed"):
+        find_study(tmp_path / "results").reopen(
+            [32], data=str(tmp_path / "new"), parts="train=b,test=a", cache_dir=cache
+        )
 
 
 def test_a_loop_that_is_left_early_is_resumed_by_the_next_session(tiny: Tiny, tmp_path: Path) -> None:

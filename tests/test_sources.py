@@ -7,7 +7,7 @@ import pytest
 from pictures import class_folders, picture
 
 from data import DataError, field_guide
-from data.sources import class_folders as classes_in
+from data.layout import class_folders as classes_in
 from data.sources import resolve
 from model.files import printable
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 OPTIONS = {
     (): {
-        *("--data", "--test-data", "--pictures", "--study", "--profile"),
+        *("--data", "--test-data", "--parts", "--follow-links", "--pictures", "--study", "--profile"),
         *("--trials", "--epochs", "--timeout", "--patience", "--target"),
         *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--no-flips", "--seed"),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
@@ -32,6 +33,7 @@ OPTIONS = {
             "--study",
             "--data",
             "--test-data",
+            "--parts",
             "--trial",
             "--finalists",
             "--seeds",
@@ -41,14 +43,14 @@ OPTIONS = {
         ),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
-    ("export",): {"--study", "--data", "--test-data", "--storage", "--results", "--cache"},
+    ("export",): {"--study", "--data", "--test-data", "--parts", "--storage", "--results", "--cache"},
     ("predict",): {
         *("PICTURES", "--model", "--study", "--top", "--json", "--csv"),
         *("--device", "--results"),
     },
     ("report",): {"--study", "--storage", "--results"},
     ("dashboard",): {"--study", "--port", "--storage", "--results"},
-    ("check-data",): {"--data", "--test-data", "--report", "--cache"},
+    ("check-data",): {"--data", "--test-data", "--parts", "--follow-links", "--report", "--cache"},
     ("clean",): {"NAMES", "--results", "--cache"},
 }
 """Every command and its options. Whoever adds one adds it here and to the README."""
@@ -191,6 +193,40 @@ def test_a_mistyped_command_line_is_explained_in_one_line(words: str, line: str,
 def test_a_folder_without_its_option_is_recognised(refused: Callable[..., str], pictures: Path) -> None:
     for command in ([], ["check-data"]):
         assert f"'{pictures}' (did you mean --data {pictures}?)" in refused(*command, pictures, places=False)
+
+
+def test_check_data_writes_the_report_also_of_data_that_it_refuses(run: Run, pictures: Path, tmp_path: Path) -> None:
+    for file in (pictures / "Agaricus").iterdir():
+        file.write_bytes(b"torn")
+    report = tmp_path / "report.csv"
+    ended = run("check-data", "--data", pictures, "--report", report, "--cache", tmp_path / "cache")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert report.read_text().count("unreadable") == 12
+    rows = {line.split()[0]: line.split()[1:] for line in ended.out.splitlines() if line}
+    assert (rows["Agaricus"], rows["Amanita"]) == (["0", "12"], ["12", "0"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no head")
+def test_check_data_writes_the_report_before_its_reader_leaves(pictures: Path, tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "study.py"), "check-data", "--data", str(pictures), "--cache", str(tmp_path)]
+    command = f"{shlex.join([*words, '--report', str(tmp_path / 'report.csv')])} | head -n 1"
+    subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=True)
+    assert (tmp_path / "report.csv").read_text().count("kept") == 24
+
+
+def test_check_data_says_how_the_folders_were_understood(run: Run, tmp_path: Path) -> None:
+    for part, each in (("Training", 20), ("holdout", 4), ("extra", 1)):
+        class_folders(tmp_path / "set" / part, classes=2, each=each)
+    for number in range(20):
+        below = tmp_path / "set" / "Training" / "Amanita" / f"site {number % 2}"
+        below.mkdir(exist_ok=True)
+        (below.parent / f"{number:04d}.jpg").rename(below / f"{number}.jpg")
+    ended = run("check-data", "--data", tmp_path / "set", "--cache", tmp_path / "cache")
+    assert ended.code == 0, ended.err
+    text = " ".join(ended.out.split())
+    assert "train from Training (32 pictures), test from holdout (8 pictures); validation taken from train" in text
+    assert "Not used: extra, with 2 pictures" in text
+    assert "'Amanita' has its pictures in subfolders: 'site 0' 8, 'site 1' 8." in text
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.samplers import BaseSampler
 
-from data import Track, no_track
+from data import Track, expanded, no_track
 from data.cache import CacheHandle
 from data.prepare import Pictures, default_cache, find_pictures, identity
 from data.report import describe_changes, write_report
@@ -100,6 +100,7 @@ class OpenStudy:
         *,
         data: str | None = None,
         test_data: Path | None = None,
+        parts: str | None = None,
         slots: Sequence[Slot] | None = None,
         cache_dir: Path | None = None,
         track: Track = no_track,
@@ -108,14 +109,20 @@ class OpenStudy:
     ) -> Session:
         """Read the study's pictures again and decode them at `sizes` (pixels), by default those of its trials.
 
-        `data` and `test_data` say where the pictures are now, if they have moved. Raises StudyError if they have
-        changed, and DataError if they cannot be read.
+        `data`, `test_data` and `parts` say where the pictures are now, if they have moved. Raises StudyError if they
+        have changed, and DataError if they cannot be read.
         """
         source = data or self.settings.data
         tested = test_data or (Path(self.settings.test_data) if self.settings.test_data else None)
         cache_dir = cache_dir or default_cache()
         pictures = find_pictures(
-            source, test_data=tested, limit=self.settings.pictures, cache_dir=cache_dir, track=track
+            source,
+            test_data=tested,
+            parts=parts or self.settings.parts,
+            follow_links=self.settings.follow_links,
+            limit=self.settings.pictures,
+            cache_dir=cache_dir,
+            track=track,
         )
         if sizes is None:
             sizes = {trial.config.image_size for trial in read_trials(self.study) if trial.config}
@@ -291,6 +298,8 @@ def open_session(
             started = Settings(
                 data=pictures.source if pictures.source in NAMES else _absolute(Path(pictures.source)),
                 test_data=_absolute(pictures.test_data) if pictures.test_data else None,
+                parts=pictures.parts,
+                follow_links=pictures.follow_links,
                 pictures=pictures.limit,
                 storage=database.without_password(database.absolute(storage)) if storage else None,
                 argv=list(argv),
@@ -331,4 +340,4 @@ def find_study(results: Path = RESULTS, name: str | None = None, storage: str | 
 
 
 def _absolute(path: Path) -> str:
-    return str(path.expanduser().absolute())
+    return str(expanded(path).absolute())

@@ -32,6 +32,9 @@ class Settings:
     """The database's URL without its password; None for the SQLite file in the study's folder."""
     argv: list[str] = field(default_factory=list[str])
     """Command-line arguments after `study.py`, without passwords."""
+    parts: str | None = None
+    """A value of `--parts`; None if the folders themselves tell."""
+    follow_links: bool = False
 
     def save(self, folder: Path) -> None:
         """Write settings.json. Raises StudyError if that fails."""

@@ -262,7 +262,7 @@ def configs(folder: Path) -> list[bytes]:
 
 def _entries(folder: Path) -> list[file_checks.Entry]:
     inside = folder / "set"
-    return list(file_checks.walk(inside, {"a": inside / "a"}, within=(inside,)))
+    return list(file_checks.walk(inside, {"a": [inside / "a"]}, within=(inside,)))
 
 
 def read_config(content: bytes, folder: Path) -> None:
