@@ -40,7 +40,8 @@ def dashboard(
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise StudyError(f"cannot serve on --port {port} ({reason}): choose a free one, or omit it") from error
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore", module=r"optuna\.")  # importances of a study with few trials
     with server, suppress(KeyboardInterrupt):
         console.print(f"{address}  (press Ctrl-C to stop it)", markup=False, soft_wrap=True)

@@ -32,7 +32,8 @@ def follow(
 ) -> int | None:
     """Show the events of `run` until it ends, and call `stop` on each signal.
 
-    Returns the number of the signal that stopped the run, or None.
+    Returns the number of the signal that stopped the run, or None. A signal that this process was started to ignore, as
+    a script's shell does with SIGINT for what it starts in the background, stays ignored.
     """
     received: list[int] = []
 
@@ -40,7 +41,8 @@ def follow(
         received.append(number)
         stop()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in heeded}
     try:
         # Closed however the loop ends: workers ignore the SIGTERM with which Python would end them, and it would wait.
         with screen, closing(run):

@@ -233,6 +233,25 @@ def test_ctrl_c_keeps_finished_epochs_and_a_second_coordinator_is_refused(undist
     assert essence(study.trials()) == essence(undisturbed.trials())
 
 
+def test_a_signal_that_the_shell_has_had_ignored_stays_ignored(tiny: Tiny, tmp_path: Path) -> None:
+    """As SIGINT is in what a script starts in the background: the Ctrl-C is meant for the script's own foreground."""
+    study = tiny.at(tmp_path, "--workers", "1", "--trials", "2")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a process inherits what is ignored
+    try:
+        with subprocess.Popen(
+            [sys.executable, str(HERE / "study.py"), *study.arguments()], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            started = next(line for line in process.stdout if " %" in line)  # a trial has ended
+            process.send_signal(signal.SIGINT)
+            shown = started + process.stdout.read()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.returncode == 0
+    assert "Stopping" not in shown
+    assert count_trials(read(study)) == 2
+
+
 @pytest.mark.long
 def test_a_second_signal_stops_without_the_running_epoch(undisturbed: Tiny, tmp_path: Path) -> None:
     """The worker is suspended, so that its epoch never ends. The exit code is that of the first signal, SIGTERM."""
