@@ -41,9 +41,19 @@ def amount(group: Group, metavar: str = "N") -> Parameter:
     return Parameter(group=group, metavar=metavar, validator=Number(gt=0))
 
 
+def percentage(group: Group) -> Parameter:
+    """Return an option whose value is a percentage of at least 1: a smaller one was surely meant as a share of 1."""
+    return Parameter(group=group, metavar="PERCENT", validator=(Number(gt=0, lte=100), _not_a_share))
+
+
 def flag(group: Group, name: str | None = None) -> Parameter:
     """Return an option that takes no value."""
     return Parameter(name=name, group=group, negative="", show_default=False)
+
+
+def _not_a_share(_: object, value: float | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"must be a percentage of at least 1 (did you mean {100 * value:g}?)")
 
 
 def _whole_number(_: object, tokens: Sequence[Token]) -> int:

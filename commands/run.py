@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from commands.options import (
     DATA,
@@ -27,6 +26,7 @@ from commands.options import (
     choice,
     count,
     flag,
+    percentage,
     study_options,
 )
 from tuning import StudyError
@@ -52,7 +52,7 @@ def run(
     epochs: Annotated[int | None, count(EXTENT)] = None,
     timeout: Annotated[float | None, amount(EXTENT, "MINUTES")] = None,
     patience: Annotated[int | None, count(EXTENT)] = None,
-    target: Annotated[float | None, Parameter(group=EXTENT, metavar="PERCENT", validator=Number(gt=0, lte=100))] = None,
+    target: Annotated[float | None, percentage(EXTENT)] = None,
     max_params: Annotated[float | None, amount(SEARCH)] = None,
     max_flops: Annotated[float | None, amount(SEARCH)] = None,
     sampler: Annotated[Literal["tpe", "random"], choice(SEARCH)] = "tpe",
@@ -93,7 +93,7 @@ def run(
     patience
         Start no new trials after N in a row without an improvement. By default there is no limit.
     target
-        Start no new trials once one has reached this validation top-1.
+        Start no new trials once one has reached this validation top-1, in percent.
     max_params
         Do not train networks with more parameters than N, such as 3e5; the sampler learns to avoid them. By default
         there is no limit.

@@ -168,6 +168,10 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
             "see python study.py --help",
         ),
         ("--device tpu", "--device must be one of auto, cpu, cuda, mps, but got 'tpu'; see python study.py --help"),
+        (
+            "--target 0.9",
+            "--target must be a percentage of at least 1 (did you mean 90?), but got 0.9; see python study.py --help",
+        ),
         ("--trails 5", "unknown option --trails (did you mean --trials?); see python study.py --help"),
         ("-x", "unknown option -x; see python study.py --help"),
         (
