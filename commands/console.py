@@ -439,7 +439,10 @@ def print_best(console: Console, study: optuna.Study) -> None:
     rows = {trial.number: _cells(trial) for trial in best + baselines}
     wide = console.width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="dim")
-    headings = [name for name in rows[best[0].number] if wide or name not in ("top-3", "epoch", "decay")]
+    hidden = set() if wide else {"top-3", "epoch", "decay"}
+    if all(cells.get("top-3", "-") == "-" for cells in rows.values()):
+        hidden.add("top-3")
+    headings = [name for name in rows[best[0].number] if name not in hidden]
     for heading in headings:
         left = heading in ("stride", "dilation", "optimizer", "decay")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
@@ -493,7 +496,8 @@ def print_end(
     trials = read_trials(session.study)
     counted, unfinished = count_trials(trials), sum(trial.is_running for trial in trials)
     kept = f" The finished epochs of {plural(unfinished, 'unfinished trial')} are kept." if unfinished else ""
-    lines = [f"{plural(counted, 'trial')}: {ending}.{kept}"]
+    best = [f" (trial {trial.number}: {percent(trial.value)})" for trial in top(trials, 1) if ending is Ending.TARGET]
+    lines = [f"{plural(counted, 'trial')}: {ending}{''.join(best)}.{kept}"]
     if far := how_far(trials):
         lines.append(f"Trained:  {far}")
     match ending:

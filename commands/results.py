@@ -87,13 +87,14 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
     """Print the test results of the winner and the baselines, and the accuracy of each class."""
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
     table.add_column("Test set", overflow="fold")
-    for heading in ("top-1", "95 % interval", "top-3", "mean", "sd"):
+    has_top3 = results["top3"] is not None
+    for heading in ("top-1", "95 % interval", *["top-3"] * has_top3, "mean", "sd"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row(
         f"{winner.name}, seed {winner.seed_index + 1}: exported",
         percent(results["top1"]),
         _interval(results["top1_interval"]),
-        percent(results["top3"]),
+        *[percent(results["top3"])] * has_top3,
         percent(results["top1_mean"]),
         percent(results["top1_sd"]),
         style="bold",
@@ -103,7 +104,7 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
             other["name"],
             percent(other["top1"][0]),
             _interval(other["top1_interval"]),
-            percent(other["top3"]),
+            *[percent(other["top3"])] * has_top3,
             percent(other["top1_mean"]),
             percent(other["top1_sd"]),
             style="dim",

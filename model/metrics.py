@@ -36,9 +36,10 @@ class Measured:
     """Share of the pictures whose true class is the most probable one, 0 to 1."""
     top1_interval: tuple[float, float]
     """95 % Wilson interval of `top1`."""
-    top3: float
-    """Share of the pictures whose true class is among the three most probable ones, 0 to 1."""
-    top3_interval: tuple[float, float]
+    top3: float | None
+    """Share of the pictures whose true class is among the three most probable ones, 0 to 1; None if there are no more
+    than three classes, of which it would always be 1."""
+    top3_interval: tuple[float, float] | None
     """95 % Wilson interval of `top3`."""
     ece: float
     """Expected calibration error after the temperature, 0 to 1."""
@@ -84,8 +85,8 @@ def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
         loss=float(functional.cross_entropy(scaled, labels)),
         top1=top1 / pictures,
         top1_interval=wilson(top1, pictures),
-        top3=top3 / pictures,
-        top3_interval=wilson(top3, pictures),
+        top3=top3 / pictures if classes > 3 else None,
+        top3_interval=wilson(top3, pictures) if classes > 3 else None,
         ece=calibration_error(scaled.softmax(dim=1), labels),
         per_class=tuple(row[label] / sum(row) if sum(row) else None for label, row in enumerate(rows)),
         confusion=rows,

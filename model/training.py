@@ -130,8 +130,9 @@ class Evaluation:
     """Plain cross entropy per picture: no smoothing, no weights, so that all configurations are comparable."""
     top1: float
     """Share of the pictures whose true class has the highest logit, 0 to 1."""
-    top3: float
-    """Share of the pictures whose true class has one of the three highest logits, 0 to 1."""
+    top3: float | None
+    """Share of the pictures whose true class has one of the three highest logits, 0 to 1; None for up to three classes,
+    of which it would always be 1."""
     confusion: Confusion
     mistakes: tuple[Mistake, ...]
     """The most confident wrong predictions, up to MISTAKES, the most confident first."""
@@ -151,8 +152,8 @@ class EpochMetrics:
     """Plain cross entropy per validation picture, as in `Evaluation`."""
     top1: float
     """Top-1 on the validation pictures, 0 to 1: the value that a study maximises."""
-    top3: float
-    """Top-3 on the validation pictures, 0 to 1."""
+    top3: float | None
+    """Top-3 on the validation pictures, 0 to 1; None for up to three classes."""
     confusion: Confusion
     """Number of validation pictures by true class (rows) and predicted class (columns)."""
     lr: float
@@ -329,7 +330,7 @@ def evaluate(model: nn.Module, batches: Batches) -> Evaluation:
     return Evaluation(
         loss=math.fsum(_floats(torch.stack(losses))) / pictures,
         top1=int(square.trace()) / pictures,
-        top3=int(hits3) / pictures,
+        top3=int(hits3) / pictures if classes > 3 else None,
         confusion=tuple(tuple(map(int, row)) for row in square.unbind()),
         mistakes=_mistakes(torch.cat(predictions).cpu(), torch.cat(wrong).cpu()),
     )

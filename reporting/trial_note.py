@@ -120,10 +120,10 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
         text = "accuracy on the validation pictures says nothing about new ones."
         lines += ["", f"Trained on train + validation for {plural(epochs, 'epoch')}: {text}"]
     elif chosen is not None:
-        top1, top3 = percent(chosen.top1), percent(chosen.top3)
+        top3 = "" if chosen.top3 is None else f", {percent(chosen.top3)} top-3"
         lines += [
             "",
-            f"**{top1} top-1**, {top3} top-3 on the validation set, in epoch {chosen.epoch + 1} of {epochs}.",
+            f"**{percent(chosen.top1)} top-1**{top3} on the validation set, in epoch {chosen.epoch + 1} of {epochs}.",
         ]
     rows: list[tuple[str, str]] = []
     for group, settings in configuration(record.assignment.config).items():

@@ -53,8 +53,10 @@ def study(values: list[float | None], name: str = "mushrooms") -> optuna.Study:
             "outcome": str(Outcome.PRUNED if value is None else Outcome.COMPLETE),
             "config": config().to_dict(),
             "flops": 123_456_789,
+            "best_top1": value or 0.0,
             "best_top3": 0.9,
             "best_epoch": 4,
+            "seconds": 1.0,
         }
         if number < 2:
             attributes["baseline"] = ["original recipe", "hand-tuned recipe"][number]
@@ -343,6 +345,7 @@ def test_a_study_that_reached_its_patience_or_target_names_the_option(
     console = log()
     screen.print_end(console, replace(open_study("r"), study=study([0.5])), ending, ["--trials", "9"], "--study r")
     assert re.match(rf"Continue: .* larger {option},", lines(console)[-6])
+    assert ("the target is reached (trial 0: 50.00 %)" in lines(console)[-8]) == (ending is Ending.TARGET)
 
 
 def plan_text(console: Console, session: SearchSession, first_pruning: int | None, rungs: tuple[int, ...] = ()) -> str:

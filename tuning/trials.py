@@ -77,7 +77,8 @@ class Result:
     """Number of the best epoch, from 0."""
     top1: float
     """Top-1 as a share of the validation pictures, 0 to 1."""
-    top3: float
+    top3: float | None
+    """Top-3, likewise; None for up to three classes."""
     seconds: float
     """Training time in seconds of all epochs together."""
     peak_memory: int | None

@@ -54,8 +54,9 @@ class Results(TypedDict):
     top1: float
     top1_interval: Sequence[float]
     """95 % Wilson interval of the top-1: (low, high)."""
-    top3: float
-    top3_interval: Sequence[float]
+    top3: float | None
+    """Top-3; None for up to three classes."""
+    top3_interval: Sequence[float] | None
     ece: float
     """Expected calibration error, after the temperature."""
     loss: float
@@ -117,7 +118,11 @@ def _front_matter(bundle: Bundle, results: Results | None) -> str:
             f"    dataset: {{type: image-folder, name: {_yaml(str(source))}, split: test}}",
             "    metrics:",
             f"    - {{type: accuracy, name: Top-1 accuracy, value: {results['top1']:.4f}}}",
-            f"    - {{type: accuracy, name: Top-3 accuracy, value: {results['top3']:.4f}}}",
+            *(
+                []
+                if results["top3"] is None
+                else [f"    - {{type: accuracy, name: Top-3 accuracy, value: {results['top3']:.4f}}}"]
+            ),
             f"    - {{type: expected_calibration_error, name: ECE, value: {results['ece']:.4f}}}",
         ]
     return "\n".join([*lines, "---"])
@@ -224,9 +229,12 @@ def _results(bundle: Bundle, results: Results | None) -> str:
         if times == 1
         else f"This was evaluation number {times} on these pictures, so the result may be slightly optimistic."
     )
+    top3: list[tuple[str, str, str]] = []
+    if results["top3"] is not None and results["top3_interval"] is not None:
+        top3 = [("top-3 accuracy", _percent(results["top3"]), _interval(results["top3_interval"]))]
     rows = [
         ("top-1 accuracy", _percent(results["top1"]), _interval(results["top1_interval"])),
-        ("top-3 accuracy", _percent(results["top3"]), _interval(results["top3_interval"])),
+        *top3,
         ("expected calibration error (ECE)", _percent(results["ece"]), ""),
         ("cross-entropy", f"{results['loss']:.4f}", ""),
     ]
@@ -258,11 +266,13 @@ def _spread(results: Results) -> list[str]:
     parts: list[str] = []
     if seeds := results.get("seeds"):
         runs = _runs(len(seeds), results.get("diverged", 0))
-        rows = [(str(s["seed"]), *(_percent(s[name]) for name in ("top1", "top3", "ece"))) for s in seeds]
+        names = {"top1": "top-1", "top3": "top-3", "ece": "ECE"}
+        shown = {name: head for name, head in names.items() if all(s[name] is not None for s in seeds)}
+        rows = [(str(s["seed"]), *(_percent(s[name]) for name in shown)) for s in seeds]
         parts += [
             f"Trained with {runs}, the same recipe reached {_mean(results.get('top1_mean'), results.get('top1_sd'))}. "
             "This model is from the first seed.",
-            _table(("seed", "top-1", "top-3", "ECE"), rows),
+            _table(("seed", *shown.values()), rows),
         ]
     if validation := results.get("validation"):
         gap = 100 * (validation["recorded"] - validation["finalists_mean"])

@@ -174,10 +174,11 @@ def mistakes(facts: Facts) -> Section | None:
 
 
 def _tested(test: dict[str, Any]) -> list[Part]:
+    top3 = "" if test["top3"] is None else f" and {percent(test['top3'], 1)} top-3"
     text = (
         f"On {plural(test['pictures'], 'test picture')}, which the study has not used, the exported network reaches "
-        f"{percent(test['top1'], 1)} top-1 (95 % interval {interval(*test['top1_interval'])}) and "
-        f"{percent(test['top3'], 1)} top-3. Its probabilities are off by {percent(test['ece'], 1)} on average "
+        f"{percent(test['top1'], 1)} top-1 (95 % interval {interval(*test['top1_interval'])}){top3}. "
+        f"Its probabilities are off by {percent(test['ece'], 1)} on average "
         "(expected calibration error). "
     )
     lost = f" ({test['diverged']} more diverged)" if test["diverged"] else ""

@@ -166,11 +166,12 @@ def drawn_of(shown: int, whole: int) -> str:
 
 def trial_table(title: str, trials: Sequence[Trial]) -> Table:
     """Return a table with a row per trial: its accuracy and its cost."""
+    has_top3 = any(trial.result and trial.result.top3 is not None for trial in trials)
     rows = [
         (
             trial_name(trial),
             percent(trial.value, 1),
-            percent(trial.result.top3, 1) if trial.result else "-",
+            *[percent(trial.result.top3, 1) if trial.result else "-"] * has_top3,
             f"{trial.result.epoch + 1}" if trial.result else "-",
             f"{trial.config.image_size} px" if trial.config else "-",
             number(trial.flops / 1e6) if trial.flops else "-",
@@ -179,7 +180,8 @@ def trial_table(title: str, trials: Sequence[Trial]) -> Table:
         )
         for trial in trials
     ]
-    head = ("trial", "top-1", "top-3", "best epoch", "image size", "MFLOPs per image", "parameters", "training time")
+    costs = ("best epoch", "image size", "MFLOPs per image", "parameters", "training time")
+    head = ("trial", "top-1", *["top-3"] * has_top3, *costs)
     return Table(title=title, head=head, rows=rows, numeric=frozenset(range(1, len(head))))
 
 
