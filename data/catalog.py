@@ -288,9 +288,9 @@ def _with_classes(source: Source, pictures: Sequence[Picture]) -> Catalog:
 
 
 def why_left_out(pictures: Sequence[Picture]) -> str:
-    """Return the verdicts on the files that are left out, with counts and, where files could not be used, reasons.
+    """Return how many files have each verdict but kept, and the reasons for the refused and unreadable ones.
 
-    Reasons are counted as one if they differ only in what follows a comma, colon or parenthesis. "" if none is left out.
+    Reasons count as one if they differ only in what follows a comma, colon or parenthesis. "" if no file is left out.
     """
     shown: list[str] = []
     for verdict in Verdict:
