@@ -23,9 +23,10 @@ from rich.text import Text
 from data import Track
 from data.augment import changed_by_flips
 from data.catalog import Catalog, remedy, why_left_out
+from data.facts import describe_sizes
 from data.file_checks import Verdict
 from data.prepare import Pictures
-from data.report import describe_layout
+from data.report import describe_layout, describe_subfolders, remarks
 from model.files import printable
 from model.training import EpochMetrics
 from reporting.words import duration, how_far, numbered_epochs, percent, plural, stopped_baselines
@@ -73,6 +74,22 @@ def print_pictures(console: Console, pictures: Pictures, *, classes: bool = True
     if classes:
         _print_layout(console, catalog)
         _print_classes(console, catalog, dict(pictures.split.named()))
+
+
+def print_facts(console: Console, pictures: Pictures, studies: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print sizes, what is odd, and what a study by each profile would do with the pictures."""
+    catalog = pictures.catalog
+    for line in (describe_sizes(catalog), *describe_subfolders(catalog), *remarks(catalog)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    plans = [
+        f"{name}: {plural(study['epochs'], 'epoch')} at {' to '.join(map(str, dict.fromkeys(_ends(study))))} pixels"
+        for name, study in studies.items()
+    ]
+    console.print(f"Each trial of a study, by profile: {'; '.join(plans)}.", highlight=False, soft_wrap=True)
+
+
+def _ends(study: Mapping[str, Any]) -> tuple[int, int]:
+    return study["image_sizes"][0], study["image_sizes"][-1]
 
 
 def print_unusable(console: Console, catalog: Catalog) -> None:

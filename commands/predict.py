@@ -17,6 +17,9 @@ from tuning.folder import RESULTS
 if TYPE_CHECKING:
     from model.predict import Prediction
 
+MUCH = 0.01
+"""Share of a picture's values outside the range that is worth a word; one in a thousand at each end is the rule."""
+
 
 def predict(
     *pictures: Annotated[Path, Parameter(metavar="PICTURE-OR-FOLDER")],
@@ -45,6 +48,7 @@ def predict(
     """
     from commands import predictions
     from model.export.bundle import BundleError
+    from model.files import printable
     from model.predict import Classifier, PredictError, pictures_in
     from tuning import devices
     from tuning.settings import recall
@@ -54,12 +58,18 @@ def predict(
     if as_json and as_csv:
         raise StudyError("got both --json and --csv: choose one of them")
     failures = shown = 0
+    several: list[Prediction] = []
+    outside: list[Prediction] = []
 
     def counted(found: Iterable[Prediction]) -> Iterator[Prediction]:
         nonlocal failures, shown
         for one in found:
             shown += one.error is None
             failures += one.error is not None
+            if one.traits.pages > 1:
+                several.append(one)
+            if one.traits.clipped > MUCH:
+                outside.append(one)
             yield one
 
     try:
@@ -83,6 +93,13 @@ def predict(
         # The reader has closed the pipe, as `head` does. Python still flushes its buffer at exit, so give it a sink.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    for found, what in (
+        (several, "several pictures, of which the first was classified,"),
+        (outside, "many values outside the range of the training pictures, which were clipped,"),
+    ):
+        if found:
+            where = f"in {len(found)} of {failures + shown} files, such as {printable(found[0].path)}"
+            print(f"{what} {where}", file=sys.stderr)
     if failures:
         print(f"{failures} of {failures + shown} pictures could not be classified", file=sys.stderr)
     if not shown:

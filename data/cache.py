@@ -28,7 +28,7 @@ from data import CACHE_FIX, DataError, Track, explained, no_track
 from data.catalog import Catalog, Picture
 from data.split import PARTS, PartName, Split
 from model.files import UNFINISHED, printable, replacing, replacing_on_disk
-from model.preprocessing import PictureError, load_square
+from model.preprocessing import PictureError, Ranges, load_square
 
 AHEAD = 64
 """Largest number of pictures decoded but not yet written: enough for every thread, and little memory even if the disk
@@ -189,19 +189,19 @@ def _write_squares(catalog: Catalog, sizes: Sequence[int], directory: Path, trac
         # The pool is entered last and so exits first: no thread outlives the files.
         files = [stack.enter_context(_npy(directory, size, len(kept))) for size in sizes]
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        squares = _in_order(pool, lambda picture: _squares(catalog.file(picture), picture, sizes), kept)
+        squares = _in_order(pool, lambda picture: _squares(catalog.file(picture), picture, sizes, catalog.ranges), kept)
         for row in track(squares, "Preparing pictures", len(kept)):
             for write, square in zip(files, row, strict=True):
                 write(square)
 
 
-def _squares(path: Path, picture: Picture, sizes: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
+def _squares(path: Path, picture: Picture, sizes: Sequence[int], ranges: Ranges) -> list[npt.NDArray[np.uint8]]:
     """Decode one picture at each size. Raises DataError if it is no longer the picture that was scanned."""
     try:
         content = path.read_bytes()
         if hashlib.blake2b(content, digest_size=16).hexdigest() != picture.content_hash:
             raise PictureError("its bytes differ")
-        return [load_square(io.BytesIO(content), size) for size in sizes]
+        return [load_square(io.BytesIO(content), size, ranges) for size in sizes]
     except MemoryError as error:
         raise DataError(
             f"not enough memory to decode {printable(path)} ({picture.width} x {picture.height} pixels): free some "

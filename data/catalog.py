@@ -22,6 +22,7 @@ from data import DataError, Track, near_duplicates, no_track
 from data.file_checks import THUMBNAIL, Entry, FileCheck, Verdict, check_files, stray, walk
 from data.sources import Source
 from model.files import printable
+from model.preprocessing import ORDINARY, Traits, settle_ranges
 from model.preprocessing import VERSION as PREPROCESSING_VERSION
 
 MIN_KEPT = 10
@@ -51,6 +52,7 @@ class Picture:
     """BLAKE2b of the bytes, 32 hex digits; "" if the file was not read."""
     group: str
     """Smallest content hash of the picture and its near-duplicates; "" if the file was not read."""
+    traits: Traits = ORDINARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,21 @@ class Catalog:
         return np.array([number[picture.label] for picture in self.kept], dtype=np.int64)
 
     @cached_property
+    def ranges(self) -> dict[str, list[float]]:
+        """`model.preprocessing.Ranges` of all usable pictures, so that they do not change with `limited`."""
+        usable = (picture.traits.values for picture in self.pictures if picture.verdict is Verdict.KEPT)
+        return settle_ranges(values for values in usable if values is not None)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash, 32 hex digits, of the classes, the kept pictures (class, bytes, part, group) and the preprocessing."""
         digest = hashlib.blake2b(f"{PREPROCESSING_VERSION}".encode(), digest_size=16)
+        # What was read otherwise before it was in the fingerprint; of any other data set the fingerprint stays the same
+        if self.ranges:
+            digest.update(repr(sorted(self.ranges.items())).encode())
+        for picture in self.kept:
+            if picture.traits.recovered > 1:
+                digest.update(f"{picture.content_hash} {picture.traits.recovered}".encode())
         for row in (self.classes, *map(_identity, self.kept)):
             digest.update("\0".join(row).encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
@@ -213,6 +227,7 @@ def _picture(part: str, entry: Entry, check: FileCheck) -> Picture:
         mode=check.mode,
         content_hash=check.content_hash,
         group="",
+        traits=check.traits,
     )
 
 

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,18 @@ from PIL import Image
 from data import CACHE_FIX, Track, explained, no_track
 from model import preprocessing
 from model.files import is_hidden, open_regular, printable, replacing
-from model.preprocessing import FORMATS, MAX_BYTES, MAX_PIXELS, MIN_SIDE, PictureError, open_picture
+from model.preprocessing import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    MIN_SIDE,
+    ORDINARY,
+    MissingReaderError,
+    PictureError,
+    Traits,
+    Values,
+    picture_formats,
+    read_picture,
+)
 
 THUMBNAIL = (16, 18)
 """Rows and columns of the grey thumbnails in which near-duplicates are found."""
@@ -33,7 +45,7 @@ THUMBNAIL = (16, 18)
 SUFFIXES = preprocessing.SUFFIXES | {".tga", ".psd", ".svg", ".raw", ".dng", ".cr2", ".nef"}
 """Suffixes of files meant to be pictures: those that cannot be decoded are "unreadable", others "not a picture"."""
 
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 """Version of the stored results. Raise it when a file would now get a different result; older ones are then ignored."""
 
 
@@ -84,9 +96,11 @@ class FileCheck:
     content_hash: str = ""
     """BLAKE2b of the file's bytes, 32 hex digits; "" unless kept."""
     thumbnail: bytes = b""
-    """THUMBNAIL grey values, row by row; empty unless kept."""
+    """THUMBNAIL grey values, row by row; empty unless kept. More than 8 bits are scaled by the picture's own range."""
+    traits: Traits = ORDINARY
     reusable: bool = True
-    """Whether the next scan may reuse this result; not if it depended on permissions or free memory, not the file."""
+    """Whether the next scan may reuse this result; not if it depended on permissions, free memory or an
+    optional package, not the file."""
 
 
 def stray(folder: Path, beside: Path) -> Iterator[Entry]:
@@ -230,26 +244,34 @@ def _check_open_file(file: io.BufferedReader, named_like_a_picture: bool) -> Fil
     file.seek(0)
     try:
         # The short side keeps at least 2 x 32 pixels: enough for the thumbnail, and JPEGs decode up to 4 times faster.
-        image = open_picture(file, at_least=32)
+        image, traits = read_picture(file, at_least=32, ranges=None)
     except PictureError as error:
         if header.width * header.height > MAX_PIXELS or header.verdict is Verdict.REFUSED:
             return replace(header, verdict=Verdict.REFUSED, reason=str(error))
         meant = named_like_a_picture or header.width > 0
-        return replace(header, verdict=Verdict.UNREADABLE if meant else Verdict.NOT_A_PICTURE, reason=str(error))
+        verdict = Verdict.UNREADABLE if meant else Verdict.NOT_A_PICTURE
+        reusable = not isinstance(error, MissingReaderError)
+        return replace(header, verdict=verdict, reason=str(error), reusable=reusable)
     if min(header.width, header.height) < MIN_SIDE:
         reason = f"{header.width} x {header.height} pixels, the shorter side must be at least {MIN_SIDE}"
         return replace(header, verdict=Verdict.TOO_SMALL, reason=reason)
     rows, columns = THUMBNAIL
     thumbnail = image.convert("L").resize((columns, rows), Image.Resampling.BOX).tobytes()
+    if thumbnail.count(thumbnail[:1]) == len(thumbnail):  # worth a closer look
+        traits = traits._replace(
+            flat=all(low == high for low, high in cast("tuple[tuple[int, int], ...]", image.getextrema()))
+        )
     file.seek(0)
     content_hash = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    return replace(header, content_hash=content_hash, thumbnail=thumbnail)
+    return replace(
+        header, content_hash=content_hash, thumbnail=thumbnail, traits=ORDINARY if traits == ORDINARY else traits
+    )
 
 
 def _check_header(file: io.BufferedReader) -> FileCheck:
     """Return the size and mode as stored in the file, which a decoded picture no longer has."""
     try:
-        with Image.open(file, formats=FORMATS) as header:
+        with Image.open(file, formats=picture_formats(file)) as header:
             return FileCheck(verdict=Verdict.KEPT, width=header.width, height=header.height, mode=header.mode)
     except Image.DecompressionBombError:
         return FileCheck(verdict=Verdict.REFUSED)
@@ -281,7 +303,7 @@ class ScanCache:
                 thumbnails: npt.NDArray[np.uint8] = stored["thumbnails"]
             if document["versions"] != _versions():
                 return cls(path=path, checks={})
-            for (file, size, mtime, verdict, reason, width, height, mode, content_hash), thumbnail in zip(
+            for (file, size, mtime, verdict, reason, width, height, mode, content_hash, traits), thumbnail in zip(
                 document["looks"], thumbnails, strict=True
             ):
                 checks[file, size, mtime] = FileCheck(
@@ -292,6 +314,7 @@ class ScanCache:
                     mode=mode,
                     content_hash=content_hash,
                     thumbnail=thumbnail.tobytes() if verdict == Verdict.KEPT else b"",
+                    traits=_traits(traits) if traits else ORDINARY,
                 )
         except Exception:  # a torn zip raises a dozen kinds of error, and the cure for each is to check the files again
             checks = {}
@@ -323,6 +346,7 @@ class ScanCache:
                     check.height,
                     check.mode,
                     check.content_hash,
+                    None if check.traits is ORDINARY else check.traits,
                 )
                 for entry, check in rows
             ],
@@ -339,6 +363,11 @@ class ScanCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as unfinished:
                 unfinished.write_bytes(packed.getbuffer())
+
+
+def _traits(stored: list[Any]) -> Traits:
+    traits = Traits(*stored)
+    return traits._replace(values=Values(*traits.values) if traits.values else None)
 
 
 def _versions() -> list[str | int]:

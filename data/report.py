@@ -5,13 +5,15 @@ and what has changed since a report was written.
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data import explained
-from data.catalog import Catalog
+from data.catalog import Catalog, Picture
+from data.file_checks import Verdict
 from data.split import PARTS, Split
 from model.files import csv_cell, printable, replacing
+from model.preprocessing import KINDS, is_flat
 
 REPORT_COLUMNS: tuple[str, ...] = (
     "path",
@@ -25,10 +27,13 @@ REPORT_COLUMNS: tuple[str, ...] = (
     "bytes",
     "group",
     "split",
+    "pages",
+    "values",
+    "notes",
 )
 
 NAMED = 3
-"""Largest number of examples for each kind of change."""
+"""Largest number of examples for each kind of change or remark."""
 
 
 def report_rows(catalog: Catalog, split: Split | None = None) -> Iterator[dict[str, str]]:
@@ -44,10 +49,9 @@ def report_rows(catalog: Catalog, split: Split | None = None) -> Iterator[dict[s
             raise ValueError(f"the split is another catalog's: {len(positions)} pictures, not {len(catalog.kept)}")
         used = {(catalog.kept[position].part, catalog.kept[position].path): name for position, name in positions}
     for picture in catalog.pictures:
-        path = catalog.file(picture)
-        shown = path.relative_to(catalog.source.root) if path.is_relative_to(catalog.source.root) else path
+        values = picture.traits.values
         row = (
-            csv_cell(shown),
+            csv_cell(_shown(catalog, picture)),
             csv_cell(picture.label),
             picture.part,
             picture.verdict,
@@ -58,6 +62,9 @@ def report_rows(catalog: Catalog, split: Split | None = None) -> Iterator[dict[s
             str(picture.size_bytes),
             picture.group,
             used.get((picture.part, picture.path), ""),
+            str(picture.traits.pages),
+            "" if values is None else f"{values.lowest:g} to {values.highest:g}",
+            "; ".join(kind for kind, found in _remarkable(catalog, [picture]).items() if found),
         )
         yield dict(zip(REPORT_COLUMNS, row, strict=True))
 
@@ -72,6 +79,52 @@ def write_report(catalog: Catalog, path: Path, split: Split | None = None) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
             unfinished.write_bytes(table.getvalue().encode())
+
+
+def remarks(catalog: Catalog) -> list[str]:
+    """Return a sentence on each thing about the usable pictures that a user should know, with counts and examples."""
+    usable = [picture for picture in catalog.pictures if picture.verdict is Verdict.KEPT]
+    lines: list[str] = []
+    for kind in KINDS:
+        deep = [one for one in usable if one.traits.values is not None and one.traits.values.kind == kind]
+        if deep:
+            low, high = catalog.ranges[kind]
+            lines.append(
+                f"{len(deep):,} of {len(usable):,} pictures have more than 8 bits ({kind}): values from {low:,g} to "
+                f"{high:,g} are shown as 0 to 255"
+            )
+    for kind, found in _remarkable(catalog, usable).items():
+        if found:
+            examples = ", ".join(printable(str(_shown(catalog, picture))) for picture in found[:NAMED])
+            lines.append(f"{len(found):,} of {len(usable):,}: {kind} ({examples}{', ...' * (len(found) > NAMED)})")
+    return lines
+
+
+def _remarkable(catalog: Catalog, pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    """Return the pictures of each kind that is worth a remark."""
+
+    def clipped(picture: Picture) -> bool:
+        values = picture.traits.values
+        if values is None:
+            return False
+        low, high = catalog.ranges.get(values.kind, (values.low, values.high))
+        return values.low < low or values.high > high
+
+    kinds: dict[str, Callable[[Picture], bool]] = {
+        "several pictures in one file, of which the first is used": lambda picture: picture.traits.pages > 1,
+        "a single colour": lambda picture: is_flat(picture.traits, catalog.ranges),
+        "values beyond the range, which are clipped": clipped,
+        "values that are missing or not finite": lambda picture: bool(picture.traits.missing),
+        "damaged metadata": lambda picture: picture.traits.damaged and picture.traits.recovered == 1,
+        "damaged metadata, turned upright nevertheless": lambda picture: picture.traits.recovered > 1,
+    }
+    return {kind: [picture for picture in pictures if applies(picture)] for kind, applies in kinds.items()}
+
+
+def _shown(catalog: Catalog, picture: Picture) -> Path:
+    """Return a picture's path relative to the source's root, or the whole path if it is elsewhere."""
+    path = catalog.file(picture)
+    return path.relative_to(catalog.source.root) if path.is_relative_to(catalog.source.root) else path
 
 
 def describe_layout(catalog: Catalog) -> list[str]:

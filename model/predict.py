@@ -8,7 +8,7 @@ From Python:
     classifier = Classifier.load("results/field-guide/best")
     print(next(classifier.predict(["mushroom.jpg"])))
 
-Pictures are preprocessed by `model.preprocessing.load_square`, exactly as in training.
+Pictures are preprocessed by `model.preprocessing.read_square`, exactly as in training.
 """
 
 import math
@@ -25,9 +25,9 @@ import numpy.typing as npt
 import torch
 
 from model.export.bundle import Bundle, load
-from model.files import is_hidden, printable
+from model.files import is_hidden, open_regular, printable
 from model.network import MushroomCNN
-from model.preprocessing import SUFFIXES, PictureError, load_square, normalise
+from model.preprocessing import MAX_BYTES, ORDINARY, SUFFIXES, PictureError, Ranges, Traits, normalise, read_square
 
 DECODERS = min(4, os.cpu_count() or 1)
 """Number of threads that decode pictures; Pillow releases the GIL while it decodes and resizes."""
@@ -49,6 +49,8 @@ class Prediction:
     """The most probable classes with their calibrated probabilities, best first; empty if there is an error."""
     error: str | None = None
     """Why the picture could not be used; None if it could."""
+    traits: Traits = ORDINARY
+    """Facts about the file: how many pictures it holds, which share of its values is outside the training range, ..."""
 
 
 class Classifier:
@@ -92,7 +94,7 @@ class Classifier:
     def _predict(self, paths: Iterable[str | Path], top: int, batch_size: int) -> Iterator[Prediction]:
         coming = map(Path, paths)
         pool = ThreadPoolExecutor(DECODERS)
-        waiting: deque[tuple[Path, Future[Square | str]]] = deque()
+        waiting: deque[tuple[Path, Future[tuple[Square, Traits] | str]]] = deque()
         try:
             while True:
                 # While the network computes one batch, the threads decode the next
@@ -104,28 +106,40 @@ class Classifier:
         finally:  # also if the caller stops early
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _square(self, path: Path) -> Square | str:
+    def _square(self, path: Path) -> tuple[Square, Traits] | str:
         try:
-            return load_square(path, self.bundle.image_size)
+            return square_of(path, self.bundle.image_size, self.bundle.ranges)
         except PictureError as error:
             return str(error)
         except MemoryError:
             return "too large for the free memory"
 
-    def _classify(self, batch: list[tuple[Path, Future[Square | str]]], top: int) -> Iterator[Prediction]:
-        squares = [future.result() for _, future in batch]
-        good = [square for square in squares if not isinstance(square, str)]
+    def _classify(
+        self, batch: list[tuple[Path, Future[tuple[Square, Traits] | str]]], top: int
+    ) -> Iterator[Prediction]:
+        found = [future.result() for _, future in batch]
+        good = [one[0] for one in found if not isinstance(one, str)]
         rows = iter(self.probabilities(np.stack(good)).tolist() if good else ())
-        for (path, _), square in zip(batch, squares, strict=True):
-            if isinstance(square, str):
-                yield Prediction(path=path, classes=(), error=square)
+        for (path, _), one in zip(batch, found, strict=True):
+            if isinstance(one, str):
+                yield Prediction(path=path, classes=(), error=one)
                 continue
             row: list[float] = next(rows)
             if not math.isfinite(sum(row)):
                 yield Prediction(path=path, classes=(), error="the network's numbers overflow")
                 continue
             best = sorted(range(len(row)), key=lambda label: -row[label])[:top]
-            yield Prediction(path=path, classes=tuple((self.bundle.classes[label], row[label]) for label in best))
+            classes = tuple((self.bundle.classes[label], row[label]) for label in best)
+            yield Prediction(path=path, classes=classes, traits=one[1])
+
+
+def square_of(path: Path, size: int, ranges: Ranges) -> tuple[Square, Traits]:
+    """Open a regular file of up to MAX_BYTES, and read it as `read_square` does. Raises PictureError."""
+    try:
+        with open_regular(path, MAX_BYTES) as file:
+            return read_square(file, size, ranges)
+    except OSError as error:
+        raise PictureError(f"cannot be opened ({error.strerror})") from error
 
 
 def pictures_in(paths: Iterable[str | Path]) -> Iterator[Path]:

@@ -43,6 +43,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
         model=config.model,
         classes=session.data.classes,
         image_size=config.image_size,
+        ranges=pictures.catalog.ranges,
         temperature=winner.temperature or fit_temperature(config, [weights], evaluator),
         provenance={
             "study": session.name,

@@ -7,6 +7,7 @@ enough within a class that a small network can learn it. The same arguments writ
 import contextlib
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,78 @@ def png_claiming(width: int, height: int) -> bytes:
     )
 
 
+def deep_png(values: np.ndarray, *, transparent: Sequence[int] = ()) -> bytes:
+    """Return a PNG of 16-bit values: (height, width) or (height, width, 2 to 4); Pillow can write only the former.
+
+    `transparent` is the value or colour that stands for transparent.
+    """
+    height, width = values.shape[:2]
+    kind = {1: 0, 3: 2, 2: 4, 4: 6}[values.size // (height * width)]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))]
+    chunks += [(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))] * bool(transparent)
+    chunks += [(b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+
+
+def tiff(
+    values: np.ndarray, *, order: str = "<", compressed: bool = False, planes: bool = False, no_data: bytes = b""
+) -> bytes:
+    """Return a TIFF of (height, width) or (height, width, 3) values of any type, as scientific programs write them.
+
+    `planes` stores one colour after the other, and `no_data` is GDAL's text for values that were not measured.
+    """
+    height, width = values.shape[:2]
+    colours = values.size // (height * width)
+    stored = values.astype(values.dtype.newbyteorder(order))
+    strips = [plane.tobytes() for plane in (np.moveaxis(stored, -1, 0) if planes else [stored])]
+    strips = [zlib.compress(strip) for strip in strips] if compressed else strips
+    sample = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    shorts = {
+        258: [8 * values.dtype.itemsize] * colours,
+        259: [8 if compressed else 1],
+        262: [2 if colours == 3 else 1],
+    }
+    shorts |= {277: [colours], 284: [2 if planes else 1], 339: [sample] * colours}
+    entries = {tag: (3, struct.pack(f"{order}{len(numbers)}H", *numbers)) for tag, numbers in shorts.items()}
+    longs = {256: [width], 257: [height], 278: [height], 279: [len(strip) for strip in strips], 273: [0] * len(strips)}
+    entries |= {tag: (4, struct.pack(f"{order}{len(numbers)}I", *numbers)) for tag, numbers in longs.items()}
+    entries |= {42113: (2, no_data)} if no_data else {}
+    end = 8 + 2 + 12 * len(entries) + 4
+    first = end + sum(len(body) for _, body in entries.values() if len(body) > 4)
+    places = [first + sum(map(len, strips[:number])) for number in range(len(strips))]
+    entries[273] = (4, struct.pack(f"{order}{len(places)}I", *places))
+    table, behind = b"", b""
+    for tag, (kind, body) in sorted(entries.items()):
+        field = body.ljust(4, b"\0") if len(body) <= 4 else struct.pack(f"{order}I", end + len(behind))
+        table += struct.pack(f"{order}HHI", tag, kind, len(body) // {2: 1, 3: 2, 4: 4}[kind]) + field
+        behind += body if len(body) > 4 else b""
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    return start + struct.pack(f"{order}H", len(entries)) + table + b"\0" * 4 + behind + b"".join(strips)
+
+
+def exif_block(
+    entries: Sequence[tuple[int, int, int, int]],
+    *,
+    order: str = "<",
+    start: int = 8,
+    count: int | None = None,
+    cut: int | None = None,
+) -> bytes:
+    """Return a block of 200 bytes of EXIF metadata from entries (tag, type, count, value), cut after `cut`.
+
+    `start` is where the block says that its entries begin, and `count` is how many it says there are.
+    """
+    block = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", start, count or len(entries))
+    for tag, kind, number, value in entries:
+        block += struct.pack(f"{order}HHI", tag, kind, number) + struct.pack(
+            order + ("HH" if kind == 3 else "I"), *([value, 0][: 1 + (kind == 3)])
+        )
+    return block.ljust(200, b"\0")[:cut]
+
+
 def flawed_folder(folder: Path) -> Path:
     """Write three classes of twelve good 48 px pictures, every flaw of `FLAWED`, an empty class and hidden files.
 
@@ -137,6 +210,17 @@ def flawed_folder(folder: Path) -> Path:
     (folder / "__MACOSX" / "._0000.jpg").write_bytes(b"\0\5\26\7")
     (folder / ".hidden").mkdir(exist_ok=True)
     (agaricus / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    return folder
+
+
+def deep_folder(folder: Path) -> Path:
+    """Write two classes, each of 12 pictures whose values fill 12 of 16 bits and one of 8 bits. Return `folder`."""
+    for label, name in enumerate(NAMES[:2]):
+        (folder / name).mkdir(parents=True)
+        picture(100, label=label).save(folder / name / "eight.png")
+        for seed in range(12):
+            values = np.asarray(picture(seed, label=label).convert("L")).astype(np.uint16) * 16
+            Image.fromarray(values).save(folder / name / f"{seed:04d}.tif")
     return folder
 
 

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
+from PIL import Image
 from studies import EPOCHS, HERE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
 
 from data.cache import open_part
@@ -46,8 +48,12 @@ def steady() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A study of three trials."""
-    study = prepare(tmp_path_factory.mktemp("tiny"))
+    """A study of three trials, with one picture of 12 bits."""
+    place = tmp_path_factory.mktemp("tiny")
+    (place / "tiny" / NAMES[0]).mkdir(parents=True)
+    values = np.asarray(picture(900).convert("L")).astype(np.uint16) * 16
+    Image.fromarray(values).save(place / "tiny" / NAMES[0] / "deep.tif")
+    study = prepare(place)
     finished = study.command("--workers", "1", "--trials", "3")
     assert (finished.code, finished.err) == (0, "")
     return study
@@ -390,7 +396,7 @@ def test_changed_pictures_are_refused_with_what_has_changed(
     for command in ("retrain", "export"):
         line = refused(retrained, *retrained.after(command, "--data", str(elsewhere)))
         assert line.startswith(f"the pictures in {elsewhere} have changed ")
-        assert ": 42 pictures, " in line
+        assert ": 43 pictures, " in line
         assert named in line
         assert "--data PATH" in line and "--study NAME" in line
 
@@ -529,6 +535,7 @@ def test_the_bundle_is_the_winner_with_its_result(
     bundle, _ = load(best)
     assert bundle.classes == tuple(NAMES[:3])
     assert bundle.temperature == winner["temperature"]
+    assert bundle.ranges == {"integers": [0, 4095]}
     assert bundle.results is not None
     assert bundle.results["top1"] == winner["results"]["top1"]
     assert bundle.results["evaluations"] == 2
@@ -591,7 +598,9 @@ def test_a_broken_picture_does_not_stop_the_others(best: Path, tmp_path: Path) -
     assert {path for path, verdict in FLAWED.items() if verdict == "unreadable" and path in found} <= broken
     assert all(len(one["classes"]) == (0 if path in broken else 3) for path, one in found.items())
     assert len(found) - len(broken) >= 36
-    assert ended.err == f"{len(broken)} of {len(found)} pictures could not be classified\n"
+    *odd, last = ended.err.splitlines()
+    assert last == f"{len(broken)} of {len(found)} pictures could not be classified"
+    assert ["stereo.mpo" in odd[0], "sixteen-bit.png" in odd[1]] == [True, True]
 
 
 def test_a_bundle_works_wherever_it_is(best: Path, tmp_path: Path, searched: Tiny) -> None:

@@ -29,6 +29,7 @@ BUNDLE = Bundle(
     classes=("Agaricus", 'Pfifferling "Über" | <b>', "キノコ\n2"),
     image_size=32,
     temperature=1.25,
+    ranges={"integers": [0, 4095], "floats": [-0.5, 1.5]},
     provenance={"study": "tiny", "trial": 7, "versions": {"torch": "2.15.0"}},
     results={
         "evaluations": 1,
@@ -151,6 +152,10 @@ def test_a_class_folder_whose_name_is_no_utf8_makes_the_round_trip(folder: Path)
         ({"image_size": 4097}, "`16 <= image_size <= 4096` must hold, but got 4097"),
         ({"temperature": 0.0}, "`0.001 <= temperature <= 1000` must hold, but got 0.0"),
         ({"temperature": float("nan")}, "`0.001 <= temperature <= 1000` must hold, but got nan"),
+        ({"ranges": {"bytes": [0, 1]}}, "but is 'bytes', [0, 1]"),
+        ({"ranges": {"integers": [5, 5]}}, "but is 'integers', [5, 5]"),
+        ({"ranges": {"floats": [0, 10**400]}}, "but is 'floats', [0, 1000"),
+        ({"ranges": {"floats": [0]}}, "but is 'floats', [0]"),
     ],
 )
 def test_a_bundle_keeps_its_rules(change: dict[str, Any], message: str) -> None:
@@ -212,7 +217,13 @@ def test_a_description_without_weights(folder: Path) -> None:
     assert f"{WEIGHTS} is missing" in refused(folder)
 
 
-@pytest.mark.parametrize("number", [2, 10, 999])
+def test_a_bundle_of_version_1_has_no_ranges(folder: Path) -> None:
+    save(folder, replace(BUNDLE, ranges={}), WEIGHTS_SAVED)
+    alter(folder, lambda config: (config.update(format="mushroom-study bundle 1"), config.pop("ranges")))
+    assert load(folder)[0] == replace(BUNDLE, ranges={})
+
+
+@pytest.mark.parametrize("number", [3, 10, 999])
 def test_a_newer_format(folder: Path, number: int) -> None:
     alter(folder, lambda config: config.update(format=f"mushroom-study bundle {number}"))
     message = refused(folder, folder / CONFIG)
@@ -222,7 +233,7 @@ def test_a_newer_format(folder: Path, number: int) -> None:
 
 
 def test_a_newer_format_is_named_before_its_new_fields(folder: Path) -> None:
-    alter(folder, lambda config: (config.update(format="mushroom-study bundle 2", layers=[]), config.pop("classes")))
+    alter(folder, lambda config: (config.update(format="mushroom-study bundle 3", layers=[]), config.pop("classes")))
     assert "newer version" in refused(folder)
 
 
@@ -318,6 +329,7 @@ def test_fields_that_are_not_known(folder: Path) -> None:
         ("provenance", []),
         ("results", "none"),
         ("files", [WEIGHTS]),
+        ("ranges", {"floats": "01"}),
     ],
 )
 def test_a_field_of_the_wrong_type(folder: Path, name: str, value: object) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import class_folders, scanned
+from pictures import class_folders, deep_folder, picture, scanned
 
 from data import DataError
 from data.cache import build, open_part
 from data.catalog import Catalog
 from data.split import Split, split
 from model.files import replacing
-from model.preprocessing import load_square
+from model.predict import square_of
 
 
 @pytest.fixture
@@ -23,13 +23,24 @@ def catalog(tmp_path: Path) -> Catalog:
     return scanned(class_folders(tmp_path / "in"), tmp_path)
 
 
-def test_each_row_is_what_load_square_gives(catalog: Catalog, tmp_path: Path):
+def test_each_row_is_what_predict_sees(catalog: Catalog, tmp_path: Path):
     handle = build(catalog, split(catalog), [16, 24], cache_dir=tmp_path)
     for size in (16, 24):
         images = open_part(handle, size, "train").images
         assert images.shape == (len(catalog.kept), size, size, 3)
-        for image, picture in zip(images, catalog.kept, strict=True):
-            assert np.array_equal(image, load_square(catalog.file(picture), size))
+        for image, file in zip(images, catalog.kept, strict=True):
+            assert np.array_equal(image, square_of(catalog.file(file), size, {})[0])
+
+
+def test_more_than_8_bits_are_scaled_by_the_range_of_the_data_set(tmp_path: Path):
+    deep = scanned(deep_folder(tmp_path / "deep"), tmp_path)
+    handle = build(deep, split(deep), [32], cache_dir=tmp_path)
+    images = open_part(handle, 32, "train").images
+    for image, file in zip(images, deep.kept, strict=True):
+        if file.path.endswith(".tif"):
+            grey = picture(int(Path(file.path).stem), label=deep.classes.index(file.label)).convert("L")
+            assert np.array_equal(image[..., 0], np.asarray(grey))
+        assert np.array_equal(image, square_of(deep.file(file), 32, deep.ranges)[0])
 
 
 def test_the_parts_are_the_split_with_the_catalogs_labels(catalog: Catalog, tmp_path: Path):

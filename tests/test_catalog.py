@@ -1,13 +1,25 @@
 """The catalog: duplicates and conflicts, official parts, data sets that cannot be used, subsets and the report."""
 
 import csv
+import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import NAMES, altered, by_path, class_folders, flawed_folder, large_catalog, picture, scanned
+from pictures import (
+    NAMES,
+    altered,
+    by_path,
+    class_folders,
+    deep_folder,
+    exif_block,
+    flawed_folder,
+    large_catalog,
+    picture,
+    scanned,
+)
 from PIL import Image
 
 from data import DataError
@@ -54,6 +66,39 @@ def test_renaming_files_changes_neither_order_nor_fingerprint(tmp_path: Path):
     assert before.fingerprint == after.fingerprint
     assert [p.content_hash for p in before.kept] == [p.content_hash for p in after.kept]
     assert before.labels.dtype == np.int64 and np.array_equal(before.labels, np.repeat([0, 1, 2], 12))
+
+
+def plain_fingerprint(catalog: Catalog) -> str:
+    """Return the fingerprint as it was before files were read in new ways."""
+    digest = hashlib.blake2b(b"1", digest_size=16)
+    rows = [(p.label, p.content_hash, p.part, p.group) for p in catalog.kept]
+    for row in (catalog.classes, *rows):
+        digest.update("\0".join(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def test_only_what_is_read_in_a_new_way_has_a_new_fingerprint(tmp_path: Path):
+    root = class_folders(tmp_path / "set")
+    before = scanned(root, tmp_path / "cache")
+    assert before.fingerprint == plain_fingerprint(before) and before.ranges == {}
+    exif = exif_block([(0x010F, 2, 40, 50_000), (0x0112, 3, 1, 6)])
+    picture(500).save(root / "Amanita" / "sideways.jpg", exif=b"Exif\0\0" + exif)
+    turned = scanned(root, tmp_path / "cache")
+    assert turned.fingerprint != plain_fingerprint(turned)
+    deep = scanned(deep_folder(tmp_path / "deep"), tmp_path / "cache")
+    assert deep.ranges == {"integers": [0, 4095]} and deep.fingerprint != plain_fingerprint(deep)
+
+
+def test_a_subset_has_the_range_of_the_whole(tmp_path: Path):
+    root = deep_folder(tmp_path / "deep")
+    for number in range(3):
+        Image.fromarray(np.asarray(picture(number).convert("L")).astype(np.uint16) * 200).save(
+            root / "Amanita" / f"bright-{number}.tif"
+        )
+    whole = scanned(root, tmp_path / "cache")
+    parts = [whole.limited(number) for number in (20, 21, 22, 23)]
+    assert whole.ranges == {"integers": [0, 65535]} == parts[0].ranges
+    assert any(not {p.path for p in part.kept} >= {"Amanita/bright-0.tif", "Amanita/bright-1.tif"} for part in parts)
 
 
 def test_copies_in_official_parts_leave_the_test_part_whole(tmp_path: Path):

@@ -6,8 +6,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from pictures import FLAWED, NAMES, by_path, class_folders, flawed_folder, picture, scanned
+from pictures import FLAWED, NAMES, by_path, class_folders, deep_folder, flawed_folder, picture, scanned
+from PIL import Image
 
 from data import DataError, file_checks
 from data.catalog import Catalog, scan
@@ -15,6 +17,8 @@ from data.file_checks import Verdict
 from data.report import write_report
 from data.sources import resolve
 from data.split import split
+from model import preprocessing
+from model.preprocessing import ORDINARY
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
 
@@ -153,6 +157,37 @@ def test_a_second_scan_opens_only_what_changed(tmp_path: Path, monkeypatch: pyte
     changed = scanned(root, tmp_path / "cache")
     assert opened == [root / "Amanita" / "0003.jpg"]
     assert changed.fingerprint != first.fingerprint
+
+
+def test_traits_are_stored_with_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = deep_folder(tmp_path / "set")
+    first = scanned(root, tmp_path / "cache")
+    opened = count_opened(monkeypatch)
+    again = scanned(root, tmp_path / "cache")
+    assert again == first and opened == []
+    traits = [p.traits for p in again.kept]
+    assert sum(one is ORDINARY for one in traits) == 2
+    assert all(one is ORDINARY or one.values.kind == "integers" for one in traits)
+
+
+def test_near_duplicates_with_more_than_8_bits_are_found_whatever_their_exposure(tmp_path: Path):
+    root = deep_folder(tmp_path / "set")
+    values = np.asarray(picture(3, label=0).convert("L")).astype(np.uint16)
+    Image.fromarray(values * 3 + 9).save(root / "Agaricus" / "dark.tif")
+    files = by_path(scanned(root, tmp_path / "cache"))
+    assert files["Agaricus/dark.tif"].group == files["Agaricus/0003.tif"].group
+    assert files["Agaricus/dark.tif"].group != files["Agaricus/0004.tif"].group
+
+
+def test_heic_is_checked_again_once_it_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = class_folders(tmp_path / "set")
+    (root / "Amanita" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+    monkeypatch.setattr(preprocessing, "_register_heif", lambda: False)
+    judged = by_path(scanned(root, tmp_path / "cache"))["Amanita/phone.heic"]
+    assert judged.verdict is Verdict.UNREADABLE and '"heic"' in judged.reason
+    opened = count_opened(monkeypatch)
+    scanned(root, tmp_path / "cache")
+    assert opened == [root / "Amanita" / "phone.heic"]
 
 
 def test_a_corrupt_scan_cache_is_rebuilt(tmp_path: Path):

@@ -15,14 +15,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from pictures import class_folders, picture
+from pictures import class_folders, deep_png, exif_block, picture
+from PIL import Image
 
 from model.export import formats
-from model.export.bundle import CONFIG, WEIGHTS, Bundle, BundleError, load, save, verify
+from model.export.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, load, save, verify
 from model.export.formats import (
     CARD,
     EARLIER,
     ONNX,
+    PREPROCESSING,
     SOME,
     TOLERANCE,
     TORCH,
@@ -32,8 +34,8 @@ from model.export.formats import (
     publish,
 )
 from model.network import ModelConfig, MushroomCNN
-from model.predict import Classifier, pictures_in
-from model.preprocessing import load_square, normalise
+from model.predict import Classifier, pictures_in, square_of
+from model.preprocessing import normalise
 
 ROOT = Path(__file__).parents[1]
 MODEL = ModelConfig(classes=3, width=0.25, stride_pattern="early", dilation_pattern="progressive", pooling="avg+max")
@@ -42,6 +44,7 @@ BUNDLE = Bundle(
     classes=("Agaricus", '"Über" | <b>', "キノコ\n2"),
     image_size=32,
     temperature=1.7,
+    ranges={"integers": [0, 4095]},
     provenance={"study": "tiny", "trial": 3},
     results=None,
 )
@@ -65,7 +68,7 @@ class Exported:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     home = tmp_path_factory.mktemp("study")
     paths = list(pictures_in([class_folders(home / "pictures", each=8, size=48)]))
-    check = np.stack([load_square(path, BUNDLE.image_size) for path in paths])
+    check = np.stack([square_of(path, BUNDLE.image_size, BUNDLE.ranges)[0] for path in paths])
     network = trained(check, torch.arange(3).repeat_interleave(8))
     published = publish(home / "best", BUNDLE, network.state_dict(), check)
     return Exported(published=published, network=network.eval(), check=check, home=home)
@@ -98,7 +101,11 @@ def failing(target: Path) -> str:
 
 
 def test_the_folder_is_whole(exported: Exported) -> None:
-    assert {path.name for path in exported.folder.iterdir()} == formats.NAMES == {CONFIG, WEIGHTS, TORCH, ONNX, CARD}
+    assert (
+        {path.name for path in exported.folder.iterdir()}
+        == formats.NAMES
+        == {CONFIG, WEIGHTS, TORCH, ONNX, CARD, PREPROCESSING}
+    )
     verify(exported.folder)
     assert load(exported.folder)[0] == BUNDLE
     assert exported.published.sizes == {path.name: path.stat().st_size for path in exported.folder.iterdir()}
@@ -155,7 +162,8 @@ def test_the_onnx_file_says_what_it_is(exported: Exported) -> None:
     assert shape == ["n", 32, 32, 3]
     noted = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(noted["classes"]) == list(BUNDLE.classes)
-    assert (noted["format"], noted["image_size"]) == ("mushroom-study bundle 1", "32")
+    assert json.loads(noted["ranges"]) == BUNDLE.ranges
+    assert (noted["format"], noted["image_size"]) == (FORMAT, "32")
 
 
 def test_no_file_tells_where_it_was_made(exported: Exported) -> None:
@@ -165,43 +173,68 @@ def test_no_file_tells_where_it_was_made(exported: Exported) -> None:
             assert os.fsencode(place) not in content, path.name
 
 
-def test_the_cards_own_program_runs_without_torch_and_says_what_predict_says(exported: Exported) -> None:
-    """Runs the card's code as it is, on a large JPEG that lies on its side."""
-    readme = (exported.folder / CARD).read_text(encoding="utf-8")
-    (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "onnx" in code)
-    assert len([line for line in snippet.splitlines() if line]) <= 10
-    place = exported.home / "elsewhere"
-    place.mkdir()
-    shutil.copy(exported.folder / ONNX, place)
-    exif = picture(0).getexif()
+def odd_pictures(folder: Path) -> list[Path]:
+    """Write pictures that differ in every way that the data path accepts."""
+    folder.mkdir()
+    exif = Image.Exif()
     exif[0x0112] = 6
-    picture(5, label=1, width=640, height=427).save(place / "picture.jpg", exif=exif)
-    blocked = "import sys\nfor name in ('torch', 'model', 'safetensors', 'onnx'): sys.modules[name] = None\n"
+    drawn = picture(5, label=1, width=120, height=90)
+    grey = np.asarray(drawn.convert("L")).astype(np.uint16)
+    mask = Image.fromarray(np.tile(np.arange(120, dtype=np.uint8) * 2, (90, 1)))
+    see_through = drawn.copy()
+    see_through.putalpha(mask)
+    picture(5, label=1, width=640, height=427).save(folder / "large, on its side.jpg", exif=exif)
+    damaged = b"Exif\0\0" + exif_block([(0x010F, 2, 40, 50_000), (0x0112, 3, 1, 6)])
+    drawn.save(folder / "on its side, damaged metadata.jpg", exif=damaged)
+    drawn.convert("L").save(folder / "grey.png")
+    drawn.convert("CMYK").save(folder / "cmyk.jpg")
+    drawn.convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "palette.png", transparency=0)
+    see_through.save(folder / "transparent.webp", lossless=True)
+    drawn.save(folder / "animated.gif", save_all=True, append_images=[drawn.rotate(180)])
+    Image.fromarray(grey * 16).save(folder / "12 of 16 bits.tif")
+    (folder / "12 of 16 bits, colour.png").write_bytes(deep_png(np.asarray(drawn).astype(np.uint16) * 16))
+    Image.fromarray((grey / 300).astype(np.float32)).save(folder / "floats.tif")
+    return sorted(folder.iterdir())
+
+
+EACH = """
+import shutil, sys
+for name in ("torch", "model", "safetensors", "onnx"):
+    sys.modules[name] = None
+program, taken, *names = sys.argv[1:]
+for name in names:
+    shutil.copy(name, taken)
+    exec(program)
+"""
+
+
+@pytest.mark.parametrize(("page", "taken"), [("README.md", "mushroom.jpg"), (CARD, "picture.jpg")])
+def test_the_printed_programs_for_onnxruntime_say_what_predict_says(
+    page: str, taken: str, exported: Exported, tmp_path: Path
+) -> None:
+    """Runs the code of README and card as it is printed, without torch, on pictures of every kind."""
+    text = ((exported.folder if taken == "picture.jpg" else ROOT) / page).read_text(encoding="utf-8")
+    (program,) = (code for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "onnx" in code)
+    assert len([line for line in program.splitlines() if line]) <= 10
+    place = tmp_path / "elsewhere"
+    shutil.copytree(exported.folder, place)
+    pictures = odd_pictures(tmp_path / "odd")
     done = subprocess.run(
-        [sys.executable, "-c", blocked + snippet], cwd=place, capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "ignore", "-c", EACH, program, taken, *map(str, pictures)],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    said = eval(done.stdout)
-    (expected,) = Classifier.load(exported.folder).predict([place / "picture.jpg"])
-    assert [name for name, _ in said] == [name for name, _ in expected.classes]
-    np.testing.assert_allclose([p for _, p in said], [p for _, p in expected.classes], atol=1e-5)
-    shutil.rmtree(place)
-
-
-def test_the_readmes_program_for_onnxruntime_says_what_predict_says(exported: Exported) -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "onnx" in code)
-    place = exported.home / "by the readme"
-    place.mkdir()
-    shutil.copy(exported.folder / ONNX, place)
-    picture(5, label=1, width=120, height=90).save(place / "mushroom.jpg")
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=place, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    (expected,) = Classifier.load(exported.folder).predict([place / "mushroom.jpg"])
-    name, probability = expected.classes[0]
-    assert repr(name) in done.stdout
-    assert float(re.findall(r"\d\.\d+(?:e-\d+)?", done.stdout)[0]) == pytest.approx(probability, abs=1e-5)
-    shutil.rmtree(place)
+    lines = done.stdout.splitlines()
+    answers = set()
+    for line, expected in zip(lines, Classifier.load(exported.folder).predict(pictures), strict=True):
+        name, probability = expected.classes[0]
+        assert repr(name) in line, expected.path
+        assert float(re.findall(r"\d\.\d+(?:e-\d+)?", line)[0]) == pytest.approx(probability, abs=1e-5), expected.path
+        answers.add(round(probability, 4))
+    assert len(answers) > 5  # pictures that look different
 
 
 # What is refused

@@ -36,8 +36,8 @@ from data.sources import LONGEST, resolve
 from data.split import split
 from model import checkpoint, preprocessing
 from model.files import csv_cell
-from model.predict import pictures_in
-from model.preprocessing import MAX_BYTES, PictureError, load_square, open_picture
+from model.predict import pictures_in, square_of
+from model.preprocessing import MAX_BYTES, PictureError, load_square, read_picture
 from search_space import Config
 from selection.retraining import FORMAT, Winner
 from tuning import StudyError
@@ -200,7 +200,7 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
         with pytest.raises(PictureError, match=r"^cannot be opened \(not a regular file\)$"):
-            load_square(path, 32)
+            square_of(path, 32, {})
         with pytest.raises(checkpoint.CheckpointError, match="not a regular file"):
             checkpoint.load(path)
 
@@ -217,7 +217,7 @@ def test_a_sparse_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
     (entry,) = file_checks.walk(tmp_path, {"a": [tmp_path / "a"]}, within=(tmp_path,))
     assert (entry.verdict, entry.reason) == ("refused", f"1,000.0 GB, more than the {MAX_BYTES / 1e9:.1f} allowed")
     with pytest.raises(PictureError, match=r"1,000.0 GB, more than"):
-        open_picture(tmp_path / "a" / "hole.jpg")
+        square_of(tmp_path / "a" / "hole.jpg", 32, {})
     with pytest.raises(checkpoint.CheckpointError, match=r"1,000.0 GB, more than"):
         checkpoint.load(tmp_path / "a" / "hole.jpg")
 
@@ -226,11 +226,11 @@ def test_large_pictures_are_decoded_one_at_a_time() -> None:
     """On a machine with 32 cores, 32 pictures of 0.4 MB took 1.5 GB each at the same time."""
     large = io.BytesIO(encoded(Image.new("1", (5000, 3300)), "PNG"))
     done = threading.Event()
-    thread = threading.Thread(target=lambda: (open_picture(large), done.set()))
+    thread = threading.Thread(target=lambda: (read_picture(large), done.set()))
     with preprocessing._one_at_a_time:
         thread.start()
         for seed in range(20):  # small ones are decoded meanwhile
-            open_picture(io.BytesIO(encoded(picture(seed), "PNG")))
+            read_picture(io.BytesIO(encoded(picture(seed), "PNG")))
         assert not done.is_set()
     thread.join(60)
     assert done.is_set()

@@ -1,7 +1,9 @@
 """Prediction: the pixels are the validation path's, the probabilities the network's, and no picture stops another."""
 
 import itertools
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,14 +15,15 @@ import numpy as np
 import pytest
 import torch
 from pictures import FLAWED, NAMES, class_folders, flawed_folder
+from PIL import Image
+from studies import run_here
 
 from data import cache, catalog, sources
 from data.batches import EvaluationBatches
 from data.split import split
 from model.export.bundle import Bundle, load, save
 from model.network import ModelConfig, MushroomCNN
-from model.predict import Classifier, PredictError, Prediction, pictures_in
-from model.preprocessing import load_square
+from model.predict import Classifier, PredictError, Prediction, pictures_in, square_of
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = Bundle(
@@ -70,7 +73,7 @@ def test_predict_sees_what_validation_saw(classifier: Classifier, best: Path, fo
     part = cache.open_part(handle, 24, "validation")
     paths = [found.file(found.kept[index]) for index in part.indices]
     assert len(paths) >= 3
-    assert np.array_equal(np.stack([load_square(path, 24) for path in paths]), part.images[part.indices])
+    assert np.array_equal(np.stack([square_of(path, 24, {})[0] for path in paths]), part.images[part.indices])
 
     ((images, _),) = EvaluationBatches(part, batch_size=64, device=torch.device("cpu")).epoch(0)
     _, network = load(best)
@@ -110,6 +113,34 @@ def test_batches_change_neither_order_nor_answers(classifier: Classifier, folder
     assert [prediction.path for prediction in together] == paths
     for one, other in zip(alone, together, strict=True):
         assert dict(one.classes) == pytest.approx(dict(other.classes), abs=1e-5)
+
+
+def test_values_beyond_the_range_and_further_pages_are_counted(best: Path, tmp_path: Path) -> None:
+    bundle, network = load(best)
+    classifier = Classifier(replace(bundle, ranges={"integers": [0, 4095]}), network, torch.device("cpu"))
+    values = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    pages = [Image.fromarray(values), Image.fromarray(values)]
+    pages[0].save(tmp_path / "two.tif", save_all=True, append_images=pages[1:])
+    Image.fromarray(values * 8).save(tmp_path / "bright.tif")
+    bright, two = classifier.predict(pictures_in([tmp_path]))
+    assert (bright.traits.pages, two.traits.pages) == (1, 2)
+    assert (bright.traits.clipped, two.traits.clipped) == (0.5, 0)
+    said = run_here("predict", str(tmp_path), "--model", str(best), "--json")
+    assert (
+        "several pictures" in said.err
+        and "in 1 of 2 files" in said.err
+        and "two.tif" in said.err
+        and "outside" not in said.err
+    )
+    assert len(json.loads(said.out)) == 2
+    save(best, replace(bundle, ranges={"integers": [0, 4095]}), network.state_dict())
+    try:
+        assert re.search(
+            r"outside the range.* 1 of 2 files.*bright\.tif",
+            run_here("predict", str(tmp_path), "--model", str(best)).err,
+        )
+    finally:
+        save(best, bundle, network.state_dict())
 
 
 # Streaming

@@ -1,13 +1,16 @@
-"""Changes in a data set since its report: named by path, kind by kind."""
+"""The report on a data set: what is odd about its files, and what has changed since then, named by path."""
 
+import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from pictures import class_folders, picture, scanned
+from pictures import class_folders, deep_folder, exif_block, picture, scanned
+from PIL import Image
 
 from data.catalog import Catalog
-from data.report import describe_changes, write_report
+from data.report import describe_changes, remarks, write_report
 from data.split import Split, split
 
 
@@ -75,3 +78,60 @@ def test_a_missing_or_damaged_report_gives_no_changes(text: bytes | None, folder
     if text is not None:
         path.write_bytes(text)
     assert describe_changes(path, *read(folder)) == ""
+
+
+# --- what is odd
+
+
+def test_ordinary_pictures_need_no_remark(folder: Path) -> None:
+    assert remarks(read(folder)[0]) == []
+
+
+def test_every_oddity_is_remarked_with_its_count_and_examples(folder: Path, tmp_path: Path) -> None:
+    place = folder / "Agaricus"
+    for seed in range(4):
+        Image.new("RGB", (32, 32), (seed, 90, 9)).save(place / f"flat-{seed}.png")
+    images = [picture(700 + number) for number in range(3)]
+    images[0].save(place / "pages.tif", save_all=True, append_images=images[1:])
+    images[2].save(place / "cut.jpg", exif=b"Exif\0\0" + exif_block([], count=60))
+    sideways = exif_block([(0x010F, 2, 40, 50_000), (0x0112, 3, 1, 6)])
+    picture(800).save(place / "sideways.jpg", exif=b"Exif\0\0" + sideways)
+    ramp = np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)
+    ramp[3, 3] = np.inf
+    Image.fromarray(ramp).save(place / "infinite.tif")
+    Image.fromarray(np.full((32, 32), np.nan, np.float32)).save(place / "nothing.tif")
+    found, parts = read(folder)
+    said = remarks(found)
+    assert said[0].startswith("1 of 33 pictures have more than 8 bits (floats): values from 0 to 1 ")
+    for count, word, names in (
+        (1, "several pictures", "pages.tif"),
+        (5, "a single colour", "flat-0.png, Agaricus/flat-1.png, Agaricus/flat-2.png, ..."),
+        (2, "not finite", "infinite.tif, Agaricus/nothing.tif"),
+        (1, "damaged metadata (", "cut.jpg"),
+        (1, "turned upright", "sideways.jpg"),
+    ):
+        (line,) = (line for line in said if word in line)
+        assert line.startswith(f"{count} of 33: ") and line.endswith(f"(Agaricus/{names})"), line
+    assert len(said) == 6
+    write_report(found, tmp_path / "report.csv", parts)
+    with (tmp_path / "report.csv").open(newline="", encoding="utf-8") as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert (rows["pages.tif"]["pages"], rows["infinite.tif"]["values"]) == ("3", "0 to 1")
+    assert "single colour" in rows["flat-3.png"]["notes"] and "not finite" in rows["nothing.tif"]["notes"]
+    assert (rows["0003.jpg"]["pages"], rows["0003.jpg"]["values"], rows["0003.jpg"]["notes"]) == ("1", "", "")
+
+
+def test_the_range_is_said_and_what_it_does_to_odd_pictures(tmp_path: Path) -> None:
+    """An odd picture in a hundred is clipped; one that is dark in the range of all others has no contrast."""
+    root = deep_folder(tmp_path / "deep")
+    for number in range(90):
+        values = np.asarray(picture(1000 + number).convert("L")).astype(np.uint16) * 16
+        Image.fromarray(values).save(root / "Amanita" / f"more-{number}.tif")
+    Image.fromarray(values * 16).save(root / "Amanita" / "bright.tif")
+    Image.fromarray(values // 512).save(root / "Amanita" / "dark.tif")
+    said = remarks(read(root)[0])
+    assert said[0].startswith("116 of 118 pictures have more than 8 bits (integers): values from 0 to 4,095 ")
+    assert [line.partition(": ")[2] for line in said[1:]] == [
+        "a single colour (Amanita/bright.tif, Amanita/dark.tif)",
+        "values beyond the range, which are clipped (Amanita/bright.tif)",
+    ]

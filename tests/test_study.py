@@ -50,7 +50,7 @@ OPTIONS = {
     },
     ("report",): {"--study", "--storage", "--results"},
     ("dashboard",): {"--study", "--port", "--storage", "--results"},
-    ("check-data",): {"--data", "--test-data", "--parts", "--follow-links", "--report", "--cache"},
+    ("check-data",): {"--data", "--test-data", "--parts", "--follow-links", "--report", "--sheet", "--json", "--cache"},
     ("clean",): {"NAMES", "--results", "--cache"},
 }
 """Every command and its options. Whoever adds one adds it here and to the README."""

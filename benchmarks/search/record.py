@@ -185,7 +185,7 @@ def main(
         if (row, seed) not in done
     ]
     print(f"{path}: {len(done)} networks trained, {len(jobs)} to go, {profile.horizon} epochs each", flush=True)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(train, job) for job in jobs]):
             line = future.result()
             with path.open("a", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, cast
 
@@ -28,10 +28,11 @@ from model import plain_json
 from model.files import open_regular, printable, replacing_on_disk, why
 from model.network import ModelConfig, MushroomCNN
 from model.plain_json import duplicate, few, short
-from model.preprocessing import MEAN, STD, VERSION
+from model.preprocessing import MEAN, STD, VERSION, Ranges, check_ranges
 
-FORMAT = "mushroom-study bundle 1"
-"""Format version, the first entry of every config.json; raise it when older programs would misread newer bundles."""
+FORMAT = "mushroom-study bundle 2"
+"""Format version, the first entry of every config.json; raise it when older programs would misread newer bundles. In
+version 1 there were no ranges."""
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -47,7 +48,7 @@ MAX_HEADER = 2**20
 PREPROCESSING = {
     "version": VERSION,
     "orientation": "upright, according to EXIF",
-    "colour": "8-bit RGB; transparent areas become white",
+    "colour": "8-bit RGB; more bits are scaled by the ranges; transparent areas become white",
     "resize": "shorter side to image_size pixels: bicubic (a = -0.5), antialiased, rounded to 8 bits",
     "crop": "central square",
     "scale": "(value / 255 - mean) / std",
@@ -71,6 +72,8 @@ class Bundle:
     """Class names, unique and not empty, in the order of the logits."""
     image_size: int
     """Side of the square picture that the network sees, 16 to 4096 pixels."""
+    ranges: Ranges = field(default_factory=dict[str, list[float]])
+    """Ranges by which pictures with more than 8 bits are scaled, as in training."""
     temperature: float
     """Divisor of the logits with which softmax gives calibrated probabilities; 1 if it was not fitted."""
     provenance: dict[str, Any]
@@ -92,6 +95,7 @@ class Bundle:
         ):
             if not low <= value <= high:
                 raise ValueError(f"`{low:g} <= {name} <= {high:g}` must hold, but got {value}")
+        check_ranges(self.ranges)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,7 @@ class _Description:
     results: dict[str, Any] | None
     files: dict[str, Any]
     """SHA-256 of each other file in the folder, by name."""
+    ranges: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
 
 def save(folder: Path, bundle: Bundle, weights: dict[str, Tensor]) -> None:
@@ -133,6 +138,7 @@ def seal(folder: Path, bundle: Bundle) -> None:
         provenance=bundle.provenance,
         results=bundle.results,
         files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        ranges={kind: list(ends) for kind, ends in bundle.ranges.items()},
     )
     # A folder's name need not be UTF-8; `backslashreplace` writes what is not as JSON's own escape.
     text = _readable(asdict(description)) + "\n"
@@ -216,6 +222,7 @@ def _description(folder: Path) -> tuple[Bundle, dict[str, str]]:
             temperature=found.temperature,
             provenance=found.provenance,
             results=found.results,
+            ranges=found.ranges,
         )
     except ValueError as error:  # from UTF-8, JSON, numbers with thousands of digits, or a rule of the dataclasses
         _refuse(path, why(error))
@@ -223,11 +230,11 @@ def _description(folder: Path) -> tuple[Bundle, dict[str, str]]:
 
 
 def _check_format(path: Path, found: object) -> None:
-    if found == FORMAT:
-        return
     kind, number = FORMAT.rsplit(maxsplit=1)
-    newer = re.fullmatch(rf"{kind} (\d{{1,9}})", found) if isinstance(found, str) else None
-    if newer and int(newer[1]) > int(number):
+    version = re.fullmatch(rf"{kind} (\d{{1,9}})", found) if isinstance(found, str) else None
+    if version and 1 <= int(version[1]) <= int(number):
+        return
+    if version and int(version[1]) > int(number):
         fix = "update this program, or export the bundle again with this version"
         _refuse(path, f"made by a newer version of this program: its format is {found!r}, not {FORMAT!r}", fix)
     _refuse(path, f"not a bundle: its format is {short(found)}, not {FORMAT!r}")

@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypedDict, cast
 from model.export.bundle import Bundle
 from model.files import printable
 from model.network import cost
+from model.preprocessing import Ranges
 
 MATRIX_CLASSES = 30
 """Largest number of classes whose confusion matrix is shown; a wider table is unreadable."""
@@ -84,7 +85,7 @@ def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int],
     sections = [
         _front_matter(bundle, results),
         _summary(bundle),
-        _usage(bundle.image_size),
+        _usage(bundle),
         f"## Data\n\n{_listed(_mapping(bundle.provenance.get('data')))}",
         _training(bundle),
         _results(bundle, results),
@@ -145,7 +146,8 @@ A small residual convolutional network that classifies pictures into {bundle.mod
 """
 
 
-def _usage(size: int) -> str:
+def _usage(bundle: Bundle) -> str:
+    size = bundle.image_size
     return f"""
 ## Usage
 
@@ -160,32 +162,38 @@ print(next(classifier.predict(["picture.jpg"])))
 With ONNX Runtime, Pillow and NumPy alone, in this folder:
 
 ```python
-{with_onnxruntime(size)}
+{WITH_ONNXRUNTIME}
 ```
 
 `model.onnx` and `model.pt2` take uint8 pictures of shape (n, {size}, {size}, 3), for any n, and return calibrated
-probabilities: normalisation and temperature are part of the graph. `config.json` describes the preprocessing before
-that, which the code above implements: turn the picture upright, convert it to RGB, resize its shorter side to {size}
-pixels with antialiased bicubic interpolation, and crop the central square. Two kinds of pictures need an extra step
-first, which mushroom-study does automatically: paste transparent pictures onto white, and divide the values of 16-bit
-pictures by 256.
+probabilities: normalisation and temperature are part of the graph. The preprocessing before that is in
+`preprocessing.py`, the file that mushroom-study itself uses, so that both give the same answer for every picture: turn
+it upright, scale values of more than 8 bits{_scaled(bundle.ranges)}, put transparent areas onto white, resize the
+shorter side to {size} pixels with antialiased bicubic interpolation, and crop the central square. HEIC files also need
+pillow-heif.
 
-`model.safetensors` and `config.json` contain only tensors and text. Open `model.pt2` only if you trust its source.
+`model.safetensors` and `config.json` contain only tensors and text. Run `preprocessing.py` and open `model.pt2` only if
+you trust their source.
 """
 
 
-def with_onnxruntime(size: int) -> str:
-    """Return the card's example for ONNX Runtime: it classifies picture.jpg as `predict` does, without torch."""
-    return f"""import json, numpy, onnxruntime
-from PIL import Image, ImageOps
+WITH_ONNXRUNTIME = """\
+import json, onnxruntime
+from preprocessing import load_square
 
+config = json.load(open("config.json", encoding="utf-8"))
+square = load_square(open("picture.jpg", "rb"), config["image_size"], config["ranges"])
 network = onnxruntime.InferenceSession("model.onnx")
-classes = json.loads(network.get_modelmeta().custom_metadata_map["classes"])
-picture = Image.open("picture.jpg")
-picture.draft(None, ({2 * size}, {2 * size}))  # a large JPEG need not be decoded in full
-square = ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), ({size}, {size}), Image.Resampling.BICUBIC)
-(probabilities,) = network.run(None, {{"pictures": numpy.asarray(square)[None]}})[0]
-print([(classes[label], float(probabilities[label])) for label in probabilities.argsort()[::-1][:3]])"""
+(probabilities,) = network.run(None, {"pictures": square[None]})[0]
+best = sorted(zip(probabilities.tolist(), config["classes"]), reverse=True)[:3]
+print([(name, probability) for probability, name in best])"""
+"""The card's example for ONNX Runtime, without torch: it classifies picture.jpg as `predict` does."""
+
+
+def _scaled(ranges: Ranges) -> str:
+    """Name the ranges, if the training pictures had any."""
+    shown = [f"{kind} of {low:,g} to {high:,g}" for kind, (low, high) in ranges.items()]
+    return f" ({' and '.join(shown)} become 0 to 255)" if shown else ""
 
 
 def _training(bundle: Bundle) -> str:

@@ -36,7 +36,8 @@ from model.preprocessing import normalise
 TORCH = "model.pt2"
 ONNX = "model.onnx"
 CARD = "README.md"
-NAMES = frozenset({CONFIG, WEIGHTS, TORCH, ONNX, CARD})
+PREPROCESSING = "preprocessing.py"
+NAMES = frozenset({CONFIG, WEIGHTS, TORCH, ONNX, CARD, PREPROCESSING})
 """Names of the files in a published folder."""
 EARLIER = frozenset({"model-any-size.onnx"})
 """Names of files that only earlier versions published; a folder with them is still a bundle and may be replaced."""
@@ -116,6 +117,7 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
         parity = compare(new, bundle, network, check)
         latency = measure_latency(new, check)
         sizes = {name: (new / name).stat().st_size for name in parity}
+        write(new / PREPROCESSING, (ROOT / "model" / PREPROCESSING).read_bytes())
         write(new / CARD, card(bundle, parity, sizes, latency).encode("utf-8", errors="backslashreplace"))
         seal(new, bundle)
         verify(new)
@@ -208,6 +210,7 @@ def write_graphs(folder: Path) -> None:
     for part in (pictures, probabilities):
         part.type.tensor_type.shape.dim[0].dim_param = "n"  # the exporter calls it s32 or the like
     notes = {"format": FORMAT, "classes": json.dumps(bundle.classes), "image_size": str(size)}
+    notes["ranges"] = json.dumps(bundle.ranges)
     onnx.helper.set_model_props(model, notes)
     onnx.checker.check_model(model, full_check=True)
     write(folder / ONNX, model.SerializeToString(deterministic=True))

@@ -44,10 +44,10 @@ with atheris.instrument_imports(include=INSTRUMENTED):  # pyright: ignore[report
 
     from data import DataError, cache, file_checks
     from data.augment import AugmentConfig
-    from model import checkpoint
+    from model import checkpoint, preprocessing
     from model.export import bundle
     from model.network import ModelConfig, MushroomCNN
-    from model.preprocessing import FORMATS, PictureError, load_square, open_picture
+    from model.preprocessing import FORMATS, PictureError, load_square
     from model.training import TrainingConfig
     from search_space import Config
     from selection.retraining import FORMAT, Winner
@@ -125,7 +125,7 @@ def read_picture(content: bytes, _: Path) -> None:
     """Read a picture as the scan does, then as `predict` and the cache do."""
     content = _signed(content)
     file_checks._check_open_file(io.BufferedReader(io.BytesIO(content)), True)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
-    open_picture(io.BytesIO(content))
+    preprocessing.read_picture(io.BytesIO(content))
     load_square(io.BytesIO(content), 16)
 
 

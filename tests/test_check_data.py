@@ -1,0 +1,67 @@
+"""Tests of `check-data` as a user calls it; the facts about each file are tested in test_report.py."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pictures import flawed_folder
+from PIL import Image
+from studies import run_here
+
+
+@pytest.fixture
+def flawed(tmp_path: Path) -> Path:
+    return flawed_folder(tmp_path / "flawed")
+
+
+def test_the_facts_for_programs_are_those_of_the_report(flawed: Path, tmp_path: Path) -> None:
+    words = ["check-data", "--data", str(flawed), "--cache", str(tmp_path / "cache"), "--json"]
+    ended = run_here(*words, "--report", str(tmp_path / "report.csv"))
+    assert (ended.code, ended.err) == (0, "")
+    facts = json.loads(ended.out)
+    with (tmp_path / "report.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for row in rows if row["verdict"] == "kept"]
+    assert facts["pictures"] == len(kept)
+    assert facts["modes"] == Counter(row["mode"] for row in kept)
+    assert facts["left_out"] == Counter(row["verdict"] for row in rows if row["verdict"] != "kept")
+    assert facts["sizes"]["long_side"]["most"] == max(max(int(row["width"]), int(row["height"])) for row in kept)
+    for one in facts["classes"]:
+        split = Counter(row["split"] for row in kept if row["class"] == one["name"])
+        assert {part: one[part] for part in ("train", "validation", "test")} == split
+    assert any("Boletus/stereo.mpo" in line for line in facts["remarks"])
+    assert facts["ranges"] == {"integers": [0, 65535]}  # Amanita/sixteen-bit.png
+    assert facts["studies"]["quick"]["image_sizes"][-1] == 48
+
+
+def test_the_facts_of_data_that_are_refused_have_the_error(flawed: Path, tmp_path: Path) -> None:
+    for file in (flawed / "Agaricus").glob("*.jpg"):
+        file.write_bytes(b"torn")
+    ended = run_here("check-data", "--data", str(flawed), "--cache", str(tmp_path / "cache"), "--json")
+    facts = json.loads(ended.out)
+    assert ended.code == 2
+    assert ended.err == f"error: {facts['error']}\n"
+    assert "Agaricus" in facts["error"]
+    assert {one["name"]: one["pictures"] for one in facts["classes"]}["Boletus"] == 15
+
+
+def test_a_sheet_is_a_picture_of_the_classes(flawed: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "new" / "sheet.png"
+    words = ["check-data", "--data", str(flawed), "--cache", str(tmp_path / "cache"), "--sheet", str(sheet)]
+    ended = run_here(*words)
+    assert (ended.code, ended.err) == (0, "")
+    assert str(sheet) in ended.out
+    with Image.open(sheet) as drawn:
+        assert drawn.format == "PNG"
+        assert drawn.height > 3 * 96  # a row for each of the three classes
+
+
+def test_a_sheet_that_cannot_be_written_is_an_error_in_one_line(flawed: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sheet = tmp_path / "file" / "sheet.png"
+    words = ["check-data", "--data", str(flawed), "--cache", str(tmp_path / "cache"), "--sheet", str(sheet)]
+    ended = run_here(*words)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert str(sheet) in ended.err
