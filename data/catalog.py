@@ -303,9 +303,9 @@ def _with_classes(source: Source, pictures: Sequence[Picture]) -> Catalog:
 
 
 def why_left_out(pictures: Sequence[Picture]) -> str:
-    """Return the verdicts on the files that are left out, with counts and reasons; "" if none is left out.
+    """Return how many files have each verdict but kept, and the reasons for the refused and unreadable ones.
 
-    Reasons are counted as one if they differ only in what follows a comma, colon or parenthesis.
+    Reasons count as one if they differ only in what follows a comma, colon or parenthesis. "" if no file is left out.
     """
     shown: list[str] = []
     for verdict in Verdict:
@@ -314,10 +314,9 @@ def why_left_out(pictures: Sequence[Picture]) -> str:
         for reason, count in reasons.items():
             kinds[re.split(r"[,:(]", reason, maxsplit=1)[0].strip()][reason] = count
         counted = Counter({kind if len(found) > 1 else min(found): found.total() for kind, found in kinds.items()})
-        why = ""
+        named = [f"{n:,} {kind}" if len(counted) > 1 else kind for kind, n in counted.most_common()]
         # The other verdicts say it all: their reasons name files or sizes.
-        if len(counted) == 1 or verdict in (Verdict.REFUSED, Verdict.UNREADABLE):
-            why = f" ({', '.join(f'{n:,} {kind}' if len(counted) > 1 else kind for kind, n in counted.most_common())})"
+        why = f" ({', '.join(named)})" if verdict in (Verdict.REFUSED, Verdict.UNREADABLE) else ""
         if reasons:
             shown.append(f"{reasons.total():,} {verdict.replace('_', ' ')}{why}")
     return ", ".join(shown)
@@ -325,7 +324,7 @@ def why_left_out(pictures: Sequence[Picture]) -> str:
 
 def remedy(pictures: Sequence[Picture]) -> str:
     """Return what to do about files that are left out, if an option helps; else ""."""
-    links = any("a link" in picture.reason for picture in pictures if picture.verdict is Verdict.REFUSED)
+    links = any(picture.reason.startswith(("a link out", "a link to a folder")) for picture in pictures)
     return "add --follow-links to read what the links lead to" if links else ""
 
 

@@ -192,7 +192,7 @@ def _why_not_entered(entry: os.DirEntry[str], inside: Sequence[Path], read: set[
     if entry.is_symlink():
         above = target.rstrip(os.sep) + os.sep
         if any(os.path.realpath(folder).startswith(above) for folder in inside):
-            return f"a link to a folder that contains it, {printable(target)}"
+            return f"a link back to a folder that contains it, {printable(target)}"
     read.add(target)
     return ""
 

@@ -356,9 +356,10 @@ def _check_no_parts(levels: Mapping[str, _Folder], path: Path) -> None:
         if repeated := _repeated(level):
             alike = [f for f in filled.values() if repeated & {_key(name) for name in f.inside(1).filled}]
             ways = _ways([folder.inside(1) for folder in alike], part, levels, path)
+            names = {name for folder in alike for name in folder.inside(1).filled if _key(name) in repeated}
             raise DataError(
                 f"{where} can be understood in several ways (its folders {_some(f.path.name for f in alike)} hold "
-                f"folders of the same names, {_some(repeated)}): {ways}, or add {as_understood} if they "
+                f"folders of the same names, {_some(names)}): {ways}, or add {as_understood} if they "
                 "are the classes"
             )
         named = [folder for name, folder in filled.items() if part_named(name)]
@@ -400,7 +401,8 @@ def _ways(shared: Sequence[_Folder], part: str, levels: Mapping[str, _Folder], p
     together = f"{_option(path, others | {part: shared})} if they are sources of the same classes"
     if part != "all":
         return f"add {together}"
-    return f"add {_option(path, {'train': shared[:-1], 'test': shared[-1:]})} if they are parts, {together}"
+    *train, test = sorted(shared, key=lambda folder: part_named(folder.path.name) == "test")
+    return f"add {_option(path, {'train': train, 'test': [test]})} if they are parts, {together}"
 
 
 def _option(path: Path, parts: Mapping[str, Iterable[_Folder]]) -> str:

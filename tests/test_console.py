@@ -422,8 +422,9 @@ def test_the_table_of_classes_counts_each_part_and_what_is_left_out(tmp_path: Pa
         str(len(found.catalog.pictures) - kept),
     ]
     assert rows["Empty"] == ["0"]
-    assert lines(console)[-1].startswith("Left out: 3 unreadable (")
-    assert ", 1 duplicate (same bytes as Agaricus/0000.jpg), 2 conflict, 4 refused (" in lines(console)[-1]
+    left_out = " ".join(" ".join(lines(console)).partition("Left out: ")[2].split())
+    assert ", 1 too small, 1 duplicate, 2 conflict, 4 refused (" in left_out
+    assert left_out.endswith(", 1 not a picture. Add --follow-links to read what the links lead to.")
 
 
 def test_no_more_left_out_files_are_listed_than_fit_a_screen(tmp_path: Path) -> None:

@@ -120,11 +120,11 @@ def test_followed_links_never_lead_in_circles_and_read_a_folder_once(tmp_path: P
     files = by_path(scanned(root, tmp_path / "cache", follow_links=True))
     assert {path: file.reason.partition(",")[0] for path, file in files.items() if file.verdict is Verdict.REFUSED} == {
         "Amanita/loop": "a folder that is read already",
-        "Amanita/up": "a link to a folder that contains it",
+        "Amanita/up": "a link back to a folder that contains it",
         "Amanita/itself.jpg": "a broken link",
         "Amanita/gone.jpg": "a broken link",
         "Amanita/b": "a folder that is read already",
-        "Amanita/a/back": "a link to a folder that contains it",
+        "Amanita/a/back": "a link back to a folder that contains it",
         "self.jpg": "not in a class folder",
     }
     assert files["Amanita/a/new.jpg"].verdict is Verdict.KEPT

@@ -127,6 +127,7 @@ def test_folders_that_are_classes_are_not_taken_for_parts(tmp_path: Path, made: 
     ("made", "options"),
     [
         (grid(["site A", "site-b"]), ["'train=site A,test=site-b'", "'all=site A,all=site-b'", "all=."]),
+        (grid(["eval 1", "site-b"]), ["'train=site-b,test=eval 1'"]),
         (grid(["a/images", "b/images"]), ["train=a/images,test=b/images", "all=."]),
         (grid([f"fold{number}" for number in range(1, 6)]), ["train=fold1,train=fold2,...,test=fold5", "all=."]),
         (grid(CLASSES, ["2020", "2021"]), ["all=."]),
