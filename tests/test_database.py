@@ -1,6 +1,7 @@
 """The study's database: created, opened, refused if it is damaged or another program's; no password is ever shown."""
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any, NamedTuple
 
 import optuna
 import pytest
+import sqlalchemy
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from tuning import StudyError, database
@@ -58,6 +62,28 @@ def refusal(folder: Path, **changes: Any) -> str:
 
 
 # -- where it is
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows few of these characters")
+@given(st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=40))
+@example("My%20Project")
+@example("what?mode=memory#1&2")
+@settings(max_examples=300)
+def test_a_folder_of_any_name_holds_its_own_database(name: str) -> None:
+    folder = Path("/results") / f"a{name}"
+    parsed = sqlalchemy.make_url(sqlite_url(folder))
+    assert parsed.database == f"{folder}/study.db"
+    assert not parsed.query
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows few of these characters")
+@pytest.mark.parametrize("name", ["My%20Project", "100%", "a?b=c", "a#b&c", "'quoted'", '"', "ä b", "-x", "[bold]"])
+def test_a_database_lies_in_the_folder_that_was_named(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    opened(folder)
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.db")] == [Path(name) / "study.db"]
+    assert optuna.load_study(study_name="mushrooms", storage=sqlite_url(folder)).user_attrs
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import sqlalchemy
+
 from model.files import replacing
 from tuning import StudyError
 
@@ -42,8 +44,11 @@ def make_folder(folder: Path) -> None:
 
 
 def sqlite_url(folder: Path) -> str:
-    """Return the URL of the SQLite database in a study's folder."""
-    return f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
+    """Return the URL of the SQLite database in a study's folder, with the characters quoted that a URL gives a meaning.
+
+    Unquoted, the path `My%20Project` would be that of the folder `My Project`.
+    """
+    return sqlalchemy.URL.create("sqlite", database=(folder / "study.db").resolve().as_posix()).render_as_string()
 
 
 def trial_directory(folder: Path, number: int) -> Path:
