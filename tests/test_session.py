@@ -5,17 +5,22 @@ The README's own example runs as it is printed, with real processes; the other t
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import optuna
+import optuna_dashboard
 import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
@@ -95,6 +100,89 @@ def test_stated_parts_and_followed_links_are_recalled_where_the_data_now_are(tmp
         find_study(tmp_path / "results").reopen(
             [32], data=str(tmp_path / "new"), parts="train=b,test=a", cache_dir=cache
         )
+
+
+def rename_in_dashboard(url: str, name: str) -> None:
+    """Rename the only study of a database as the dashboard's button does."""
+    body = json.dumps({"study_name": name}).encode()
+    storage = optuna.storages.RDBStorage(url)
+    (study,) = storage.get_all_studies()
+    environ: dict[str, Any] = {
+        "CONTENT_LENGTH": str(len(body)),
+        "CONTENT_TYPE": "application/json",
+        "PATH_INFO": f"/api/studies/{study._study_id}/rename",  # pyright: ignore[reportPrivateUsage]
+        "wsgi.input": io.BytesIO(body),
+    }
+    environ["REQUEST_METHOD"] = "POST"
+    setup_testing_defaults(environ)
+    statuses: list[str] = []
+    list(optuna_dashboard.wsgi(storage)(environ, lambda status, *_: statuses.append(status)))
+    assert statuses == ["201 Created"]
+    storage.engine.dispose()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".owner", ".lock")
+    }
+
+
+def rename_study(folder: Path) -> Path:
+    rename_in_dashboard(sqlite_url(folder), "mushrooms")
+    return folder
+
+
+def delete_study(folder: Path) -> Path:
+    optuna.delete_study(study_name="tiny", storage=sqlite_url(folder))
+    return folder
+
+
+def rename_folder(folder: Path) -> Path:
+    return folder.rename(folder.with_name("mushrooms"))
+
+
+def copy_folder(folder: Path) -> Path:
+    return Path(shutil.copytree(folder, folder.with_name("mushrooms")))
+
+
+def copy_database(folder: Path) -> Path:
+    (folder.with_name("mushrooms")).mkdir()
+    shutil.copy(folder / "study.db", folder.with_name("mushrooms"))
+    return folder.with_name("mushrooms")
+
+
+@pytest.mark.parametrize("change", [rename_study, delete_study, rename_folder, copy_folder, copy_database])
+def test_a_folder_and_a_database_that_do_not_belong_together_are_told_apart_before_anything_is_written(
+    change: Callable[[Path], Path], tiny: Tiny, tmp_path: Path
+) -> None:
+    """It once began a new study in the old one's folder, overwrote its checkpoints and exported its winner."""
+    with opened(tiny, tmp_path, 1) as session:
+        list(session.run())
+        first = session.folder
+    folder = change(first)
+    before = contents(folder)
+    with pytest.raises(StudyError) as refused, opened(tiny, tmp_path, 2, name=folder.name):
+        pass
+    held = "no study" if change is delete_study else "'tiny'" if folder.name == "mushrooms" else "'mushrooms'"
+    assert f" holds {held}" in str(refused.value)
+    assert str(folder) in str(refused.value)
+    if change is not copy_database:  # which no later command finds
+        with pytest.raises(StudyError, match=re.escape(str(folder))):
+            find_study(tmp_path, folder.name)
+    assert contents(folder) == before
+
+
+def test_a_study_renamed_in_the_dashboard_goes_on_once_its_folder_has_the_new_name(tiny: Tiny, tmp_path: Path) -> None:
+    with opened(tiny, tmp_path, 1) as session:
+        list(session.run())
+        folder = session.folder
+    rename_study(folder)
+    rename_folder(folder)
+    with opened(tiny, tmp_path, 2, name="mushrooms") as session:
+        list(session.run())
+        assert count_trials(read_trials(session.study)) == 2
 
 
 def test_a_loop_that_is_left_early_is_resumed_by_the_next_session(tiny: Tiny, tmp_path: Path) -> None:

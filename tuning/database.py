@@ -223,6 +223,42 @@ def open_study(
     return study
 
 
+def refuse_another(url: str, name: str, folder: Path, *, known: bool) -> None:
+    """Raise StudyError if a database lacks the study to which the folder's files belong, or is another study's own.
+
+    That is so after a study was renamed or deleted in the dashboard, or its folder renamed or copied: a new study in
+    the same folder would overwrite the files of the old one, and later commands would take them for its own.
+
+    Args:
+        folder: The study's folder.
+        known: Whether the study has been started in this folder before.
+    """
+    storage = connect(url)
+    with explained(url), _legible(url):
+        there = [study.study_name for study in storage.get_all_studies()]
+    if name in there:
+        return
+    others = [other for other in there if not other.startswith(f"{name}-")]  # those of its finalists and final runs
+    held = f"holds {_some(others)}" if others else "holds no study"
+    if known:
+        raise StudyError(
+            f"study '{name}' has files in {folder}, but {without_password(url)} {held}: if it was renamed, give study "
+            "and folder the same name again; if it was deleted, remove its files with python study.py clean, or start "
+            "another study with --study NAME"
+        )
+    file = _file(url)
+    if others and file is not None and file.resolve().parent == folder.resolve():
+        raise StudyError(
+            f"{file} {held}, not '{name}': give study and folder the same name again, or start another study with "
+            "--study NAME"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
 def load_study(url: str, name: str) -> optuna.Study:
     """Return an existing study. Raises StudyError if it does not exist, or if the database cannot be used."""
     missing = StudyError(
@@ -237,7 +273,13 @@ def load_study(url: str, name: str) -> optuna.Study:
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
-            raise missing from None
+            there = [study.study_name for study in storage.get_all_studies()]
+            if not there:
+                raise missing from None
+            raise StudyError(
+                f"no study '{name}' in {without_password(url)}, which holds {_some(there)}: if it was renamed, give "
+                "study and folder the same name again, or name another with --study NAME"
+            ) from None
         study.get_trials(deepcopy=False)
         if not any(key.startswith(IDENTITY) for key in study.user_attrs):
             raise StudyError(f"study '{name}' in {without_password(url)} was not created by this program: {ANOTHER}")

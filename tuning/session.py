@@ -285,6 +285,7 @@ def open_session(
             "seed": seed,
         }
         url = storage or sqlite_url(folder)
+        database.refuse_another(url, name, folder, known=(folder / settings.FILE).exists())
         with database.explained(url):
             study = open_study(
                 url,
