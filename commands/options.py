@@ -95,7 +95,7 @@ WorkersOption = Annotated[
 PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
     choice(PLACE),
-    Parameter(help='Precision of training: "float32", "bfloat16", or "auto", bfloat16 if the hardware supports it.'),
+    Parameter(help='Precision of training: "float32", "bfloat16", or "auto", the faster one, timed at the start.'),
 ]
 # Options of the commands that use an existing study
 StudyOption = Annotated[

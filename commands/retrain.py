@@ -77,7 +77,7 @@ def retrain(
     from tuning.workers import LocalWorkers
 
     console = screen.make_console()
-    slots = devices.slots(device, workers, precision)
+    slots = devices.slots(device, workers)
     found = find_study(console, results, study, storage)
     with found.locked():
         chosen = best.candidates(found.study, finalists) if trial is None else [best.candidate(found.study, trial)]
@@ -87,6 +87,7 @@ def retrain(
             data=data,
             test_data=test_data,
             slots=slots,
+            precision=precision,
             cache_dir=cache,
             track=screen.track(console),
             make_workers=make_workers or LocalWorkers,

@@ -129,7 +129,7 @@ def run(
         raise StudyError("--audit-pruner has nothing to train with --scheduler none: omit one of the two")
     console = screen.make_console()
     track = screen.track(console)
-    slots = devices.slots(device, workers, precision)
+    slots = devices.slots(device, workers)
     limits = _profile(profile, slots[0].device, epochs, pictures, flips=not no_flips)
     found = find_pictures(data, test_data=test_data, limit=limits.pictures, cache_dir=cache, track=track)
     screen.print_pictures(console, found)
@@ -154,6 +154,7 @@ def run(
         scheduler=scheduler,
         seed=seed,
         slots=slots,
+        precision=precision,
         results=results,
         storage=storage,
         cache_dir=cache,
