@@ -26,11 +26,13 @@ from data.file_checks import Verdict
 from data.prepare import Pictures
 from data.split import Split
 from model.files import printable
+from model.limits import describe_cpus
 from model.training import EpochMetrics
 from reporting.words import duration, how_far, numbered_epochs, percent, plural, stopped_baselines
 from tuning.cleaning import Item
 from tuning.database import network_file_system
 from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
+from tuning.memory import shortage
 from tuning.session import SearchSession, Session
 from tuning.settings import command_line
 from tuning.trials import Outcome, Trial, count_trials, furthest, read_trials, top
@@ -138,6 +140,14 @@ def warn_of_network_file_system(console: Console, results: Path) -> None:
             style="yellow",
             markup=False,
         )
+
+
+def print_machine(console: Console, workers: int) -> None:
+    """Print what is odd about this machine: fewer CPUs than one sees, too little memory for the workers."""
+    if used := describe_cpus():
+        console.print(f"Using {used}.")
+    if short := shortage(workers):
+        console.print(f"Warning: {short}.", style="yellow")
 
 
 def print_plan(

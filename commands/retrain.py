@@ -94,6 +94,7 @@ def retrain(
             make_notes=TrialNotes,
         )
         screen.print_pictures(console, session.pictures, classes=False)
+        screen.print_machine(console, len(slots))
         follow = follow_runs(console, session)
         if trial is not None:
             original = read_trials(found.study)[trial]

@@ -177,6 +177,7 @@ def run(
             epochs=session.trained_share * horizon if rungs else None,
         )
         if wanted:
+            screen.print_machine(console, len(slots))
             first = scheduling.first_pruning(scheduler, horizon)
             screen.print_plan(
                 console, session, wanted=wanted, rungs=rungs, first_pruning=first, left=shown.seconds_left

@@ -26,10 +26,11 @@ import torch
 
 from model.export.bundle import Bundle, load
 from model.files import is_hidden, printable
+from model.limits import cpus
 from model.network import MushroomCNN
 from model.preprocessing import SUFFIXES, PictureError, load_square, normalise
 
-DECODERS = min(4, os.cpu_count() or 1)
+DECODERS = min(4, cpus())
 """Number of threads that decode pictures; Pillow releases the GIL while it decodes and resizes."""
 
 Square = npt.NDArray[np.uint8]

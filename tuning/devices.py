@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from model.limits import cpus
 from tuning import StudyError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def slots(device: str, workers: int | None) -> list[Slot]:
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpus()
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = next(kind for kind, there in found.items() if there) if device == "auto" else device
     if not found[kind]:
