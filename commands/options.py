@@ -90,7 +90,7 @@ DeviceOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     count(PLACE),
-    Parameter(help="Number of trials to train at once. By default one per CPU core or GPU; more share the GPUs."),
+    Parameter(help="Number of trials to train at once. By default one per usable CPU or GPU; more share the GPUs."),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"],

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import study
 from model import limits
 from model.limits import cpu_quota, cpus, describe_cpus, memory
 from tuning.devices import Slot, slots
@@ -192,6 +193,23 @@ def test_a_real_quota_is_found_by_a_process_in_a_group_within() -> None:
         for group in (inner, outer):
             with contextlib.suppress(OSError):
                 group.rmdir()
+
+
+def test_under_a_quota_libraries_start_no_thread_per_core(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch reads the variable when it is imported, which a command does later; one that is set is left alone."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    study.main(["clean", "--help"])
+    assert os.environ.get("OMP_NUM_THREADS") == (str(cpus()) if cpu_quota() < (os.cpu_count() or 1) else None)
+    monkeypatch.setattr(study, "cpu_quota", lambda: 0.5)
+    monkeypatch.setattr(study, "cpus", lambda: 1)
+    study.main(["clean", "--help"])
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    study.main(["clean", "--help"])
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "clean" in capsys.readouterr().out
 
 
 def test_one_module_asks_the_machine_for_its_cpus_and_no_pool_has_a_default_size() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -17,8 +19,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from studies import TINY, Tiny, prepare
 
+from commands.console import print_plan
 from model.training import Precision
 from search_space import PROFILES, Config, suggest
 from tuning import timing
@@ -33,24 +37,26 @@ ENOUGH = 10**8
 """Number of pictures with which the trials of SMALL are long enough for timing to pay."""
 POINTS = typical(partial(suggest, profile=SMALL, classes=3), lambda cost: True)[:1]
 
-Arithmetic = Callable[[torch.device, Precision], contextlib.AbstractContextManager[None]]
+Steps = Callable[..., None]
 
 
 @pytest.fixture
-def arithmetic(monkeypatch: pytest.MonkeyPatch) -> Callable[[Arithmetic], None]:
-    """A function that gives the CPU another arithmetic: what a step does beside its own work, in each precision."""
-    return lambda other: monkeypatch.setattr(timing, "autocast", other)
+def steps_take(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """A function that gives a step of each precision a duration: real ones depend on who else is computing."""
 
+    def durations(**seconds: float) -> None:
+        now = 0.0
 
-def slow(precision: Precision, seconds: float = 0.03) -> Arithmetic:
-    """Return an arithmetic in which steps in this precision take so much longer."""
+        @contextlib.contextmanager
+        def step(device: torch.device, precision: Precision) -> Generator[None]:
+            nonlocal now
+            now += seconds[precision]
+            yield
 
-    @contextlib.contextmanager
-    def step(device: torch.device, of: Precision) -> Generator[None]:
-        time.sleep(seconds * (of == precision))
-        yield
+        monkeypatch.setattr(timing, "autocast", step)
+        monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
 
-    return step
+    return durations
 
 
 def settle(study: optuna.Study, *slots: Slot, pictures: int = ENOUGH) -> tuple[Precision, Comparison | None]:
@@ -88,24 +94,30 @@ def test_a_gain_that_is_hardly_one_is_none(gains: list[float]) -> None:
     assert Comparison(gains=tuple(gains)).faster == "float32"
 
 
-@pytest.mark.parametrize("slower", BOTH)
+@pytest.mark.parametrize(("bfloat16", "faster"), [(0.5, "bfloat16"), (0.97, "float32"), (1.25, "float32")])
 def test_the_faster_one_is_chosen_whatever_the_cpu_claims_to_have(
-    slower: Precision, arithmetic: Callable[[Arithmetic], None]
+    bfloat16: float, faster: Precision, steps_take: Steps
 ) -> None:
-    arithmetic(slow(slower))
+    steps_take(float32=1.0, bfloat16=bfloat16)
     found = time_steps(POINTS, pictures=1, slots=[Slot()], precisions=BOTH)
     assert found.comparison
-    assert found.comparison.faster != slower
-    # An emulated precision, many times slower, is not timed any longer than it takes to see that.
-    assert (len(found.comparison.gains), set(found.seconds)) == (
-        (1, {"float32"}) if slower == "bfloat16" else (timing.ROUNDS, set(BOTH))
-    )
+    assert found.comparison.faster == faster
+    assert found.comparison.gains == pytest.approx([1 / bfloat16] * timing.ROUNDS)
+    assert found.seconds["bfloat16"] == pytest.approx(bfloat16 * found.seconds["float32"])
+
+
+def test_an_emulated_precision_is_timed_no_longer_than_it_takes_to_see_that(steps_take: Steps) -> None:
+    steps_take(float32=1.0, bfloat16=6.0)
+    found = time_steps(POINTS, pictures=1, slots=[Slot()], precisions=BOTH)
+    assert found.comparison and found.comparison.faster == "float32"
+    assert found.comparison.gains == pytest.approx([1 / 6])
+    assert set(found.seconds) == {"float32"}
 
 
 # -- the steps
 
 
-def test_all_slots_are_timed_at_once_and_in_the_same_precision(arithmetic: Callable[[Arithmetic], None]) -> None:
+def test_all_slots_are_timed_at_once_and_in_the_same_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     active, seen, lock = Counter[Precision](), set[tuple[Precision, ...]](), threading.Lock()
 
     @contextlib.contextmanager
@@ -118,13 +130,13 @@ def test_all_slots_are_timed_at_once_and_in_the_same_precision(arithmetic: Calla
             seen.add(tuple(sorted(active.elements())))
             active[precision] -= 1
 
-    arithmetic(watched)
+    monkeypatch.setattr(timing, "autocast", watched)
     time_steps(POINTS, pictures=1, slots=[Slot()] * 3, precisions=BOTH)
     assert {len(set(precisions)) for precisions in seen} == {1}
     assert max(map(len, seen)) == 3
 
 
-def test_an_error_in_one_slot_is_raised_and_the_others_do_not_wait(arithmetic: Callable[[Arithmetic], None]) -> None:
+def test_an_error_in_one_slot_is_raised_and_the_others_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = iter(range(10))
 
     @contextlib.contextmanager
@@ -133,7 +145,7 @@ def test_an_error_in_one_slot_is_raised_and_the_others_do_not_wait(arithmetic: C
             raise MemoryError("of one slot")
         yield
 
-    arithmetic(failing)
+    monkeypatch.setattr(timing, "autocast", failing)
     with pytest.raises(MemoryError, match="of one slot"):
         time_steps(POINTS, pictures=1, slots=[Slot()] * 3, precisions=BOTH)
 
@@ -165,18 +177,16 @@ def test_where_a_gpu_is_short_of_memory_fewer_pictures_are_timed(monkeypatch: py
 # -- a study keeps to its choice
 
 
-def test_a_study_keeps_to_its_choice_and_another_machine_makes_its_own(
-    arithmetic: Callable[[Arithmetic], None],
-) -> None:
+def test_a_study_keeps_to_its_choice_and_another_machine_makes_its_own(steps_take: Steps) -> None:
     study = optuna.create_study()
-    arithmetic(slow("bfloat16"))
+    steps_take(float32=1.0, bfloat16=1.4)
     first = settle(study)
     assert first[0] == "float32"
-    arithmetic(slow("float32"))
+    steps_take(float32=1.5, bfloat16=1.0)
     assert settle(study) == first
     elsewhere = settle(study, Slot(threads=2))
     assert elsewhere[0] == "bfloat16"
-    arithmetic(slow("bfloat16"))
+    steps_take(float32=1.0, bfloat16=1.4)
     assert settle(study, Slot(threads=2)) == elsewhere
     assert settle(study) == first
 
@@ -196,9 +206,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def test_a_resumed_study_and_its_retraining_use_the_precision_that_it_began_with(
-    tiny: Tiny, tmp_path: Path, arithmetic: Callable[[Arithmetic], None], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, steps_take: Steps
 ) -> None:
-    monkeypatch.setattr(timing, "TIMED", 1)
     cache = tiny.folder.parent / "cache"
     start = partial(
         open_session,
@@ -209,14 +218,17 @@ def test_a_resumed_study_and_its_retraining_use_the_precision_that_it_began_with
         results=tmp_path,
         cache_dir=cache,
     )
-    arithmetic(slow("float32"))
+    steps_take(float32=1.5, bfloat16=1.0)
     with start(precision="auto") as session:
         begun = session.timing and session.timing.comparison
         assert [slot.precision for slot in session.slots] == ["bfloat16"]
-    arithmetic(slow("bfloat16"))
+    steps_take(float32=1.0, bfloat16=1.5)
     with start(precision="auto") as session:
         assert session.timing and session.timing.comparison == begun
         assert session.expected_seconds() > 0
+        console = Console(file=io.StringIO(), width=1000, record=True)
+        print_plan(console, session, wanted=1, rungs=(), first_pruning=None, left=1.0)
+        assert "in bfloat16, 1.5 times as fast as float32 here" in console.export_text()
     again = find_study(tmp_path).reopen(slots=[Slot()], precision="auto", cache_dir=cache)
     assert again.timing and again.timing.comparison == begun
     assert [slot.precision for slot in again.slots] == ["bfloat16"]
