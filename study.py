@@ -5,6 +5,7 @@ Every worker process runs this file again, so it imports nothing heavy; each com
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -23,6 +24,7 @@ from commands.report import report
 from commands.retrain import retrain
 from commands.run import run
 from data import DataError
+from model.limits import cpu_quota, cpus
 from tuning import StudyError
 
 _NO_BOX = Box("\n".join(["    "] * 8))
@@ -62,6 +64,8 @@ def main(argv: Sequence[str] | None = None, **injected: Any) -> None:
         # Print an escape for a character that the encoding of the terminal or log lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if cpu_quota() < (os.cpu_count() or 1):  # torch and numpy know nothing of it, and would start a thread per core
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpus()))
     try:
         words = sys.argv[1:] if argv is None else argv
         command, bound, accepted = app.parse_args(words, exit_on_error=False, print_error=False)

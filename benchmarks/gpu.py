@@ -29,15 +29,16 @@ from benchmarks.measuring import (
     Subprocess,
     bare_step,
     endless_epochs,
+    faster_precision,
     named,
     spread,
     training_batches,
 )
 from data.cache import Part
 from data.prepare import find_pictures
-from model.training import fastest_precision
 from search_space import Config
 from tests.stress.script import header, machine, row, run
+from tuning.devices import Slot
 
 AT_ONCE = (1, 2, 4)
 
@@ -64,7 +65,7 @@ def timed(device: torch.device, work: Callable[[], Any]) -> float:
 
 def variants(config: Config, part: Part, device: torch.device) -> dict[str, Callable[[], Any]]:
     """Return the variants to compare: an epoch of training, its steps alone, its batches alone."""
-    batches, precision = training_batches(config, part, device), fastest_precision(device)
+    batches, precision = training_batches(config, part, device), faster_precision(config, [Slot(device=str(device))])
     epochs = endless_epochs(config, batches, part, precision, device)
     step = bare_step(config, precision, device)
 

@@ -25,6 +25,7 @@ from search_space import PROFILES, Config, Profile
 
 if TYPE_CHECKING:
     from data.prepare import Pictures
+    from tuning.devices import Slot
     from tuning.events import StudyEvent
     from tuning.session import MakeWorkers, SearchSession
 
@@ -140,6 +141,14 @@ def bare_step(
     return step
 
 
+def faster_precision(config: Config, slots: Sequence[Slot]) -> Precision:
+    """Return the precision that `--precision auto` chooses here for a study of such networks."""
+    from tuning.timing import time_steps
+
+    timing = time_steps([config], pictures=1, slots=slots, precisions=("float32", "bfloat16"))
+    return timing.comparison.faster if timing.comparison else "float32"
+
+
 # -- processes
 
 
@@ -217,6 +226,7 @@ def quiet_study(
         profile=profile,
         scheduler=scheduler,
         slots=slots("cpu", None),
+        precision="auto",
         results=results,
         make_workers=make_workers or LocalWorkers,
         make_notes=TrialNotes,

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import (
-    CPU,
     HAND_TUNED,
     QUICK,
     TYPICAL,
     Subprocess,
     bare_step,
     endless_epochs,
+    faster_precision,
     gentle,
     named,
     some,
@@ -43,9 +43,10 @@ from benchmarks.measuring import (
 from data.batches import TrainingBatches
 from data.cache import CacheHandle, Part, open_part
 from data.prepare import default_cache, find_pictures
-from model.training import Precision, fastest_precision
+from model.training import Precision
 from search_space import Config
 from tests.stress.script import header, machine, row, run
+from tuning.devices import Slot
 from tuning.workers import keep_memory_mapped
 
 Turn = Callable[[], tuple[int, float]]
@@ -124,9 +125,9 @@ def original_method(config: Config, part: Part, files: list[Path]) -> Turn:
     return turn
 
 
-def variants(cores: int, *, large: bool) -> list[Variant]:
+def variants(config: Config, cores: int, *, large: bool) -> list[Variant]:
     """Return the variants to compare; two fewer for a large network, because all processes are in memory at once."""
-    best, last = fastest_precision(CPU), torch.channels_last
+    best, last = faster_precision(config, [Slot()] * cores), torch.channels_last
     found: dict[str, Callable[[Config, Part, list[Path]], Turn]] = {
         f"this program, {best}": partial(this_program, best),
         f"bare steps, {best}": partial(bare_steps, best, last),
@@ -158,7 +159,7 @@ def start(variant: Variant, config: Config, handle: CacheHandle, files: list[Pat
 def compare(heading: str, config: Config, *, large: bool, pictures: int, handle: CacheHandle, files: list[Path],
             minutes: float) -> None:  # fmt: skip
     """Print a network's table."""
-    compared = variants(len(os.sched_getaffinity(0)), large=large)
+    compared = variants(config, len(os.sched_getaffinity(0)), large=large)
     processes: list[list[Subprocess]] = []
     for one in compared:
         processes.append([Subprocess(start, one, config, handle, files, pictures) for _ in range(one.processes)])

@@ -28,13 +28,14 @@ from data.file_checks import Verdict
 from data.prepare import Pictures
 from data.report import describe_layout, describe_subfolders, remarks
 from model.files import printable
+from model.limits import describe_cpus
 from model.training import EpochMetrics
 from reporting.words import duration, how_far, numbered_epochs, percent, plural, stopped_baselines
 from tuning.cleaning import Item
 from tuning.database import network_file_system
-from tuning.devices import Slot
 from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
-from tuning.session import SearchSession
+from tuning.memory import shortage
+from tuning.session import SearchSession, Session
 from tuning.settings import command_line
 from tuning.trials import Outcome, Trial, count_trials, furthest, read_trials, top
 
@@ -175,6 +176,14 @@ def warn_of_network_file_system(console: Console, results: Path) -> None:
         )
 
 
+def print_machine(console: Console, workers: int) -> None:
+    """Print what is odd about this machine: fewer CPUs than one sees, too little memory for the workers."""
+    if used := describe_cpus():
+        console.print(f"Using {used}.")
+    if short := shortage(workers):
+        console.print(f"Warning: {short}.", style="yellow")
+
+
 def print_plan(
     console: Console,
     session: SearchSession,
@@ -192,24 +201,30 @@ def print_plan(
     pruned = f"pruned after epoch {first_pruning} at the earliest" if first_pruning else "never pruned"
     if rungs:
         pruned = f"paused after {numbered_epochs(rungs)}"
-    paused = sum(trial.is_paused for trial in read_trials(session.study))
+    trials = read_trials(session.study)
+    paused = sum(trial.is_paused for trial in trials)
     waiting = f" ({paused} paused)" if paused else ""
     console.print(
         Text(
             f"Study '{session.name}': {wanted} of {session.plan.trials} trials left{waiting}, {session.profile.epochs} "
-            f"epochs each, {pruned}; {_at_once(session.slots)}: about {duration(left)}."
+            f"epochs each, {pruned}; {_at_once(session)}: about {duration(left)}."
         )
     )
+    earlier = {trial.environment.get("precision", "unknown") for trial in trials if trial.environment}
+    if other := sorted(earlier - {session.slots[0].precision}):
+        console.print(f"Earlier trials were trained in {' and '.join(other)}.")
 
 
-def print_runs(console: Console, title: str, wanted: int, slots: Sequence[Slot], expected: float) -> None:
+def print_runs(console: Console, title: str, wanted: int, session: Session, expected: float) -> None:
     """Print which fixed runs are about to be trained; `expected` is the seconds of one run in one slot."""
-    took = duration(wanted * expected / len(slots))
-    console.print(f"{title}: {plural(wanted, 'run')} left; {_at_once(slots)}: about {took}.")
+    took = duration(wanted * expected / len(session.slots))
+    console.print(f"{title}: {plural(wanted, 'run')} left; {_at_once(session)}: about {took}.")
 
 
-def _at_once(slots: Sequence[Slot]) -> str:
-    return f"{len(slots)} at once on {slots[0].device.partition(':')[0]} in {slots[0].precision}"
+def _at_once(session: Session) -> str:
+    first, compared = session.slots[0], session.timing and session.timing.comparison
+    speed = f", {compared}" if compared else ""
+    return f"{len(session.slots)} at once on {first.device.partition(':')[0]} in {first.precision}{speed}"
 
 
 @dataclass(kw_only=True)

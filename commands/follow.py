@@ -61,11 +61,11 @@ def follow_runs(console: Console, session: Session) -> Follow:
     """Return a `Follow` that shows fixed runs and, if a signal interrupts them, exits with its code."""
 
     def show(kind: str, study: optuna.Study, coordinator: Coordinator) -> None:
-        wanted, slots = coordinator.wanted, session.slots
+        wanted = coordinator.wanted
         expected = expected_seconds(study) / wanted
-        print_runs(console, TITLES[kind], wanted, slots, expected)
+        print_runs(console, TITLES[kind], wanted, session, expected)
         trials = wanted + count_trials(read_trials(study))
-        screen = Screen(console, study, trials=trials, slots=len(slots), expected=expected, searches=False)
+        screen = Screen(console, study, trials=trials, slots=len(session.slots), expected=expected, searches=False)
         received = follow(coordinator.stop, coordinator.run(), screen)
         if received is not None:
             console.print(f"Resume: {command_line(argv())}", markup=False, soft_wrap=True)

@@ -122,12 +122,12 @@ DeviceOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     count(PLACE),
-    Parameter(help="Number of trials to train at once. By default one per CPU core or GPU; more share the GPUs."),
+    Parameter(help="Number of trials to train at once. By default one per usable CPU or GPU; more share the GPUs."),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
     choice(PLACE),
-    Parameter(help='Precision of training: "float32", "bfloat16", or "auto", bfloat16 if the hardware supports it.'),
+    Parameter(help='Precision of training: "float32", "bfloat16", or "auto", the faster one, timed at the start.'),
 ]
 # Options of the commands that use an existing study
 StudyOption = Annotated[

@@ -79,7 +79,7 @@ def retrain(
     from tuning.workers import LocalWorkers
 
     console = screen.make_console()
-    slots = devices.slots(device, workers, precision)
+    slots = devices.slots(device, workers)
     found = find_study(console, results, study, storage)
     with found.locked():
         chosen = best.candidates(found.study, finalists) if trial is None else [best.candidate(found.study, trial)]
@@ -90,12 +90,14 @@ def retrain(
             test_data=test_data,
             parts=parts,
             slots=slots,
+            precision=precision,
             cache_dir=cache,
             track=screen.track(console),
             make_workers=make_workers or LocalWorkers,
             make_notes=TrialNotes,
         )
         screen.print_pictures(console, session.pictures, classes=False)
+        screen.print_machine(console, len(slots))
         follow = follow_runs(console, session)
         if trial is not None:
             original = read_trials(found.study)[trial]

@@ -133,7 +133,7 @@ def run(
         raise StudyError("--audit-pruner has nothing to train with --scheduler none: omit one of the two")
     console = screen.make_console()
     track = screen.track(console)
-    slots = devices.slots(device, workers, precision)
+    slots = devices.slots(device, workers)
     limits = _profile(profile, slots[0].device, epochs, pictures, flips=not no_flips)
     found = find_pictures(
         data,
@@ -166,6 +166,7 @@ def run(
         scheduler=scheduler,
         seed=seed,
         slots=slots,
+        precision=precision,
         results=results,
         storage=storage,
         cache_dir=cache,
@@ -188,6 +189,7 @@ def run(
             epochs=session.trained_share * horizon if rungs else None,
         )
         if wanted:
+            screen.print_machine(console, len(slots))
             first = scheduling.first_pruning(scheduler, horizon)
             screen.print_plan(
                 console, session, wanted=wanted, rungs=rungs, first_pruning=first, left=shown.seconds_left

@@ -10,7 +10,6 @@ earlier one's files with equal ones.
 import errno
 import hashlib
 import io
-import os
 import shutil
 import time
 from collections import deque
@@ -28,6 +27,7 @@ from data import CACHE_FIX, DataError, Track, explained, no_track
 from data.catalog import Catalog, Picture
 from data.split import PARTS, PartName, Split
 from model.files import UNFINISHED, printable, replacing, replacing_on_disk
+from model.limits import cpus
 from model.preprocessing import PictureError, Ranges, load_square
 
 AHEAD = 64
@@ -188,7 +188,7 @@ def _write_squares(catalog: Catalog, sizes: Sequence[int], directory: Path, trac
     with ExitStack() as stack:
         # The pool is entered last and so exits first: no thread outlives the files.
         files = [stack.enter_context(_npy(directory, size, len(kept))) for size in sizes]
-        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        pool = stack.enter_context(ThreadPoolExecutor(cpus()))
         squares = _in_order(pool, lambda picture: _squares(catalog.file(picture), picture, sizes, catalog.ranges), kept)
         for row in track(squares, "Preparing pictures", len(kept)):
             for write, square in zip(files, row, strict=True):

@@ -26,6 +26,7 @@ from PIL import Image
 from data import CACHE_FIX, Track, explained, no_track
 from model import preprocessing
 from model.files import is_hidden, open_regular, printable, replacing
+from model.limits import cpus
 from model.preprocessing import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -156,7 +157,7 @@ def check_files(folder: Path, entries: Sequence[Entry], *, cache_dir: Path, trac
     ]
     missing = [position for position, check in enumerate(checks) if check is None]
     if missing:
-        pool = ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(max_workers=min(32, cpus()))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, which do not matter here

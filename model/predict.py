@@ -26,10 +26,11 @@ import torch
 
 from model.export.bundle import Bundle, load
 from model.files import is_hidden, open_regular, printable
+from model.limits import cpus
 from model.network import MushroomCNN
 from model.preprocessing import MAX_BYTES, ORDINARY, SUFFIXES, PictureError, Ranges, Traits, normalise, read_square
 
-DECODERS = min(4, os.cpu_count() or 1)
+DECODERS = min(4, cpus())
 """Number of threads that decode pictures; Pillow releases the GIL while it decodes and resizes."""
 
 Square = npt.NDArray[np.uint8]

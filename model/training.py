@@ -374,21 +374,6 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
     return kind(groups, lr=config.lr, fused=fused)
 
 
-def fastest_precision(device: torch.device) -> Precision:
-    """Return bfloat16 if the hardware supports it: GPUs since Ampere and CPUs with AVX512_BF16 or AMX.
-
-    Elsewhere it is emulated, and float32 is returned: a step of the mushroom network took 5.8 times as long on a Zen 3
-    core. On Zen 4 it takes half as long at 128 px and two thirds at 48 px.
-    """
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        supported = can.get("avx512_bf16", False) or can.get("amx_bf16", False)
-    return "bfloat16" if supported else "float32"
-
-
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return a context in which convolutions and the head have this precision, and losses float32.
 

@@ -6,25 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.training import fastest_precision
 from tuning import StudyError
 from tuning.devices import Slot, slots
 
 
 def test_a_cpu_has_a_single_threaded_slot_per_core() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    one = Slot(threads=1, precision=fastest_precision(torch.device("cpu")))
+    one = Slot(threads=1)
     assert slots("cpu", None) == [one] * cores
     assert slots("cpu", 5 * cores) == [one] * 5 * cores
     assert slots("cpu", 1) == [replace(one, threads=cores)]
-
-
-def test_the_precision_is_the_given_one_or_the_fastest() -> None:
-    assert slots("cpu", 1, "float32")[0].precision == "float32"
-    assert slots("cpu", 1, "bfloat16")[0].precision == "bfloat16"
-    features = torch.cpu.get_capabilities()
-    multiplies = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    assert slots("cpu", 1)[0].precision == ("bfloat16" if multiplies else "float32")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -251,6 +251,7 @@ class TestFlawed:
         assert (code, err) == (0, "")
         assert "1 of 4 trials left" in out
         assert f"2 at once on cpu in {precision}: about" in " ".join(out.split())
+        assert f"Earlier trials were trained in {before[0].environment['precision']}." in out
         after = read_trials(stored(folder))
         assert after[:3] == before[:3]
         assert count_trials(after) == 4

@@ -5,25 +5,27 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from optuna.trial import TrialState
 from studies import recorded
 
 from model.network import Cost
 from search_space import PROFILES, Config, Profile, suggest
-from tuning import forecast
+from tuning import forecast, timing
 from tuning.devices import Slot
 from tuning.environment import environment
 from tuning.space import random_points
+from tuning.timing import Timing, typical
 from tuning.trials import Outcome, Trial
 
 SMALL = replace(PROFILES["quick"].within(16), widths=(0.25, 0.25, 0.125), epochs=2)
 
 
 def seconds(profile: Profile = SMALL, **changes: Any) -> float:
-    named: dict[str, Any] = {"feasible": lambda cost: True, "pictures": 100, "trained_share": 1.0} | changes
-    return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), slots=[Slot()], **named)
+    points = typical(partial(suggest, profile=profile, classes=3), changes.pop("feasible", lambda cost: True))
+    named: dict[str, Any] = {"pictures": 100, "trained_share": 1.0, "timing": None} | changes
+    return forecast.seconds_per_trial(points, slots=[Slot()], **named)
 
 
 @pytest.fixture
@@ -31,7 +33,10 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """A machine of known speed: the time of a real step depends on who else is computing."""
 
     def at(flops_per_second: float) -> None:
-        monkeypatch.setattr(forecast, "_flops_per_second", lambda *_: flops_per_second)
+        def steps(config: Config, slots: Any, precisions: Any, rounds: int) -> dict[str, Any]:
+            return {precision: np.full(rounds, 1 / flops_per_second) for precision in precisions}
+
+        monkeypatch.setattr(timing, "_seconds_per_flop", steps)
 
     return at
 
@@ -42,7 +47,7 @@ def test_a_trial_takes_three_forward_passes_of_every_picture_in_every_epoch(
 ) -> None:
     steady(1e9)
     profile = replace(SMALL, epochs=epochs)
-    points = list(random_points(partial(suggest, profile=profile, classes=3), forecast.POINTS))
+    points = list(random_points(partial(suggest, profile=profile, classes=3), timing.POINTS))
     mean = sum(config.cost.flops for config in points) / len(points)
     assert seconds(profile) == pytest.approx(3 * mean * 100 * epochs / 1e9 / forecast.STEPS_SHARE)
 
@@ -60,7 +65,7 @@ def test_it_grows_with_pictures_and_views_and_shrinks_with_pruning_and_speed(ste
 def test_points_over_the_budget_are_not_counted(steady: Callable[[float], None]) -> None:
     """Infeasible points are never trained; counting them, the forecast was once many times too long."""
     steady(1e9)
-    points = list(random_points(partial(suggest, profile=SMALL, classes=3), forecast.POINTS))
+    points = list(random_points(partial(suggest, profile=SMALL, classes=3), timing.POINTS))
     flops = sorted(config.cost.flops for config in points)
     budget = flops[len(flops) // 4]
 
@@ -74,6 +79,15 @@ def test_points_over_the_budget_are_not_counted(steady: Callable[[float], None])
 def test_without_a_feasible_point_the_cheapest_one_stands_for_all(steady: Callable[[float], None]) -> None:
     steady(1e9)
     assert 0 < seconds(feasible=lambda cost: False) < seconds()
+
+
+def test_steps_that_have_been_timed_to_choose_the_precision_are_not_timed_again(
+    steady: Callable[[float], None],
+) -> None:
+    steady(1e9)
+    timed = Timing(seconds={"float32": 84.0, "bfloat16": 42.0}, comparison=None)
+    assert seconds(timing=timed) == pytest.approx(84.0 / forecast.STEPS_SHARE)
+    assert seconds(timing=replace(timed, seconds={"bfloat16": 42.0})) == seconds()
 
 
 def test_a_study_with_enough_trials_is_forecast_from_their_mean() -> None:
@@ -93,31 +107,3 @@ def test_while_trials_are_paused_the_mean_of_the_promoted_ones_is_no_forecast() 
     waiting.state, waiting.values = TrialState.RUNNING, None
     assert forecast.seconds_so_far(ones, Slot()) == 2.0
     assert forecast.seconds_so_far([*ones, Trial(waiting)], Slot()) is None
-
-
-def test_this_machine_is_timed_and_its_number_of_threads_restored() -> None:
-    before = torch.get_num_threads()
-    took = seconds()
-    assert 0.001 < took < 600
-    assert torch.get_num_threads() == before
-
-
-def test_where_a_gpu_is_short_of_memory_fewer_pictures_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def timed(config: Config, slot: Slot, batch: int) -> float:
-        asked.append(batch)
-        if batch > 8:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return 1e12
-
-    monkeypatch.setattr(forecast, "_timed_steps", timed)
-    config = next(random_points(partial(suggest, profile=replace(SMALL, batch_size=32), classes=3), 1))
-    assert forecast._flops_per_second(config, [Slot(device="cuda:0")]) == 1e12
-    assert asked == [32, 16, 8]
-
-
-def test_the_measured_speed_is_one_that_a_processor_can_have() -> None:
-    config: Config = next(random_points(partial(suggest, profile=SMALL, classes=3), 1))
-    rate = forecast._flops_per_second(config, [Slot(), Slot()])
-    assert 1e7 < rate < 1e13

@@ -24,7 +24,7 @@ from tuning.devices import Slot
 from tuning.events import TrialStarted
 from tuning.folder import replace_file
 from tuning.jobs import Assignment, FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage
-from tuning.memory import Kills
+from tuning.memory import Kills, shortage, usable_memory
 from tuning.trials import Outcome, Trial
 from tuning.workers import LocalWorkers
 
@@ -153,6 +153,11 @@ def group_file(root: Path, name: str, count: int) -> Path:
 def test_the_kernels_kills_are_read_where_it_counts_them(groups: str, files: list[str], tmp_path: Path) -> None:
     (tmp_path / "proc/7").mkdir(parents=True)
     (tmp_path / "proc/7/cgroup").write_text(groups)
+    (tmp_path / "proc/self").mkdir()
+    (tmp_path / "proc/self/mountinfo").write_text(
+        "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n"
+        "32 31 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    )
     paths = [group_file(tmp_path, name, 3) for name in files]
     before = Kills.around(7, tmp_path)
     assert (before.place, before.count) == (paths[0], 3)
@@ -164,6 +169,23 @@ def test_the_kernels_kills_are_read_where_it_counts_them(groups: str, files: lis
 def test_without_a_counter_there_are_no_kills(tmp_path: Path) -> None:
     assert Kills.around(7, tmp_path) == Kills(None, 0)
     assert not Kills(None, 0).risen
+
+
+def test_the_memory_of_a_control_group_limits_workers_and_is_said_to_be_short(tmp_path: Path) -> None:
+    assert usable_memory(tmp_path) == psutil.virtual_memory().total
+    assert shortage(1, tmp_path) is None
+    for path, text in {
+        "proc/self/cgroup": "0::/outer/inner\n",
+        "proc/self/mountinfo": "31 23 0:28 / /groups rw - cgroup2 cgroup rw\n",
+        "groups/outer/memory.max": str(512 * MEGABYTE),
+        "groups/outer/inner/memory.max": "max",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert usable_memory(tmp_path) == 512 * MEGABYTE
+    warning = shortage(500, tmp_path)
+    assert warning and "only 0.5 GiB" in warning and "--workers " in warning
+    assert shortage(int(warning.rpartition(" ")[2]), tmp_path) is None
 
 
 @pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="only Linux counts kills")

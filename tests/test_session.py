@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -227,7 +228,8 @@ def test_a_study_begins_with_a_portfolio_within_its_budget(tiny: Tiny, tmp_path:
         plan = Plan(trials=1, max_flops=budget)
         with open_session(tiny.pictures, plan=plan, name=name, profile=TINY, results=tmp_path) as session:
             waiting = [trial.frozen.system_attrs["fixed_params"] for trial in read_trials(session.study)]
-            costs[name] = [session.draw(optuna.trial.FixedTrial(params)).cost.flops for params in waiting][3:]
+            draw: Callable[[Any], Config] = partial(suggest, profile=session.profile, classes=3)
+            costs[name] = [draw(optuna.trial.FixedTrial(params)).cost.flops for params in waiting][3:]
     assert len(costs["all"]) == len(costs["few"]) == len(portfolio(TINY))
     assert max(costs["few"]) <= 20e6 < max(costs["all"])
     assert costs["few"] == [min(cost, few) for cost, few in zip(costs["all"], costs["few"], strict=True)]

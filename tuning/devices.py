@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from model.limits import cpus
 from tuning import StudyError
 
 if TYPE_CHECKING:
@@ -23,17 +23,15 @@ class Slot:
     precision: Precision = "float32"
 
 
-def slots(device: str, workers: int | None, precision: str = "auto") -> list[Slot]:
-    """Return the slots that the options request; "auto" is the fastest device available.
+def slots(device: str, workers: int | None) -> list[Slot]:
+    """Return the slots that the options request, in float32; "auto" is the fastest device available.
 
     One single-threaded worker per core trains 1.25 times as much as one worker with two threads (2 Zen 3 cores).
     Raises StudyError for a device that this machine does not have.
     """
     import torch
 
-    from model.training import fastest_precision
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpus()
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = next(kind for kind, there in found.items() if there) if device == "auto" else device
     if not found[kind]:
@@ -47,8 +45,4 @@ def slots(device: str, workers: int | None, precision: str = "auto") -> list[Slo
     else:
         devices = [kind] * (workers or (cores if kind == "cpu" else 1))
     threads = max(1, cores // len(devices))
-    chosen = cast("Precision", precision)
-    if precision == "auto":  # with different GPUs, what all of them can do
-        fastest = {fastest_precision(torch.device(name)) for name in devices}
-        chosen = "bfloat16" if fastest == {"bfloat16"} else "float32"
-    return [Slot(device=name, threads=threads, precision=chosen) for name in devices]
+    return [Slot(device=name, threads=threads) for name in devices]

@@ -50,12 +50,14 @@ def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 @cache
 def _device_name(device: str) -> str:
-    """Return the device's name; for a CPU, also the instruction set by which torch chooses its kernels."""
+    """Return the device's name; for a CPU, also the instruction sets by which torch and oneDNN choose their kernels."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     if device != "cpu":
         return f"{device} of {platform.platform(terse=True)}"
-    return f"cpu: {processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    sets = torch.cpu.get_capabilities().items()
+    bfloat16 = sorted(name for name, there in sets if there is True and "bf16" in name)  # virtual CPUs share a name
+    return f"cpu: {processor()} ({', '.join([torch.backends.cpu.get_cpu_capability(), *bfloat16])})"
 
 
 def processor() -> str:

@@ -1,38 +1,24 @@
 """The forecast of a study's duration on this machine, before it starts.
 
-It is based on the study's own trials if enough of them were trained in an equivalent slot; otherwise on the FLOPs of
-random points and a few timed training steps.
+It is based on the study's own trials if enough of them were trained in an equivalent slot; otherwise on a few timed
+training steps.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch.nn import functional
 
-from model.network import Cost, MushroomCNN
-from model.training import autocast, make_optimizer
 from search_space import Config
 from tuning.devices import Slot
 from tuning.environment import environment
-from tuning.space import random_points
+from tuning.timing import Timing, time_steps
 from tuning.trials import Trial
 
-POINTS = 24
-"""Number of random points whose mean cost represents that of a trial."""
-TIMED = 3
-"""Number of points whose training steps are timed."""
-STEP_FLOPS = 2e10
-"""Largest number of FLOPs in a timed step on a CPU: about half a second on one core."""
 STEPS_SHARE = 0.84
 """Share of a trial's time that its training steps take; the rest is evaluation, augmentation and set-up
 (benchmarks/README.md, "Where a trial's time goes")."""
-
 ENOUGH = 6
 """Number of trials whose mean duration predicts the others: more than the three baselines, which are not typical."""
 
@@ -55,73 +41,14 @@ def seconds_so_far(trials: Sequence[Trial], slot: Slot) -> float | None:
 
 
 def seconds_per_trial(
-    suggest: Callable[[Any], Config],
-    *,
-    feasible: Callable[[Cost], bool],
-    pictures: int,
-    trained_share: float,
-    slots: Sequence[Slot],
+    points: Sequence[Config], *, pictures: int, trained_share: float, slots: Sequence[Slot], timing: Timing | None
 ) -> float:
     """Return the expected seconds of one trial in one slot while all slots are busy.
 
-    Args: `feasible`: whether a network is within the budgets; `pictures`: number of training pictures; `trained_share`:
-    expected share of a trial's epochs that is trained.
+    Args: `points`: typical points of the study, cheapest first; `pictures`: number of training pictures;
+    `trained_share`: expected share of a trial's epochs that is trained; `timing`: what has been timed already.
     """
-    drawn = sorted(random_points(suggest, POINTS), key=lambda config: config.cost.flops)
-    points = [config for config in drawn if feasible(config.cost)] or drawn[:1]
-    # A backward pass costs twice a forward one (Kaplan et al. 2020, section 2.1).
-    work = np.array([3 * one.cost.flops * pictures * one.views * one.training.epochs for one in points])
-    whole = 0.0
-    for some in np.array_split(np.arange(len(points)), min(TIMED, len(points))):
-        # Small networks reach fewer FLOPs per second, so each point is timed by one of its own size.
-        whole += work[some].sum() / _flops_per_second(points[some[len(some) // 2]], slots)
-    return whole / len(points) / STEPS_SHARE * trained_share
-
-
-def _flops_per_second(config: Config, slots: Sequence[Slot]) -> float:
-    """Return the FLOPs per second of training steps on random pictures in one slot.
-
-    On a CPU all slots are timed at once, because they slow each other down. On a GPU the batch is halved until it fits
-    into the memory that other programs leave free.
-    """
-    slot, batch = slots[0], config.training.batch_size
-    if slot.device == "cpu":
-        batch = max(2, min(batch, int(STEP_FLOPS / (3 * config.cost.flops))))
-        before = torch.get_num_threads()
-        torch.set_num_threads(slot.threads)
-        try:
-            with ThreadPoolExecutor(len(slots)) as pool:
-                return float(np.mean(list(pool.map(lambda each: _timed_steps(config, each, batch), slots))))
-        finally:
-            torch.set_num_threads(before)
-    while True:
-        try:
-            return _timed_steps(config, slot, batch)
-        except torch.OutOfMemoryError:
-            if batch == 2:
-                raise
-        finally:
-            torch.cuda.empty_cache()  # the workers have their own caches
-        batch = max(2, batch // 2)
-
-
-def _timed_steps(config: Config, slot: Slot, batch: int) -> float:
-    device = torch.device(slot.device)
-    model = MushroomCNN(config.model).to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config.training)
-    pictures = torch.randn(batch, 3, config.image_size, config.image_size, device=device)
-    pictures = pictures.to(memory_format=torch.channels_last)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    seconds: list[float] = []
-    for _ in range(4):
-        began = time.perf_counter()
-        with autocast(device, slot.precision):
-            loss = functional.cross_entropy(model(pictures), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    # The first step also loads kernels and memory.
-    return 3 * config.cost.flops * batch / float(np.median(seconds[1:]))
+    precision = slots[0].precision
+    if timing is None or precision not in timing.seconds:
+        timing = time_steps(points, pictures=pictures, slots=slots, precisions=[precision])
+    return timing.seconds[precision] / STEPS_SHARE * trained_share

@@ -1,7 +1,8 @@
-"""Detection of the kernel's out-of-memory kills, which look like any other SIGKILL to the parent of the victim.
+"""Memory: how much may be used, and detection of the kernel's out-of-memory kills.
 
-Linux counts them: per control group in memory.events (memory.oom_control in version 1), and for the whole machine in
-/proc/vmstat. See cgroup-v2.rst and cgroup-v1/memory.rst of the kernel's documentation.
+Such a kill looks like any other SIGKILL to the parent of the victim. Linux counts them: per control group in
+memory.events (memory.oom_control in version 1), and for the whole machine in /proc/vmstat. See cgroup-v2.rst and
+cgroup-v1/memory.rst of the kernel's documentation.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+
+from model import limits
 
 COUNTER = "oom_kill"
 FIRST_VICTIM = 500
@@ -27,18 +32,9 @@ class Kills:
     @classmethod
     def around(cls, pid: int, root: Path = Path("/")) -> Kills:
         """Return the current number for a running process."""
-        groups: dict[str, str] = {}
-        with contextlib.suppress(OSError):
-            for line in (root / f"proc/{pid}/cgroup").read_text().splitlines():
-                _, controllers, path = line.split(":", 2)
-                groups |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
-        base = root / "sys/fs/cgroup"
-        places = [
-            *[base / "memory" / path / "memory.oom_control" for path in (groups.get("memory"), "") if path is not None],
-            *[base / path / "memory.events" for path in (groups.get(""), "") if path is not None],
-            root / "proc/vmstat",
-        ]
-        for place in places:
+        groups = limits.groups("memory", root, pid)
+        places = [group / name for group in groups for name in ("memory.events", "memory.oom_control")]
+        for place in (*places, root / "proc/vmstat"):
             count = _count(place)
             if count is not None:
                 return cls(place, count)
@@ -48,6 +44,27 @@ class Kills:
     def risen(self) -> bool:
         """Whether there have been more kills since this number was read."""
         return self.place is not None and (_count(self.place) or 0) > self.count
+
+
+def usable_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this process and its workers may use: the machine's, or its control group's."""
+    return int(min(psutil.virtual_memory().total, limits.memory(root)))
+
+
+def shortage(workers: int, root: Path = Path("/")) -> str | None:
+    """Return a warning if this many workers cannot fit into memory, each taking as much as this process; else None.
+
+    To be called once this process has trained or at least imported torch: a worker then needs that much before its
+    first trial.
+    """
+    each, available = psutil.Process().memory_full_info().uss, usable_memory(root)
+    fitting = max(1, available // each - 1)
+    if workers <= fitting:
+        return None
+    return (
+        f"{workers} workers need {(workers + 1) * each / 2**30:.1f} GiB of memory or more, but only "
+        f"{available / 2**30:.1f} GiB can be used: if trials fail, use --workers {fitting}"
+    )
 
 
 def offer_first() -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -25,6 +25,7 @@ from data.cache import CacheHandle
 from data.prepare import Pictures, default_cache, find_pictures, identity
 from data.report import describe_changes, write_report
 from data.sources import NAMES
+from model.training import Precision
 from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
 from tuning import StudyError, database, devices, forecast, settings
 from tuning.coordinator import KEPT_CHECKPOINTS, Coordinator, Plan, search
@@ -38,6 +39,7 @@ from tuning.sampling import SAMPLERS
 from tuning.scheduling import SCHEDULERS, MakeScheduler, Scheduler, trained_share
 from tuning.settings import Settings
 from tuning.space import FeasibleSpace, describe_space
+from tuning.timing import Timing, settle_precision, typical
 from tuning.trials import read_trials, write_trials_csv
 from tuning.workers import LocalWorkers
 
@@ -102,6 +104,7 @@ class OpenStudy:
         test_data: Path | None = None,
         parts: str | None = None,
         slots: Sequence[Slot] | None = None,
+        precision: Literal["auto"] | Precision | None = None,
         cache_dir: Path | None = None,
         track: Track = no_track,
         make_workers: MakeWorkers = LocalWorkers,
@@ -109,8 +112,8 @@ class OpenStudy:
     ) -> Session:
         """Read the study's pictures again and decode them at `sizes` (pixels), by default those of its trials.
 
-        `data`, `test_data` and `parts` say where the pictures are now, if they have moved. Raises StudyError if they
-        have changed, and DataError if they cannot be read.
+        `data`, `test_data` and `parts` say where the pictures are now, if they have moved; `slots` and `precision` are
+        those of `open_session`. Raises StudyError if the pictures have changed, and DataError if they cannot be read.
         """
         source = data or self.settings.data
         tested = test_data or (Path(self.settings.test_data) if self.settings.test_data else None)
@@ -135,6 +138,14 @@ class OpenStudy:
                 f"{f' ({changes})' if changes else ''}: restore them, say where they are now with --data PATH, or "
                 "start another study with --study NAME"
             )
+        trained = [trial.config for trial in read_trials(self.study) if trial.config and trial.epochs]
+        slots, timing = _settled(
+            self.study,
+            slots,
+            precision,
+            points=sorted(trained, key=lambda config: config.cost.flops),
+            pictures=len(pictures.split.train),
+        )
         return Session(
             study=self.study,
             folder=self.folder,
@@ -142,7 +153,8 @@ class OpenStudy:
             settings=self.settings,
             pictures=pictures,
             data=handle,
-            slots=slots or devices.slots("auto", None),
+            slots=slots,
+            timing=timing,
             make_workers=make_workers,
             make_notes=make_notes,
         )
@@ -156,6 +168,8 @@ class Session(OpenStudy):
     data: CacheHandle
     """The decoded pictures."""
     slots: Sequence[Slot]
+    timing: Timing | None = None
+    """What was timed to choose the precision of the slots; None if it was given."""
     make_workers: MakeWorkers = LocalWorkers
     make_notes: MakeNotes = no_notes
 
@@ -189,8 +203,8 @@ class SearchSession(Session):
 
     profile: Profile
     plan: Plan
-    draw: Callable[[Any], Config]
-    """Function that samples a configuration with the methods of an Optuna trial."""
+    points: Sequence[Config]
+    """Typical points of the space within the budgets, cheapest first."""
     searcher: Coordinator
     trained_share: float
     """Expected share of all trials' epochs that the scheduler lets train."""
@@ -208,11 +222,11 @@ class SearchSession(Session):
     def expected_seconds(self) -> float:
         """Return the expected seconds of one trial in one slot, given that the scheduler ends most of them early."""
         return forecast.seconds_so_far(read_trials(self.study), self.slots[0]) or forecast.seconds_per_trial(
-            self.draw,
-            feasible=self.plan.feasible,
+            self.points,
             pictures=len(self.pictures.split.train),
             trained_share=self.trained_share,
             slots=self.slots,
+            timing=self.timing,
         )
 
 
@@ -228,6 +242,7 @@ def open_session(
     scheduler: str | MakeScheduler = "promote",
     seed: int = 0,
     slots: Sequence[Slot] | None = None,
+    precision: Literal["auto"] | Precision | None = None,
     results: Path = RESULTS,
     storage: str | None = None,
     cache_dir: Path | None = None,
@@ -248,6 +263,8 @@ def open_session(
         scheduler: A name in `SCHEDULERS`, or a function that returns a scheduler for (study, epochs).
         seed: Seed of the search and of every trial.
         slots: Where trials are trained; by default one per CPU core or GPU.
+        precision: Precision of training; "auto" is the faster one, see `timing.settle_precision`. By default that of
+            the slots, or "auto" without slots.
         results: The folder of all studies.
         storage: URL of the database; by default an SQLite file in the study's folder.
         cache_dir: Where decoded pictures are kept; by default the user's cache folder.
@@ -259,7 +276,6 @@ def open_session(
     Raises StudyError if another coordinator holds the study, if it was started with other settings, or if its folder or
     database cannot be used. Raises DataError if the pictures cannot be decoded.
     """
-    slots = slots or devices.slots("auto", None)
     make_scheduler = SCHEDULERS[scheduler] if isinstance(scheduler, str) else scheduler
     plan = replace(plan, max_flops=plan.max_flops or profile.max_flops)
     profile = replace(profile, max_flops=plan.max_flops)
@@ -306,6 +322,8 @@ def open_session(
                 argv=list(argv),
             )
             started.save(folder)
+            points = typical(draw, plan.feasible)
+            slots, timing = _settled(study, slots, precision, points=points, pictures=len(pictures.split.train))
             session = Session(
                 study=study,
                 folder=folder,
@@ -314,6 +332,7 @@ def open_session(
                 pictures=pictures,
                 data=handle,
                 slots=slots,
+                timing=timing,
                 make_workers=make_workers,
                 make_notes=make_notes,
             )
@@ -321,7 +340,7 @@ def open_session(
                 **vars(session),
                 profile=profile,
                 plan=plan,
-                draw=draw,
+                points=points,
                 trained_share=trained_share(scheduler, profile.horizon) if isinstance(scheduler, str) else 1.0,
                 searcher=session.coordinator(
                     study,
@@ -338,6 +357,20 @@ def find_study(results: Path = RESULTS, name: str | None = None, storage: str | 
     folder, started = settings.recall(results, name)
     url = settings.url(started, folder, storage)
     return OpenStudy(study=load_study(url, folder.name), folder=folder, url=url, settings=started)
+
+
+def _settled(
+    study: optuna.Study,
+    slots: Sequence[Slot] | None,
+    precision: Literal["auto"] | Precision | None,
+    *,
+    points: Sequence[Config],
+    pictures: int,
+) -> tuple[Sequence[Slot], Timing | None]:
+    """Return the slots in the wanted precision, by default all slots of this machine in the faster one."""
+    if slots is None:
+        slots, precision = devices.slots("auto", None), precision or "auto"
+    return (slots, None) if precision is None else settle_precision(study, slots, precision, points, pictures)
 
 
 def _absolute(path: Path) -> str:

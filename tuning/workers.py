@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tuning.memory import Kills, offer_first
+from tuning.memory import Kills, offer_first, usable_memory
 
 if TYPE_CHECKING:
     from tuning.devices import Slot
@@ -33,7 +33,7 @@ END_SECONDS = 10.0
 """Seconds to wait for the end of a process that was killed or has closed its connection. Only the kernel can delay it,
 in a call to a disk or a GPU that does not respond; such a process no longer runs our code and is left alone."""
 MEMORY_SHARE = 0.5
-"""Share of the machine's memory that all idle workers together may hold before they are replaced by fresh ones."""
+"""Share of the usable memory that all idle workers together may hold before they are replaced by fresh ones."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that workers ignore: Ctrl-C reaches all processes of a terminal, and the coordinator decides what happens."""
 
@@ -107,7 +107,7 @@ class LocalWorkers:
     @property
     def _memory_limit(self) -> float:
         """Largest number of bytes of memory that an idle worker may hold."""
-        return MEMORY_SHARE * psutil.virtual_memory().total / len(self.slots)
+        return MEMORY_SHARE * usable_memory() / len(self.slots)
 
     def _discard(self, slot: int) -> None:
         self._processes.pop(slot).kill()

@@ -26,17 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measuring import CPU, training_batches
+from benchmarks.measuring import CPU, faster_precision, training_batches
 from benchmarks.search.tables import FOLDER, RANDOM
 from data.batches import EvaluationBatches
 from data.cache import CacheHandle, open_part
 from data.prepare import default_cache, find_pictures
 from model.files import replacing
 from model.network import MushroomCNN
-from model.training import Diverged, evaluate, fastest_precision, fit
-from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
+from model.training import Diverged, Precision, evaluate, fit
+from search_space import PROFILES, Config, Profile, baselines, guess, portfolio, suggest
 from tests.stress.script import run
 from tuning.coordinator import Plan
+from tuning.devices import Slot
 from tuning.sampling import one_seed
 from tuning.space import FeasibleSpace, SpacePoint
 from tuning.workers import keep_memory_mapped
@@ -55,6 +56,7 @@ class Job:
     seed: int
     params: dict[str, Any]
     config: Config
+    precision: Precision
     handle: CacheHandle
 
 
@@ -119,7 +121,7 @@ def train(job: Job) -> dict[str, Any]:
             job.config.training,
             seed=job.seed,
             averaged=averaged,
-            precision=fastest_precision(CPU),
+            precision=job.precision,
         ):
             curve.append(round(metrics.top1, 4))
             raw.append(round(evaluate(model, validation).top1, 4))
@@ -178,13 +180,25 @@ def main(
     done = _finished(path)
     draw = partial(suggest, profile=profile, classes=len(handle.classes))
     space = FeasibleSpace(draw, Plan(trials=None, max_flops=profile.max_flops).feasible)
+    precision = faster_precision(space.suggest(NamedPoint(0, guess(profile))), [Slot()] * processes)
     jobs = [
-        Job(data=name, row=row, seed=seed, params=params, config=space.suggest(NamedPoint(0, params)), handle=handle)
+        Job(
+            data=name,
+            row=row,
+            seed=seed,
+            params=params,
+            config=space.suggest(NamedPoint(0, params)),
+            precision=precision,
+            handle=handle,
+        )
         for seed in range(seeds)
         for row, params in points(profile, space, rows)
         if (row, seed) not in done
     ]
-    print(f"{path}: {len(done)} networks trained, {len(jobs)} to go, {profile.horizon} epochs each", flush=True)
+    print(
+        f"{path}: {len(done)} networks trained, {len(jobs)} to go, {profile.horizon} epochs each, in {precision}",
+        flush=True,
+    )
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(train, job) for job in jobs]):
             line = future.result()

@@ -26,6 +26,7 @@ from data import CACHE_FIX, DataError, Track, explained, no_track
 from data.field_guide.scenery import compose
 from data.field_guide.specimens import Genus
 from model.files import printable, replacing
+from model.limits import cpus
 
 GENERA: dict[str, int] = {
     "Agaricus": 353, "Amanita": 750, "Boletus": 1073, "Cortinarius": 836, "Entoloma": 364,
@@ -211,9 +212,8 @@ def write(folder: Path, total: int, *, size: int = 256, seed: int = 0, track: Tr
 
 
 def _draw_files(tasks: list[tuple[Path, str, int, int, int]], track: Track) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # A process takes about half a second to start: as long as ten pictures.
-    workers = min(cores, len(tasks) // 50)
+    workers = min(cpus(), len(tasks) // 50)
     with ExitStack() as stack:
         drawn = map(draw_file, tasks)
         if workers > 1:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from model.export.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, empty, load, save, seal, verify, write
 from model.export.card import Latency, Parity, card
 from model.files import printable
+from model.limits import cpus
 from model.network import MushroomCNN
 from model.preprocessing import normalise
 
@@ -146,7 +147,7 @@ def compare(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures)
     with torch.inference_mode():
         expected = deployed(torch.tensor(check)).numpy()
     sizes = tuple(sorted({1, min(SOME, len(check)), len(check)}))
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as pool:
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(cpus()) as pool:
         pictures = Path(scratch, "pictures.npy")
         np.save(pictures, check)
 
