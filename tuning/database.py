@@ -19,7 +19,9 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
+from model.plain_json import few
 from tuning import StudyError
+from tuning.settings import FILE as SETTINGS
 from tuning.space import refuse_changes
 from tuning.trials import METRIC
 
@@ -177,6 +179,7 @@ def open_study(
     first_trials: dict[str, dict[str, Any]],
     portfolio: Sequence[dict[str, Any]] = (),
     metric: str = METRIC,
+    folder: Path | None = None,
 ) -> optuna.Study:
     """Open a study and check its identity, or create it with its first trials enqueued.
 
@@ -185,14 +188,18 @@ def open_study(
         first_trials: Parameters by the baseline's name, enqueued when the study is created.
         portfolio: Parameters that are enqueued after them.
         metric: What the dashboard calls a trial's value.
+        folder: The study's folder, if it has one of its own.
 
-    Raises StudyError if another program created the study, its identity differs, or the database cannot be used.
+    Raises StudyError if another program created the study, its identity differs, its folder holds another study's
+    files, or the database cannot be used.
     """
     storage = connect(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
     with explained(url):
         with _legible(url):
+            if folder is not None:
+                _refuse_another(storage, url, name, folder)
             study = optuna.create_study(
                 storage=storage,
                 study_name=name,
@@ -223,24 +230,18 @@ def open_study(
     return study
 
 
-def refuse_another(url: str, name: str, folder: Path, *, known: bool) -> None:
+def _refuse_another(storage: optuna.storages.BaseStorage, url: str, name: str, folder: Path) -> None:
     """Raise StudyError if a database lacks the study to which the folder's files belong, or is another study's own.
 
     That is so after a study was renamed or deleted in the dashboard, or its folder renamed or copied: a new study in
     the same folder would overwrite the files of the old one, and later commands would take them for its own.
-
-    Args:
-        folder: The study's folder.
-        known: Whether the study has been started in this folder before.
     """
-    storage = connect(url)
-    with explained(url), _legible(url):
-        there = [study.study_name for study in storage.get_all_studies()]
+    there = optuna.get_all_study_names(storage)
     if name in there:
         return
     others = [other for other in there if not other.startswith(f"{name}-")]  # those of its finalists and final runs
-    held = f"holds {_some(others)}" if others else "holds no study"
-    if known:
+    held = f"holds {few(others)}" if others else "holds no study"
+    if (folder / SETTINGS).exists():
         raise StudyError(
             f"study '{name}' has files in {folder}, but {without_password(url)} {held}: if it was renamed, give study "
             "and folder the same name again; if it was deleted, remove its files with python study.py clean, or start "
@@ -252,11 +253,6 @@ def refuse_another(url: str, name: str, folder: Path, *, known: bool) -> None:
             f"{file} {held}, not '{name}': give study and folder the same name again, or start another study with "
             "--study NAME"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 def load_study(url: str, name: str) -> optuna.Study:
@@ -273,11 +269,11 @@ def load_study(url: str, name: str) -> optuna.Study:
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
-            there = [study.study_name for study in storage.get_all_studies()]
+            there = optuna.get_all_study_names(storage)
             if not there:
                 raise missing from None
             raise StudyError(
-                f"no study '{name}' in {without_password(url)}, which holds {_some(there)}: if it was renamed, give "
+                f"no study '{name}' in {without_password(url)}, which holds {few(there)}: if it was renamed, give "
                 "study and folder the same name again, or name another with --study NAME"
             ) from None
         study.get_trials(deepcopy=False)

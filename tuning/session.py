@@ -127,8 +127,9 @@ class OpenStudy:
             cache_dir=cache_dir,
             track=track,
         )
+        trials = read_trials(self.study)
         if sizes is None:
-            sizes = {trial.config.image_size for trial in read_trials(self.study) if trial.config}
+            sizes = {trial.config.image_size for trial in trials if trial.config}
         handle = pictures.decode(sizes, cache_dir=cache_dir, track=track)
         then, now = self.data_identity, identity(pictures, handle)
         if then != now:
@@ -138,7 +139,7 @@ class OpenStudy:
                 f"{f' ({changes})' if changes else ''}: restore them, say where they are now with --data PATH, or "
                 "start another study with --study NAME"
             )
-        trained = [trial.config for trial in read_trials(self.study) if trial.config and trial.epochs]
+        trained = [trial.config for trial in trials if trial.config and trial.epochs]
         slots, timing = _settled(
             self.study,
             slots,
@@ -301,7 +302,6 @@ def open_session(
             "seed": seed,
         }
         url = storage or sqlite_url(folder)
-        database.refuse_another(url, name, folder, known=(folder / settings.FILE).exists())
         with database.explained(url):
             study = open_study(
                 url,
@@ -310,6 +310,7 @@ def open_session(
                 identity=facts | describe_space(draw),
                 first_trials=baselines(profile),
                 portfolio=affordable,
+                folder=folder,
             )
             write_report(pictures.catalog, folder / "data_report.csv", pictures.split)
             started = Settings(
