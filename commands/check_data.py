@@ -105,7 +105,7 @@ def _write_sheet(found: Pictures, path: Path, cache: Path | None) -> None:
 
     size = PROFILES["quick"].within(found.catalog.median_short_side).sizes[-1]
     handle = found.decode([size], cache_dir=cache or default_cache())
-    drawn = draw(handle, size, [Path(picture.path).name for picture in found.catalog.kept])
+    drawn = draw(found.catalog, handle, size)
     with explained(f"cannot write {printable(path)}", "free some space, or choose another place for the sheet"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:

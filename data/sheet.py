@@ -1,17 +1,18 @@
 """The picture sheet: a few pictures of each class as the network will see them, the strangest first.
 
-`draw(handle, size, names)` returns an image with one row per class. People see at a glance what no table of numbers
+`draw(catalog, handle, size)` returns an image with one row per class. People see at a glance what no table of numbers
 tells them: pictures that are sideways, black, of something else, or in the wrong folder.
 """
 
-from collections.abc import Sequence
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from data.cache import CacheHandle, open_part
+from data.catalog import Catalog
 from data.split import PARTS
 from model.files import printable
 
@@ -31,18 +32,15 @@ CHUNK = 1_024
 """Number of pictures whose features are computed at once."""
 
 
-def draw(handle: CacheHandle, size: int, names: Sequence[str]) -> Image.Image:
-    """Draw the sheet of a data set that is in the cache at `size` pixels.
+def draw(catalog: Catalog, handle: CacheHandle, size: int) -> Image.Image:
+    """Draw the sheet of a catalog whose pictures are in the cache at `size` pixels.
 
-    `names` are the file names of all kept pictures, in the order of `Catalog.kept`.
     Raises DataError if the cache is damaged.
     """
-    part = open_part(handle, size, *PARTS)
-    order = np.argsort(part.indices)
-    labels = part.labels[order]
-    strange = strangeness(part.images, labels)
-    shown = max(2, min(STRANGEST + ORDINARY, MOST_TILES // len(handle.classes)))
-    rows = [_choose(np.flatnonzero(labels == label), strange, shown) for label in range(len(handle.classes))]
+    images, labels = open_part(handle, size, *PARTS).images, catalog.labels
+    strange = strangeness(images, labels)
+    shown = max(2, min(STRANGEST + ORDINARY, MOST_TILES // len(catalog.classes)))
+    rows = [_choose(np.flatnonzero(labels == label), strange, shown) for label in range(len(catalog.classes))]
 
     side = size * ceil(TILE / size)
     first = _strangest_of(shown)
@@ -53,15 +51,15 @@ def draw(handle: CacheHandle, size: int, names: Sequence[str]) -> Image.Image:
     pen, font, title = ImageDraw.Draw(sheet), ImageFont.load_default(10), ImageFont.load_default(14)
     for label, row in enumerate(rows):
         left, top = label // lines * width + GAP, label % lines * height + GAP
-        counted = f"{printable(handle.classes[label])}: {np.count_nonzero(labels == label):,}"
+        counted = f"{printable(catalog.classes[label])}: {np.count_nonzero(labels == label):,}"
         pen.text((left, top), _fitting(f"{counted}, the strangest:", title, width // 2), fill="black", font=title)
         if len(row) > first:
             pen.text((left + first * (side + GAP) + 2 * GAP, top), "at random:", fill="black", font=title)
         for place, position in enumerate(row):
             at = left + place * (side + GAP) + 2 * GAP * (place >= first)
-            tile = Image.fromarray(part.images[position]).resize((side, side), Image.Resampling.NEAREST)
+            tile = Image.fromarray(images[position]).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(tile, (at, top + TITLE))
-            name = _fitting(printable(str(names[position])), font, side)
+            name = _fitting(printable(Path(catalog.kept[position].path).name), font, side)
             pen.text((at, top + TITLE + side + 1), name, fill="#555", font=font)
     return sheet
 

@@ -44,7 +44,7 @@ def test_a_sheet_has_the_pixels_that_the_network_gets(folder: Path, tmp_path: Pa
     """Every tile is a decoded picture, enlarged threefold without being smoothed, and none is shown twice."""
     found = find_pictures(str(folder), cache_dir=tmp_path)
     handle = found.decode([SIZE], cache_dir=tmp_path)
-    drawn = np.asarray(sheet.draw(handle, SIZE, [Path(picture.path).name for picture in found.catalog.kept]))
+    drawn = np.asarray(sheet.draw(found.catalog, handle, SIZE))
     images = {picture.tobytes() for picture in sheet.open_part(handle, SIZE, "train", "validation", "test").images}
     side, seen = SIZE * 3, list[bytes]()
     for row in range(2):
@@ -64,7 +64,7 @@ def test_many_classes_have_fewer_pictures_each(tmp_path: Path, monkeypatch: pyte
             pixels = np.random.default_rng((label, number)).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "set" / f"class {label}" / f"{number}.png")
     found = find_pictures(str(tmp_path / "set"), cache_dir=tmp_path)
-    drawn = sheet.draw(found.decode([SIZE], cache_dir=tmp_path), SIZE, [p.path for p in found.catalog.kept])
+    drawn = sheet.draw(found.catalog, found.decode([SIZE], cache_dir=tmp_path), SIZE)
     assert drawn.width < 3 * (SIZE * 3 + sheet.GAP) * 2  # columns of classes, two pictures each
 
 
