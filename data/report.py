@@ -51,7 +51,7 @@ def report_rows(catalog: Catalog, split: Split | None = None) -> Iterator[dict[s
     for picture in catalog.pictures:
         values = picture.traits.values
         row = (
-            csv_cell(_shown(catalog, picture)),
+            csv_cell(_relative(catalog, catalog.file(picture))),
             csv_cell(picture.label),
             picture.part,
             picture.verdict,
@@ -95,7 +95,7 @@ def remarks(catalog: Catalog) -> list[str]:
             )
     for kind, found in _remarkable(catalog, usable).items():
         if found:
-            examples = ", ".join(printable(str(_shown(catalog, picture))) for picture in found[:NAMED])
+            examples = ", ".join(printable(_relative(catalog, catalog.file(picture))) for picture in found[:NAMED])
             lines.append(f"{len(found):,} of {len(usable):,}: {kind} ({examples}{', ...' * (len(found) > NAMED)})")
     return lines
 
@@ -121,9 +121,8 @@ def _remarkable(catalog: Catalog, pictures: Sequence[Picture]) -> dict[str, list
     return {kind: [picture for picture in pictures if applies(picture)] for kind, applies in kinds.items()}
 
 
-def _shown(catalog: Catalog, picture: Picture) -> Path:
-    """Return a picture's path relative to the source's root, or the whole path if it is elsewhere."""
-    path = catalog.file(picture)
+def _relative(catalog: Catalog, path: Path) -> Path:
+    """Return a path relative to the source's root, or the whole path if it is elsewhere."""
     return path.relative_to(catalog.source.root) if path.is_relative_to(catalog.source.root) else path
 
 
@@ -183,8 +182,7 @@ def _places(catalog: Catalog, part: str) -> str:
 
 
 def _place(catalog: Catalog, folder: Path) -> str:
-    root = catalog.source.root
-    return printable((folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix())
+    return printable(_relative(catalog, folder).as_posix())
 
 
 def describe_changes(report: Path, catalog: Catalog, split: Split) -> str:
