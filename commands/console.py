@@ -82,15 +82,12 @@ def print_facts(console: Console, pictures: Pictures, studies: Mapping[str, Mapp
     catalog = pictures.catalog
     for line in (describe_sizes(catalog), *describe_subfolders(catalog), *remarks(catalog)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    plans = [
-        f"{name}: {plural(study['epochs'], 'epoch')} at {' to '.join(map(str, dict.fromkeys(_ends(study))))} pixels"
-        for name, study in studies.items()
-    ]
+    plans: list[str] = []
+    for name, study in studies.items():
+        sizes = study["image_sizes"]
+        ends = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        plans.append(f"{name}: {plural(study['epochs'], 'epoch')} at {ends} pixels")
     console.print(f"Each trial of a study, by profile: {'; '.join(plans)}.", highlight=False, soft_wrap=True)
-
-
-def _ends(study: Mapping[str, Any]) -> tuple[int, int]:
-    return study["image_sizes"][0], study["image_sizes"][-1]
 
 
 def print_unusable(console: Console, catalog: Catalog) -> None:

@@ -44,12 +44,11 @@ def describe_sizes(catalog: Catalog) -> str:
     """Return the range of sizes and the modes of the pictures in use in one line; "" if there are none."""
     if not catalog.kept:
         return ""
-    short, long = _sizes(catalog)["short_side"], _sizes(catalog)["long_side"]
+    sizes = _sizes(catalog)
+    sides = f"short side {_spread(sizes['short_side'])}, long side {_spread(sizes['long_side'])}"
     modes = Counter(picture.mode for picture in catalog.kept).most_common()
     shown = ", ".join(mode if len(modes) == 1 else f"{mode} {count:,}" for mode, count in modes)
-    return (
-        f"Pixels: short side {_spread(short)}, long side {_spread(long)}. Colour mode{'s' * (len(modes) > 1)}: {shown}."
-    )
+    return f"Pixels: {sides}. Colour mode{'s' * (len(modes) > 1)}: {shown}."
 
 
 def _spread(side: dict[str, int]) -> str:
