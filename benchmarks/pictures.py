@@ -6,21 +6,17 @@ Needs selenium, and Chromium with its driver on PATH. The report must exist (`py
 """
 
 import io
-import os
-import shutil
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
-from selenium import webdriver
 
 from benchmarks.measuring import dashboard
+from tests.stress.chromium import chromium, resize
 from tests.stress.script import run
 
 WIDTH = 1280
@@ -40,37 +36,15 @@ def main(folder: Path, *, into: Path = Path(), report_height: int = 1120, dashbo
         Folder for the pictures.
     """
     into.mkdir(parents=True, exist_ok=True)
-    with _browser() as browser:
-        _resize(browser, report_height)
+    with chromium() as browser:
+        resize(browser, WIDTH, report_height)
         browser.get((folder / "report.html").resolve().as_uri())
         _save(browser, into / "report.png")
         with dashboard(folder, folder.name) as address:
-            _resize(browser, dashboard_height)
+            resize(browser, WIDTH, dashboard_height)
             browser.get(address)
             _wait_for(browser, "return document.querySelectorAll('.plotly .trace').length > 0")
             _save(browser, into / "dashboard.png")
-
-
-@contextmanager
-def _browser() -> Generator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    for argument in ("--headless=new", "--hide-scrollbars", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # with a sandbox, Chromium refuses to start as root
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-def _resize(browser: Any, height: int) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False},
-    )
 
 
 def _wait_for(browser: Any, condition: str) -> None:

@@ -1,7 +1,5 @@
 """The report and its plots as a person sees them: in Chromium, offline, at the width of a desktop and of a phone."""
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +9,8 @@ import pytest
 from test_page import HOSTILE, NAMES, hostile
 
 from reporting import page
+from tests.stress.chromium import CHROMIUM, DESK, DRIVER, PHONE, chromium, emulate, resize
 from tests.stress.made_up_studies import made_up_study, made_up_trials, promoted, write_files, write_finals
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-DESK, PHONE = 1280, 390
 
 pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="chromium and chromedriver are not on PATH")
 
@@ -61,26 +56,13 @@ return Math.min(...[...document.querySelectorAll('figure svg text')].filter(e =>
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium that reaches nothing but files."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"):
-        options.add_argument(argument)
-    # Every name is refused, so that what is fetched is seen as an error in the console.
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # it refuses to start as root with one
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(60)
-    driver.execute_cdp_cmd("Network.enable", {})
-    driver.execute_cdp_cmd(
-        "Network.emulateNetworkConditions",
-        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
-    )
-    yield driver
-    driver.quit()
+    """Return a Chromium that reaches nothing but files."""
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    with chromium() as driver:
+        driver.execute_cdp_cmd("Network.enable", {})
+        conditions = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +84,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def opened(browser: Any, path: Path, width: int, levels: tuple[str, ...] = ("SEVERE", "WARNING")) -> list[str]:
     """Open a page and return the complaints in its console."""
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
+    resize(browser, width)
     browser.get_log("browser")
     browser.get(path.as_uri())
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in levels]
@@ -145,20 +124,19 @@ def test_in_the_dark_the_figures_are_dark_too(browser: Any, reports: dict[str, P
     ink = "return getComputedStyle(document.querySelector('figure svg text')).fill"
     paper = "return getComputedStyle(document.body).backgroundColor"
     by_day = (browser.execute_script(ink), browser.execute_script(paper))
-    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    emulate(browser, dark=True)
     by_night = (browser.execute_script(ink), browser.execute_script(paper))
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    emulate(browser)
     assert by_day[1] == "rgb(255, 255, 255)"
     assert all(day != night for day, night in zip(by_day, by_night, strict=True))
 
 
 def test_on_paper_the_figures_are_printed_and_the_contents_are_not(browser: Any, reports: dict[str, Path]) -> None:
     opened(browser, reports["whole"], PHONE)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    emulate(browser, media="print")
     seen = "return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).length"
     counts = [browser.execute_script(seen, selector) for selector in ("figure svg", "nav", ".plot")]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    emulate(browser)
     assert counts == [10, 0, 0]
 
 
