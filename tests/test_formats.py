@@ -24,6 +24,7 @@ from model.export.formats import (
     CARD,
     EARLIER,
     ONNX,
+    PAGE,
     PREPROCESSING,
     SOME,
     TOLERANCE,
@@ -104,7 +105,7 @@ def test_the_folder_is_whole(exported: Exported) -> None:
     assert (
         {path.name for path in exported.folder.iterdir()}
         == formats.NAMES
-        == {CONFIG, WEIGHTS, TORCH, ONNX, CARD, PREPROCESSING}
+        == {CONFIG, WEIGHTS, TORCH, ONNX, PAGE, CARD, PREPROCESSING}
     )
     verify(exported.folder)
     assert load(exported.folder)[0] == BUNDLE
@@ -116,7 +117,7 @@ def test_nothing_is_left_beside_it(exported: Exported) -> None:
 
 
 def test_every_format_was_compared_at_three_batch_sizes(exported: Exported) -> None:
-    assert exported.published.parity.keys() == {WEIGHTS, TORCH, ONNX}
+    assert exported.published.parity.keys() == {WEIGHTS, TORCH, ONNX, PAGE}
     for parity in exported.published.parity.values():
         assert (parity.pictures, parity.batch_sizes) == (24, (1, SOME, 24))
         assert 0 <= parity.probability <= parity.log_probability <= TOLERANCE

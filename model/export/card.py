@@ -16,6 +16,9 @@ from model.files import printable
 from model.network import cost
 from model.preprocessing import Ranges
 
+WARNING = "Never eat anything because of this model."
+"""Warning that stands wherever the model is offered for use."""
+
 MATRIX_CLASSES = 30
 """Largest number of classes whose confusion matrix is shown; a wider table is unreadable."""
 
@@ -112,7 +115,7 @@ def _front_matter(bundle: Bundle, results: Results | None) -> str:
         source = _mapping(bundle.provenance.get("data")).get("name", "not recorded")
         lines += [
             "model-index:",
-            f"- name: {_yaml(_name(bundle))}",
+            f"- name: {_yaml(study_name(bundle))}",
             "  results:",
             "  - task: {type: image-classification, name: Image classification}",
             f"    dataset: {{type: image-folder, name: {_yaml(str(source))}, split: test}}",
@@ -138,7 +141,7 @@ def _summary(bundle: Bundle) -> str:
         *_knobs({name: value for name, value in asdict(bundle.model).items() if name != "classes"}),
     ]
     return f"""
-# {_text(_name(bundle))}
+# {_text(study_name(bundle))}
 
 A small residual convolutional network that classifies pictures into {bundle.model.classes} classes. An
 [Optuna](https://optuna.org) study found its architecture and training recipe, and it was trained from scratch.
@@ -353,14 +356,14 @@ def _speed(bundle: Bundle, latency: Latency) -> str:
     )
 
 
-_LIMITATIONS = """
+_LIMITATIONS = f"""
 ## Intended use
 
 Sorting and exploring pictures of these classes, and learning how such models are made.
 
 ## Limitations
 
-**Never eat anything because of this model.** No picture and no probability can tell whether something is safe to eat,
+**{WARNING}** No picture and no probability can tell whether something is safe to eat,
 touch or pick, and what the model takes for harmless may kill. Do not use it for any other decision about health, safety
 or people either.
 
@@ -379,7 +382,8 @@ def _provenance(bundle: Bundle) -> str:
 # --- words and tables
 
 
-def _name(bundle: Bundle) -> str:
+def study_name(bundle: Bundle) -> str:
+    """Return the name of the study that found the network."""
     return str(bundle.provenance.get("study", "image-classifier"))
 
 

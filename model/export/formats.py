@@ -2,6 +2,7 @@
 
     publish:  save -> load -> `write_graphs` -> `compare` -> card -> seal -> verify -> rename into place
     graphs:   network -> torch.export -> model.pt2 -> torch.onnx -> model.onnx
+    page:     network -> layout -> classify.html
 
 The exporters and the readers run in separate processes: what they print, warn about or change stays there, a crash is
 an error like any other, and each format is read as another program would read it.
@@ -32,13 +33,15 @@ from model.export.card import Latency, Parity, card
 from model.files import printable
 from model.limits import cpus
 from model.network import MushroomCNN
+from model.page.write import page
 from model.preprocessing import normalise
 
 TORCH = "model.pt2"
 ONNX = "model.onnx"
+PAGE = "classify.html"
 CARD = "README.md"
 PREPROCESSING = "preprocessing.py"
-NAMES = frozenset({CONFIG, WEIGHTS, TORCH, ONNX, CARD, PREPROCESSING})
+NAMES = frozenset({CONFIG, WEIGHTS, TORCH, ONNX, PAGE, CARD, PREPROCESSING})
 """Names of the files in a published folder."""
 EARLIER = frozenset({"model-any-size.onnx"})
 """Names of files that only earlier versions published; a folder with them is still a bundle and may be replaced."""
@@ -114,6 +117,7 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
         load(new)
         network = empty(bundle.model)
         network.load_state_dict(weights, assign=True)  # as they were given, not as they were written
+        write(new / PAGE, page(bundle, network).encode())
         _python(_WRITE, new.resolve())
         parity = compare(new, bundle, network, check)
         latency = measure_latency(new, check)
@@ -253,8 +257,15 @@ network = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 def read(pictures):
     return network.run(["probabilities"], {"pictures": pictures})[0]
 """,
+    PAGE: """
+import sys
+from pathlib import Path
+import numpy as np
+from model.page.write import read as opened
+read = opened(Path(sys.argv[1]))
+""",
 }
-"""Programs that open each format as a user would, importing only what that needs."""
+"""Programs that open each format as a user would, importing only what that needs; for the page, the browser's steps."""
 
 _ANSWER = """
 pictures = np.load(sys.argv[2], allow_pickle=False)
