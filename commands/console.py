@@ -21,8 +21,9 @@ from rich.text import Text
 
 from data import Track
 from data.augment import changed_by_flips
-from data.catalog import Catalog
+from data.catalog import Catalog, Picture, shown
 from data.file_checks import Verdict
+from data.findings import look_alikes, odd_shares
 from data.prepare import Pictures
 from data.split import Split
 from model.files import printable
@@ -32,6 +33,7 @@ from tuning.cleaning import Item
 from tuning.database import network_file_system
 from tuning.devices import Slot
 from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
+from tuning.forecast import prospects
 from tuning.session import SearchSession
 from tuning.settings import command_line
 from tuning.trials import Outcome, Trial, count_trials, furthest, read_trials, top
@@ -82,6 +84,64 @@ def ask_about_flips(console: Console, pictures: Pictures) -> None:
             highlight=False,
             markup=False,
         )
+
+
+def print_look_alikes(console: Console, pictures: Pictures) -> None:
+    """Print which pictures look alike, what that means for the split, and which parts are far from their share."""
+    alike = look_alikes(pictures.catalog)
+    notes: list[str] = []
+    warnings: list[str] = []
+    if alike.groups:
+        notes.append(
+            f"Near-duplicates: {sum(map(len, alike.groups)):,} pictures in {plural(len(alike.groups), 'group')}, the "
+            f"largest of {len(alike.groups[0]):,} ({_examples(alike.groups[0])}). Each group stays in one part"
+            f"{', unless official parts divide it' * bool(alike.leaks)}."
+        )
+    if alike.scenes:
+        notes.append(
+            f"Scenes: {sum(map(len, alike.scenes)):,} pictures look alike in {plural(len(alike.scenes), 'scene')}, the "
+            f"largest of {len(alike.scenes[0]):,} ({_examples(alike.scenes[0])}). They are split like different "
+            "pictures, because too many agree to call them copies. If they are frames of one film, the accuracy will "
+            "be too optimistic: sort the pictures into train/, val/ and test/."
+        )
+    if alike.leaks:
+        warnings.append(
+            f"{plural(len(alike.leaks), 'picture')} of train or validation "
+            f"{'is a near-duplicate' if len(alike.leaks) == 1 else 'are near-duplicates'} of one in the official "
+            f"{' or '.join(sorted({judge.part for _, judge in alike.leaks}))} set ({_examples(alike.leaks[0])}). "
+            "Official parts are used as they are: remove what should not be there, or the accuracy may be too "
+            "optimistic."
+        )
+    for odd in odd_shares(pictures.catalog, pictures.split):
+        of = "" if odd.label is None else f" of '{printable(odd.label)}'"
+        cause = "by chance"
+        if odd.cause:
+            cause = (
+                f"{len(odd.cause):,} of them are near-duplicates of others ({_examples(odd.cause)}); "
+                "--near-duplicates keep splits them like different pictures"
+            )
+        warnings.append(
+            f"{odd.found:,} of {odd.total:,} pictures{of} are in {odd.part} instead of about "
+            f"{odd.share * odd.total:,.0f}: {cause}."
+        )
+    for line in notes:
+        console.print(Text(line), soft_wrap=True)
+    for line in warnings:
+        console.print(Text(f"Warning: {line}", style="yellow"), soft_wrap=True)
+
+
+def print_prospects(console: Console, pictures: Pictures) -> None:
+    """Print how a study with each profile would use the pictures."""
+    for one in prospects(pictures):
+        sizes = ", ".join(map(str, one.sizes))
+        console.print(
+            f"--profile {one.profile}: {one.train:,} training pictures, {plural(one.epochs, 'epoch')}, {sizes} pixels",
+            highlight=False,
+        )
+
+
+def _examples(pictures: Sequence[Picture]) -> str:
+    return " and ".join(shown(picture) for picture in pictures[:2])
 
 
 def _print_classes(console: Console, catalog: Catalog, split: Split) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import CoercionError, Group, Parameter, Token
 from cyclopts.validators import Number
 
+from data import NearDuplicates
 from tuning.folder import RESULTS
 
 if TYPE_CHECKING:
@@ -61,6 +62,15 @@ TestOption = Annotated[
         group=DATA,
         metavar="PATH",
         help="An official test set: a folder with the same class folders. The search never uses it.",
+    ),
+]
+NearDuplicatesOption = Annotated[
+    NearDuplicates,
+    choice(DATA),
+    Parameter(
+        name="--near-duplicates",
+        help='Pictures that are nearly identical: "group" puts them into the same part of the split, "keep" splits '
+        "them like different pictures. Of exact copies, one is used in either case.",
     ),
 ]
 CacheOption = Annotated[

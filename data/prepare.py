@@ -10,7 +10,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from data import Track, cache, catalog, no_track, sources
+from data import NearDuplicates, Track, cache, catalog, no_track, sources
 from data.cache import CacheHandle
 from data.catalog import Catalog
 from data.split import Split, split
@@ -28,6 +28,8 @@ class Pictures:
     """The `data` argument as given: a path or a name."""
     test_data: Path | None
     """The `test_data` argument as given."""
+    near_duplicates: NearDuplicates
+    """The `near_duplicates` argument as given."""
     limit: int | None
     """The `limit` argument as given."""
     available: int
@@ -48,6 +50,7 @@ def find_pictures(
     data: str = "field-guide",
     *,
     test_data: Path | None = None,
+    near_duplicates: NearDuplicates = "group",
     limit: int | None = None,
     cache_dir: Path | None = None,
     track: Track = no_track,
@@ -55,19 +58,21 @@ def find_pictures(
     """Read a data set, check each of its files, and split it into train, validation and test.
 
     `data` is "field-guide", "kaggle" or the path of a folder of class folders; `test_data`, an official test set, is
-    another such folder. Up to `limit` pictures are used, all if it is None. Results of the checks are stored under
+    another such folder. Near-duplicates are put into the same part of the split, or with "keep" split like different
+    pictures. Up to `limit` pictures are used, all if it is None. Results of the checks are stored under
     `cache_dir`, by default `default_cache()`, so that only new and changed files are opened the next time.
     Raises DataError for a data set that cannot be used; its text says why and what to do.
     """
     cache_dir = cache_dir or default_cache()
     source = sources.resolve(data, cache_dir=cache_dir, pictures=limit, test_data=test_data, track=track)
-    scanned = catalog.scan(source, cache_dir=cache_dir, track=track)
+    scanned = catalog.scan(source, near_duplicates=near_duplicates, cache_dir=cache_dir, track=track)
     used = scanned.limited(limit)
     return Pictures(
         name=source.name,
         citation=source.citation,
         source=data,
         test_data=test_data,
+        near_duplicates=near_duplicates,
         limit=limit,
         available=max(source.available or 0, len(scanned.kept)),
         catalog=used,

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from optuna.trial import TrialState
+from pictures import picture
 from studies import recorded
 
+from data.prepare import find_pictures
 from model.network import Cost
 from search_space import PROFILES, Config, Profile, suggest
 from tuning import forecast
@@ -24,6 +27,20 @@ SMALL = replace(PROFILES["quick"].within(16), widths=(0.25, 0.25, 0.125), epochs
 def seconds(profile: Profile = SMALL, **changes: Any) -> float:
     named: dict[str, Any] = {"feasible": lambda cost: True, "pictures": 100, "trained_share": 1.0} | changes
     return forecast.seconds_per_trial(partial(suggest, profile=profile, classes=3), slots=[Slot()], **named)
+
+
+def test_a_study_has_prospects_with_each_profile_however_many_classes_there_are(tmp_path: Path) -> None:
+    """Of 210 classes a profile once allowed fewer pictures than they needed, which nobody had asked for."""
+    for label in range(210):
+        (tmp_path / "set" / f"{label:03}").mkdir(parents=True)
+        for seed in range(10):
+            picture(seed, label=label).save(tmp_path / "set" / f"{label:03}" / f"{seed}.png", compress_level=0)
+    pictures = find_pictures(str(tmp_path / "set"), cache_dir=tmp_path)
+    found = {one.profile: one for one in forecast.prospects(pictures)}
+    train = len(pictures.split.train)
+    assert found.keys() == PROFILES.keys() and {one.train for one in found.values()} == {train}
+    assert len(pictures.catalog.kept) == 2100 and found["quick"].epochs == round(48_000 / train)
+    assert {name: one.sizes for name, one in found.items()} == {"quick": (32,), "laptop": (32,), "gpu": (32,)}
 
 
 @pytest.fixture

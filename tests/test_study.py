@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 OPTIONS = {
     (): {
-        *("--data", "--test-data", "--pictures", "--study", "--profile"),
+        *("--data", "--test-data", "--near-duplicates", "--pictures", "--study", "--profile"),
         *("--trials", "--epochs", "--timeout", "--patience", "--target"),
         *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--no-flips", "--seed"),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
@@ -48,7 +48,7 @@ OPTIONS = {
     },
     ("report",): {"--study", "--storage", "--results"},
     ("dashboard",): {"--study", "--port", "--storage", "--results"},
-    ("check-data",): {"--data", "--test-data", "--report", "--cache"},
+    ("check-data",): {"--data", "--test-data", "--near-duplicates", "--report", "--cache"},
     ("clean",): {"NAMES", "--results", "--cache"},
 }
 """Every command and its options. Whoever adds one adds it here and to the README."""

@@ -1,7 +1,7 @@
-"""The forecast of a study's duration on this machine, before it starts.
+"""The forecast of a study, before it starts: how it would use the pictures, and its duration on this machine.
 
-It is based on the study's own trials if enough of them were trained in an equivalent slot; otherwise on the FLOPs of
-random points and a few timed training steps.
+The duration is based on the study's own trials if enough of them were trained in an equivalent slot; otherwise on the
+FLOPs of random points and a few timed training steps.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from data.prepare import Pictures
 from model.network import Cost, MushroomCNN
 from model.training import autocast, make_optimizer
-from search_space import Config
+from search_space import PROFILES, Config
 from tuning.devices import Slot
 from tuning.environment import environment
 from tuning.space import random_points
@@ -33,8 +35,30 @@ STEPS_SHARE = 0.84
 """Share of a trial's time that its training steps take; the rest is evaluation, augmentation and set-up
 (benchmarks/README.md, "Where a trial's time goes")."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Prospect:
+    """How a study with a profile would use a data set."""
+
+    profile: str
+    """Name of the profile."""
+    train: int
+    """Number of training pictures."""
+    epochs: int
+    """Epochs of a trial that is not pruned."""
+    sizes: tuple[int, ...]
+    """Image sizes in pixels."""
+
+
 ENOUGH = 6
 """Number of trials whose mean duration predicts the others: more than the three baselines, which are not typical."""
+
+
+def prospects(pictures: Pictures) -> list[Prospect]:
+    """Return how a study with each profile, and no other option, would use a data set."""
+    short_side, train = pictures.catalog.median_short_side, len(pictures.split.train)
+    fitted = [profile.fitted(short_side, train) for profile in PROFILES.values()]
+    return [Prospect(profile=one.name, train=train, epochs=one.horizon, sizes=one.sizes) for one in fitted]
 
 
 def seconds_so_far(trials: Sequence[Trial], slot: Slot) -> float | None:

@@ -115,7 +115,12 @@ class OpenStudy:
         tested = test_data or (Path(self.settings.test_data) if self.settings.test_data else None)
         cache_dir = cache_dir or default_cache()
         pictures = find_pictures(
-            source, test_data=tested, limit=self.settings.pictures, cache_dir=cache_dir, track=track
+            source,
+            test_data=tested,
+            near_duplicates=self.settings.near_duplicates,
+            limit=self.settings.pictures,
+            cache_dir=cache_dir,
+            track=track,
         )
         if sizes is None:
             sizes = {trial.config.image_size for trial in read_trials(self.study) if trial.config}
@@ -232,7 +237,7 @@ def open_session(
     """Start a study, or resume it, and hold its lock.
 
     Args:
-        pictures: The data set, from `find_pictures` with the profile's limit.
+        pictures: The data set, from `find_pictures`.
         plan: How many trials are trained, and when the run stops. The FLOPs budget is by default the profile's.
         name: Name of the study and of its folder; by default the data set's.
         profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
@@ -292,6 +297,7 @@ def open_session(
                 data=pictures.source if pictures.source in NAMES else _absolute(Path(pictures.source)),
                 test_data=_absolute(pictures.test_data) if pictures.test_data else None,
                 pictures=pictures.limit,
+                near_duplicates=pictures.near_duplicates,
                 storage=database.without_password(database.absolute(storage)) if storage else None,
                 argv=list(argv),
             )
