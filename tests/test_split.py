@@ -138,6 +138,6 @@ def test_a_class_of_look_alikes_is_split_like_any_other(tmp_path: Path):
 @pytest.mark.parametrize(("pictures", "fix"), [(12, "--near-duplicates keep"), (2, "remove the folder")])
 def test_a_class_that_cannot_be_in_every_part_is_an_error_that_names_the_cause(pictures: int, fix: str):
     others = large_catalog(60).pictures
-    few = [made_up_picture(f"{n:032x}", "few", f"{n % 2:032x}") for n in range(pictures)]
+    few = [made_up_picture(f"{n:032x}", "few", f"{n // 6:032x}") for n in range(pictures)]
     with pytest.raises(DataError, match=rf"'few' .*\({pictures} pictures.*train, validation, test.* {fix}$"):
         split(made_up_catalog([*others, *few]))
