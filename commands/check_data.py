@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from commands.options import DATA, SHOWN, CacheOption, LinksOption, PartsOption, TestOption, flag
+from commands.options import (
+    DATA,
+    SHOWN,
+    CacheOption,
+    LinksOption,
+    NearDuplicatesOption,
+    PartsOption,
+    TestOption,
+    flag,
+)
 
 if TYPE_CHECKING:
     from data.prepare import Pictures
@@ -20,6 +29,7 @@ def check_data(
     test_data: TestOption = None,
     parts: PartsOption = None,
     follow_links: LinksOption = False,
+    near_duplicates: NearDuplicatesOption = "group",
     report: Annotated[Path | None, Parameter(group=SHOWN, metavar="FILE")] = None,
     sheet: Annotated[Path | None, Parameter(group=SHOWN, metavar="FILE")] = None,
     as_json: Annotated[bool, flag(SHOWN, "--json")] = False,
@@ -55,6 +65,7 @@ def check_data(
             test_data=test_data,
             parts=parts,
             follow_links=follow_links,
+            near_duplicates=near_duplicates,
             cache_dir=cache,
             track=track,
         )
@@ -78,6 +89,7 @@ def check_data(
         return
     screen.print_pictures(console, found)
     screen.print_facts(console, found, studies)
+    screen.print_look_alikes(console, found)
     screen.ask_about_flips(console, found)
     screen.print_left_out(console, found.catalog, report)
     if sheet is not None:
@@ -92,7 +104,7 @@ def _studies(found: Pictures) -> dict[str, Any]:
         name: profile.fitted(found.catalog.median_short_side, len(found.split.train))
         for name, profile in PROFILES.items()
     }
-    return {name: {"epochs": one.epochs, "image_sizes": list(one.sizes)} for name, one in fitted.items()}
+    return {name: {"epochs": one.horizon, "image_sizes": list(one.sizes)} for name, one in fitted.items()}
 
 
 def _write_sheet(found: Pictures, path: Path, cache: Path | None) -> None:

@@ -22,9 +22,10 @@ from rich.text import Text
 
 from data import Track
 from data.augment import changed_by_flips
-from data.catalog import Catalog, remedy, why_left_out
+from data.catalog import Catalog, Picture, remedy, shown, why_left_out
 from data.facts import describe_sizes
 from data.file_checks import Verdict
+from data.findings import look_alikes, odd_shares
 from data.prepare import Pictures
 from data.report import describe_layout, describe_subfolders, remarks
 from model.files import printable
@@ -111,6 +112,54 @@ def ask_about_flips(console: Console, pictures: Pictures) -> None:
             highlight=False,
             markup=False,
         )
+
+
+def print_look_alikes(console: Console, pictures: Pictures) -> None:
+    """Print which pictures look alike, what that means for the split, and which parts are far from their share."""
+    alike = look_alikes(pictures.catalog)
+    notes: list[str] = []
+    warnings: list[str] = []
+    if alike.groups:
+        notes.append(
+            f"Near-duplicates: {sum(map(len, alike.groups)):,} pictures in {plural(len(alike.groups), 'group')}, the "
+            f"largest of {len(alike.groups[0]):,} ({_examples(alike.groups[0])}). Each group stays in one part"
+            f"{', unless official parts divide it' * bool(alike.leaks)}."
+        )
+    if alike.scenes:
+        notes.append(
+            f"Scenes: {sum(map(len, alike.scenes)):,} pictures look alike in {plural(len(alike.scenes), 'scene')}, the "
+            f"largest of {len(alike.scenes[0]):,} ({_examples(alike.scenes[0])}). They are split like different "
+            "pictures, because too many agree to call them copies. If they are frames of one film, the accuracy will "
+            "be too optimistic: sort the pictures into train/, val/ and test/."
+        )
+    if alike.leaks:
+        warnings.append(
+            f"{plural(len(alike.leaks), 'picture')} of train or validation "
+            f"{'is a near-duplicate' if len(alike.leaks) == 1 else 'are near-duplicates'} of one in the official "
+            f"{' or '.join(sorted({judge.part for _, judge in alike.leaks}))} set ({_examples(alike.leaks[0])}). "
+            "Official parts are used as they are: remove what should not be there, or the accuracy may be too "
+            "optimistic."
+        )
+    for odd in odd_shares(pictures.catalog, pictures.split):
+        of = "" if odd.label is None else f" of '{printable(odd.label)}'"
+        cause = "by chance"
+        if odd.cause:
+            cause = (
+                f"{len(odd.cause):,} of them are near-duplicates of others ({_examples(odd.cause)}); "
+                "--near-duplicates keep splits them like different pictures"
+            )
+        warnings.append(
+            f"{odd.found:,} of {odd.total:,} pictures{of} are in {odd.part} instead of about "
+            f"{odd.share * odd.total:,.0f}: {cause}."
+        )
+    for line in notes:
+        console.print(Text(line), soft_wrap=True)
+    for line in warnings:
+        console.print(Text(f"Warning: {line}", style="yellow"), soft_wrap=True)
+
+
+def _examples(pictures: Sequence[Picture]) -> str:
+    return " and ".join(shown(picture) for picture in pictures[:2])
 
 
 def _print_classes(console: Console, catalog: Catalog, parts: Mapping[str, npt.NDArray[np.int64]]) -> None:

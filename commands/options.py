@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import CoercionError, Group, Parameter, Token
 from cyclopts.validators import Number
 
+from data import NearDuplicates
 from tuning.folder import RESULTS
 
 if TYPE_CHECKING:
@@ -93,6 +94,15 @@ LinksOption = Annotated[
         negative="",
         show_default=False,
         help="Read what symbolic links lead to, also outside the folder.",
+    ),
+]
+NearDuplicatesOption = Annotated[
+    NearDuplicates,
+    choice(DATA),
+    Parameter(
+        name="--near-duplicates",
+        help='Pictures that are nearly identical: "group" puts them into the same part of the split, "keep" splits '
+        "them like different pictures. Of exact copies, one is used in either case.",
     ),
 ]
 CacheOption = Annotated[

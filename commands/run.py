@@ -16,6 +16,7 @@ from commands.options import (
     DeviceOption,
     Injected,
     LinksOption,
+    NearDuplicatesOption,
     PartsOption,
     PrecisionOption,
     ResultsOption,
@@ -45,6 +46,7 @@ def run(
     test_data: TestOption = None,
     parts: PartsOption = None,
     follow_links: LinksOption = False,
+    near_duplicates: NearDuplicatesOption = "group",
     pictures: Annotated[int | None, count(DATA)] = None,
     study: Annotated[str | None, Parameter(group=DATA, metavar="NAME")] = None,
     profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], choice(DATA)] = "auto",
@@ -134,17 +136,19 @@ def run(
     console = screen.make_console()
     track = screen.track(console)
     slots = devices.slots(device, workers)
-    limits = _profile(profile, slots[0].device, epochs, pictures, flips=not no_flips)
+    limits = _profile(profile, slots[0].device, epochs, flips=not no_flips)
     found = find_pictures(
         data,
         test_data=test_data,
         parts=parts,
         follow_links=follow_links,
-        limit=limits.pictures,
+        near_duplicates=near_duplicates,
+        limit=pictures,
         cache_dir=cache,
         track=track,
     )
     screen.print_pictures(console, found)
+    screen.print_look_alikes(console, found)
     if limits.flips:
         screen.ask_about_flips(console, found)
     limits = _fitted(console, limits, found)
@@ -207,11 +211,11 @@ def run(
         raise SystemExit(128 + received)
 
 
-def _profile(name: str, device: str, epochs: int | None, pictures: int | None, *, flips: bool) -> Profile:
+def _profile(name: str, device: str, epochs: int | None, *, flips: bool) -> Profile:
     from search_space import PROFILES
 
     chosen = PROFILES[("gpu" if device.startswith("cuda") else "quick") if name == "auto" else name]
-    return replace(chosen, epochs=epochs or chosen.epochs, pictures=pictures or chosen.pictures, flips=flips)
+    return replace(chosen, epochs=epochs or chosen.epochs, flips=flips)
 
 
 def _fitted(console: Console, profile: Profile, pictures: Pictures) -> Profile:

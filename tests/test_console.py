@@ -11,12 +11,22 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from pictures import class_folders, flawed_folder, picture
+from pictures import (
+    altered,
+    class_folders,
+    flawed_folder,
+    large_catalog,
+    made_up_catalog,
+    made_up_picture,
+    picture,
+)
+from PIL import Image, ImageEnhance
 from rich.console import Console
 from studies import ThreadWorkers
 
 from commands import console as screen
-from data.prepare import find_pictures
+from data.prepare import Pictures, find_pictures
+from data.split import split
 from model.training import EpochMetrics
 from search_space import PROFILES, Config, baselines, suggest
 from tuning.coordinator import Plan
@@ -425,6 +435,41 @@ def test_the_table_of_classes_counts_each_part_and_what_is_left_out(tmp_path: Pa
     left_out = " ".join(" ".join(lines(console)).partition("Left out: ")[2].split())
     assert ", 1 too small, 1 duplicate, 2 conflict, 4 refused (" in left_out
     assert left_out.endswith(", 1 not a picture. Add --follow-links to read what the links lead to.")
+
+
+def test_look_alikes_are_counted_with_an_example_and_the_way_out(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "set", classes=2, size=96)
+    altered(Image.open(folder / "Agaricus" / "0003.jpg"))[0].save(folder / "Agaricus" / "near.jpg")
+    (folder / "Scene").mkdir()
+    for seed in range(12):
+        ImageEnhance.Brightness(picture(0, label=2)).enhance(1 + seed / 50).save(folder / "Scene" / f"{seed}.png")
+    found = find_pictures(str(folder), cache_dir=tmp_path)
+    console = log()
+    screen.print_look_alikes(console, found)
+    group, scene = lines(console)
+    assert "2 pictures in 1 group" in group and "Agaricus/near.jpg" in group and "Agaricus/0003.jpg" in group
+    assert "12 pictures" in scene and "Scene/" in scene
+
+
+def test_a_part_far_from_its_share_is_a_warning_with_its_cause() -> None:
+    group = f"{0:032x}"
+    alike = [made_up_picture(f"{number:032x}", "defect", group) for number in range(100)]
+    catalog = made_up_catalog([*large_catalog(300).pictures, *alike])
+    others = [replace(picture, label="defect") for picture in catalog.kept if picture.label == "Agaricus"][:20]
+    catalog = made_up_catalog([*(p for p in catalog.pictures if p.label != "Agaricus"), *others])
+    console = log()
+    screen.print_look_alikes(
+        console,
+        Pictures(
+            **{"name": "", "citation": "", "source": "", "test_data": None, "near_duplicates": "group", "limit": None},
+            available=len(catalog.kept),
+            catalog=catalog,
+            split=split(catalog),
+        ),
+    )
+    found = [line for line in lines(console) if line.startswith("Warning") and "of 'defect'" in line]
+    assert len(found) == 1 and "of 120 pictures" in found[0] and "100 of them are near-duplicates" in found[0]
+    assert "--near-duplicates keep" in found[0]
 
 
 def test_no_more_left_out_files_are_listed_than_fit_a_screen(tmp_path: Path) -> None:

@@ -113,7 +113,6 @@ def test_the_digest_is_the_same_as_when_earlier_studies_were_started() -> None:
     """It finds duplicates and old checkpoints: if it changed, a resumed study would train points twice."""
     profile = Profile(
         name="quick",
-        pictures=None,
         image_sizes=(32, 64, 16),
         widths=(0.25, 0.5, 0.125),
         shown=48_000,

@@ -25,7 +25,8 @@ import optuna_dashboard
 import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
-from pictures import class_folders
+from pictures import altered, class_folders
+from PIL import Image
 from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
 
 from data.prepare import find_pictures
@@ -248,6 +249,19 @@ def test_an_invalid_study_name_is_refused_and_writes_nothing(tiny: Tiny, tmp_pat
         with pytest.raises(StudyError, match=f"{name!r}"), opened(tiny, tmp_path, 1, name=name):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_later_commands_treat_near_duplicates_as_the_study_did(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", size=96)
+    altered(Image.open(root / "Boletus" / "0002.jpg"))[0].save(root / "Boletus" / "near.jpg")
+    pictures = find_pictures(str(root), near_duplicates="keep", cache_dir=tmp_path)
+    with open_session(
+        pictures, plan=Plan(trials=1), profile=TINY, results=tmp_path, cache_dir=tmp_path, slots=[Slot()]
+    ):
+        pass
+    again = find_study(tmp_path, "set").reopen([16], cache_dir=tmp_path, slots=[Slot()])
+    assert again.pictures.catalog.fingerprint == pictures.catalog.fingerprint
+    assert again.pictures.catalog.fingerprint != find_pictures(str(root), cache_dir=tmp_path).catalog.fingerprint
 
 
 def test_a_study_that_has_been_run_is_found_and_its_winner_retrained(tiny: Tiny, tmp_path: Path) -> None:

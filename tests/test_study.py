@@ -23,7 +23,16 @@ ROOT = Path(__file__).parents[1]
 
 OPTIONS = {
     (): {
-        *("--data", "--test-data", "--parts", "--follow-links", "--pictures", "--study", "--profile"),
+        *(
+            "--data",
+            "--test-data",
+            "--parts",
+            "--follow-links",
+            "--near-duplicates",
+            "--pictures",
+            "--study",
+            "--profile",
+        ),
         *("--trials", "--epochs", "--timeout", "--patience", "--target"),
         *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--no-flips", "--seed"),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
@@ -50,7 +59,10 @@ OPTIONS = {
     },
     ("report",): {"--study", "--storage", "--results"},
     ("dashboard",): {"--study", "--port", "--storage", "--results"},
-    ("check-data",): {"--data", "--test-data", "--parts", "--follow-links", "--report", "--sheet", "--json", "--cache"},
+    ("check-data",): {
+        *("--data", "--test-data", "--parts", "--follow-links", "--near-duplicates"),
+        *("--report", "--sheet", "--json", "--cache"),
+    },
     ("clean",): {"NAMES", "--results", "--cache"},
 }
 """Every command and its options. Whoever adds one adds it here and to the README."""

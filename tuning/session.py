@@ -123,6 +123,7 @@ class OpenStudy:
             test_data=tested,
             parts=parts or self.settings.parts,
             follow_links=self.settings.follow_links,
+            near_duplicates=self.settings.near_duplicates,
             limit=self.settings.pictures,
             cache_dir=cache_dir,
             track=track,
@@ -255,7 +256,7 @@ def open_session(
     """Start a study, or resume it, and hold its lock.
 
     Args:
-        pictures: The data set, from `find_pictures` with the profile's limit.
+        pictures: The data set, from `find_pictures`.
         plan: How many trials are trained, and when the run stops. The FLOPs budget is by default the profile's.
         name: Name of the study and of its folder; by default the data set's.
         profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
@@ -319,6 +320,7 @@ def open_session(
                 parts=pictures.parts,
                 follow_links=pictures.follow_links,
                 pictures=pictures.limit,
+                near_duplicates=pictures.near_duplicates,
                 storage=database.without_password(database.absolute(storage)) if storage else None,
                 argv=list(argv),
             )

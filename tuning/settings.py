@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from data import NearDuplicates
 from model import plain_json
 from model.files import printable, why
 from tuning import StudyError
@@ -30,6 +31,8 @@ class Settings:
     """Largest number of pictures in use; None for all."""
     storage: str | None
     """The database's URL without its password; None for the SQLite file in the study's folder."""
+    near_duplicates: NearDuplicates = "group"
+    """Whether near-duplicates stay in one part of the split."""
     argv: list[str] = field(default_factory=list[str])
     """Command-line arguments after `study.py`, without passwords."""
     parts: str | None = None
