@@ -164,8 +164,8 @@ def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Positions, Pos
                 second = low + step
                 near = np.bitwise_count(rotated[first] ^ rotated[second]) <= MAX_BITS
                 a, b = order[first[near]], order[second[near]]
-                for start in range(0, len(a), 65_536):
-                    yield a[start : start + 65_536], b[start : start + 65_536]
+                for start in range(0, len(a), CHUNK):
+                    yield a[start : start + CHUNK], b[start : start + CHUNK]
 
 
 def _join(labels: Positions, a: Positions, b: Positions) -> Positions:
