@@ -26,6 +26,7 @@ from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
 from PIL import Image
 from studies import EPOCHS, HERE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
 
+from commands.output import READER_LEFT
 from data.cache import open_part
 from model.export import formats
 from model.export.bundle import load
@@ -639,7 +640,7 @@ def test_predict_ends_silently_when_its_reader_closes_the_pipe(best: Path, searc
         assert process.stdout.readline().startswith("top-1")
         process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode == 1
+    assert process.returncode == READER_LEFT
 
 
 def test_a_study_without_a_bundle_is_an_error_naming_its_folder(retrained: Tiny) -> None:
