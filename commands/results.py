@@ -114,8 +114,8 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
     runs, diverged = len(results["seeds"]), results["diverged"]
     console.print(
         f"{results['pictures']:,} pictures, evaluated {used}; mean and sd over {plural(runs, 'seed')}"
-        f"{f', {diverged} diverged' if diverged else ''}; ECE {percent(results['ece'])} at temperature "
-        f"{winner.temperature:.2f}."
+        f"{f', {diverged} diverged' if diverged else ''}; ECE {percent(results['ece'])} (chance level "
+        f"{percent(results['ece_chance'])}); {winner.calibration}."
     )
     for other in results["baselines"]:
         gain = 100 * (results["top1_mean"] - other["top1_mean"])
@@ -205,6 +205,7 @@ def print_published(console: Console, published: Published, winner: Winner, tria
     console.print(
         f"model.onnx takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) per picture on one thread."
     )
+    console.print(Text(f"Probabilities: {published.bundle.calibration}."), soft_wrap=True)
     untested = "other networks had been tested before" if winner.networks else "python study.py retrain tests it"
     result = f"untested: {untested}" if winner.test_top1 is None else f"test top-1 {percent(winner.test_top1)}"
     console.print(Text(f"Exported {winner.name} to {published.folder} ({result})."), soft_wrap=True)

@@ -535,7 +535,7 @@ def test_the_bundle_is_the_winner_with_its_result(
     assert {path.name for path in best.iterdir()} == formats.NAMES
     bundle, _ = load(best)
     assert bundle.classes == tuple(NAMES[:3])
-    assert bundle.temperature == winner["temperature"]
+    assert (bundle.temperature, bundle.calibration) == (winner["temperature"], winner["calibration"])
     assert bundle.ranges == {"integers": [0, 4095]}
     assert bundle.results is not None
     assert bundle.results["top1"] == winner["results"]["top1"]

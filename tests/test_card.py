@@ -50,7 +50,8 @@ def least(classes: int) -> Results:
     """Return what every test measures."""
     return Results(
         evaluations=1, pictures=210, top1=0.6762, top1_interval=[0.6102, 0.7359], top3=0.9,
-        top3_interval=[0.8521, 0.9336], ece=0.0314, loss=0.9876, per_class=[0.5, None, *[1.0] * (classes - 2)],
+        top3_interval=[0.8521, 0.9336], ece=0.0314, ece_chance=0.0512, loss=0.9876,
+        per_class=[0.5, None, *[1.0] * (classes - 2)],
     )  # fmt: skip
 
 
@@ -272,9 +273,13 @@ def test_a_card_without_a_recorded_recipe_says_so() -> None:
     assert "## Training recipe\n\nNot recorded." in written(bundle())
 
 
-def test_a_temperature_that_was_not_fitted_is_named() -> None:
-    assert "the temperature 1.25, fitted" in written(bundle())
-    assert "The temperature is 1:" in written(replace(bundle(), temperature=1.0))
+def test_it_says_how_the_probabilities_were_calibrated_or_why_not() -> None:
+    assert "Temperature 1.25, fitted on 99 validation" in written(
+        bundle(calibration="temperature 1.25, fitted on 99 validation pictures")
+    )
+    text = written(replace(bundle(calibration="not calibrated: 8 validation pictures"), temperature=1.0))
+    assert "Not calibrated\\: 8 validation pictures. The probabilities are the network's own" in text
+    assert "5.12 points" in written(bundle(results=full(len(HOSTILE))))
 
 
 @pytest.mark.parametrize("results", [None, full(len(HOSTILE))])

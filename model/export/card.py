@@ -59,6 +59,8 @@ class Results(TypedDict):
     top3_interval: Sequence[float] | None
     ece: float
     """Expected calibration error, after the temperature."""
+    ece_chance: float
+    """Chance level of the ECE, below which 95 % of test sets of this size stay if every probability is right."""
     loss: float
     per_class: Sequence[float | None]
     """Top-1 within each class; None for a class without test pictures."""
@@ -170,7 +172,7 @@ With ONNX Runtime, Pillow and NumPy alone, in this folder:
 {WITH_ONNXRUNTIME}
 ```
 
-`model.onnx` and `model.pt2` take uint8 pictures of shape (n, {size}, {size}, 3), for any n, and return calibrated
+`model.onnx` and `model.pt2` take uint8 pictures of shape (n, {size}, {size}, 3), for any n, and return
 probabilities: normalisation and temperature are part of the graph. The preprocessing before that is in
 `preprocessing.py`, the file that mushroom-study itself uses, so that both give the same answer for every picture: turn
 it upright, scale values of more than 8 bits{_scaled(bundle.ranges)}, put transparent areas onto white, resize the
@@ -311,14 +313,18 @@ def _per_class(classes: tuple[str, ...], results: Results) -> str:
 
 
 def _calibration(bundle: Bundle, results: Results | None) -> str:
-    text = (
-        f"Before the softmax the logits are divided by the temperature {bundle.temperature:.4g}, fitted on validation "
-        "pictures: of the predictions made with a probability of 70 %, about 70 in 100 should be right."
+    found = _text(bundle.calibration)
+    text = f"{found[0].upper()}{found[1:]}. " + (
+        "The logits are divided by the temperature before the softmax: of the predictions made with a probability of "
+        "70 %, about 70 in 100 should be right."
         if bundle.temperature != 1
-        else "The temperature is 1: the probabilities are the network's own, and most networks are overconfident."
+        else "The probabilities are the network's own, and most networks are overconfident."
     )
     if results is not None:
-        text += f" On the test pictures the probabilities are off by {_points(results['ece'])} on average (ECE)."
+        text += (
+            f" On the test pictures the probabilities are off by {_points(results['ece'])} on average (ECE); if they "
+            f"were exactly right, 95 % of test sets of this size would stay below {_points(results['ece_chance'])}."
+        )
     return f"## Calibration\n\n{text} This holds only for pictures like those in the data."
 
 
@@ -372,7 +378,7 @@ or people either.
 
 
 def _provenance(bundle: Bundle) -> str:
-    rest = {name: value for name, value in bundle.provenance.items() if name not in ("data", "config")}
+    rest = {name: value for name, value in bundle.provenance.items() if name not in ("data", "config", "calibration")}
     return f"## Provenance\n\n{_listed(rest)}"
 
 

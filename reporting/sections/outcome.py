@@ -147,8 +147,8 @@ def mistakes(facts: Facts) -> Section | None:
     names = [facts.class_name(label) for label in range(len(confusion))]
     part = "test" if test else "validation"
     section = Section(anchor="mistakes", title="Test result" if test else "Mistakes")
-    if test:
-        section.parts.extend(_tested(test))
+    if facts.retrained and test:
+        section.parts.extend(_tested(test, facts.retrained.calibration))
     found = analysis.mistakes(confusion, 3)
     wrong = sum(sum(row) - row[label] for label, row in enumerate(confusion))
     who = "The retrained network" if test else f"Trial {facts.best.number}"
@@ -173,13 +173,14 @@ def mistakes(facts: Facts) -> Section | None:
     return section
 
 
-def _tested(test: dict[str, Any]) -> list[Part]:
+def _tested(test: dict[str, Any], calibration: str | None) -> list[Part]:
     top3 = "" if test["top3"] is None else f" and {percent(test['top3'], 1)} top-3"
     text = (
         f"On {plural(test['pictures'], 'test picture')}, which the study has not used, the exported network reaches "
         f"{percent(test['top1'], 1)} top-1 (95 % interval {interval(*test['top1_interval'])}){top3}. "
-        f"Its probabilities are off by {percent(test['ece'], 1)} on average "
-        "(expected calibration error). "
+        f"Its probabilities ({calibration}) are off by {percent(test['ece'], 1)} on average (expected calibration "
+        f"error); if they were exactly right, 95 % of test sets of this size would stay below "
+        f"{percent(test['ece_chance'], 1)}. "
     )
     lost = f" ({test['diverged']} more diverged)" if test["diverged"] else ""
     if test["top1_sd"] is not None:
