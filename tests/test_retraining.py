@@ -338,7 +338,9 @@ def test_a_file_that_is_not_a_winner_is_an_error_naming_it(text: str, tmp_path: 
 def test_a_winner_of_an_earlier_version_is_an_error_that_says_so(tmp_path: Path) -> None:
     WINNER.save(tmp_path)
     path = tmp_path / "retrained.json"
-    path.write_text(path.read_text(encoding="utf-8").replace(f'"format": {retraining.FORMAT}', '"format": 2'), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(f'"format": {retraining.FORMAT}', '"format": 2'), encoding="utf-8"
+    )
     with pytest.raises(StudyError, match=f"^cannot read {re.escape(str(path))} .*another version.*study.py retrain"):
         Winner.load(tmp_path)
 
