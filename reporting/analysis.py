@@ -23,6 +23,8 @@ from tuning.trials import Outcome, Trial, top
 
 NEAR_BOUND = 0.05
 """Largest distance of a value that counts as at a bound, as a share of the parameter's range on its own scale."""
+SHUFFLES = 100
+"""Number of times that the trials are shuffled to find how strong a leaning chance alone would give."""
 PAUSE = 60.0
 """Number of seconds without a running trial that count as a pause between two runs of a study."""
 
@@ -148,11 +150,13 @@ class BoundHint:
 def bound_hints(trials: Sequence[Trial]) -> list[BoundHint]:
     """Return the numeric parameters that the best trial, and at least half of the best few, have at a bound.
 
-    The best few are the best fifth of the complete trials, 3 to 10 of them. A lower bound of 0 is natural for dropout
-    or a share, and gives no hint.
+    The best few are the best fifth of the complete trials, 3 to 10 of them, if that is up to half of all. A lower bound
+    of 0 is natural for dropout or a share, and gives no hint.
     """
     complete = top(trials, len(trials))
     best = complete[: min(10, max(3, len(complete) // 5))]
+    if 2 * len(best) > len(complete):
+        return []
     hints: list[BoundHint] = []
     for name, value in best[0].params.items() if best else ():
         distribution = best[0].distributions[name]
@@ -197,11 +201,20 @@ class Leaning:
 
 
 def leanings(trials: Sequence[Trial], count: int) -> list[Leaning]:
-    """Return how the `count` best trained trials differ from the others, the strongest difference first.
+    """Return how the `count` best trained trials differ from the others beyond chance, the strongest difference first.
 
-    The strength for a number is |2 AUC - 1| between the two groups, for a choice the difference between its shares.
+    The strength for a number is |2 AUC - 1| between the two groups, for a choice the difference between its shares. A
+    difference counts if it is stronger than the strongest of all parameters in 95 % of shuffles of the trials.
     """
-    order = ranked(trials)
+    order, rng = ranked(trials), np.random.default_rng(0)
+    found = _leanings(order, count)
+    shuffles = (_leanings([order[place] for place in rng.permutation(len(order))], count) for _ in range(SHUFFLES))
+    chance = float(np.quantile([one[0].strength if one else 0.0 for one in shuffles], 0.95)) if found else 0.0
+    return [leaning for leaning in found if leaning.strength > chance]
+
+
+def _leanings(order: Sequence[Trial], count: int) -> list[Leaning]:
+    """Return how the first `count` trials differ from the others in each parameter, the strongest difference first."""
     found: list[Leaning] = []
     for name, distribution in parameters(order).items():
         mine = [trial.params[name] for trial in order[:count] if name in trial.params]
@@ -279,11 +292,24 @@ def savings(trials: Sequence[Trial]) -> Savings:
     )
 
 
-def agreement(trials: Sequence[Trial], epoch: int) -> tuple[float, int] | None:
-    """Return Spearman's rank correlation between the best value up to `epoch` and the final one, and the trial count.
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Spearman's rank correlation between early and final values."""
 
-    Only complete trials are included: pruned ones had the lowest early values and would raise it. Returns None for
-    fewer than five trials, or if all are equal.
+    correlation: float
+    low: float
+    high: float
+    """95 % interval of the correlation."""
+    trials: int
+    """Number of complete trials that it is computed from."""
+
+
+def agreement(trials: Sequence[Trial], epoch: int) -> Agreement | None:
+    """Return how far the best value up to `epoch` and the final one have the same order.
+
+    Only complete trials are included: pruned ones had the lowest early values and would raise it. The interval is
+    Fisher's, with the variance of Bonett and Wright 2000. Returns None for fewer than four trials, with which there is
+    no interval, or if all are equal.
     """
     pairs: list[tuple[float, float]] = []
     for trial in trials:
@@ -291,9 +317,15 @@ def agreement(trials: Sequence[Trial], epoch: int) -> tuple[float, int] | None:
         if trial.value is not None and points and points[-1][0] > epoch >= points[0][0]:
             pairs.append((max(value for at, value in points if at <= epoch), trial.value))
     early, final = zip(*pairs, strict=True) if pairs else ((), ())
-    if len(early) < 5 or len(set(early)) == 1 or len(set(final)) == 1:
+    count = len(early)
+    if count < 4 or len(set(early)) == 1 or len(set(final)) == 1:
         return None
-    return float(np.corrcoef(_ranks(early), _ranks(final))[0, 1]), len(early)
+    found = float(np.corrcoef(_ranks(early), _ranks(final))[0, 1])
+    # The transform of 1 is infinite: count it as half a step below, where a step swaps two neighbours
+    most = 1 - 6 / (count * (count**2 - 1))
+    middle = math.atanh(max(-most, min(most, found)))
+    half = metrics.Z95 * math.sqrt((1 + found**2 / 2) / (count - 3))
+    return Agreement(correlation=found, low=math.tanh(middle - half), high=math.tanh(middle + half), trials=count)
 
 
 def _ranks(values: Sequence[float]) -> Floats:
