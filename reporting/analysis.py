@@ -23,6 +23,8 @@ from tuning.trials import Outcome, Trial, top
 
 NEAR_BOUND = 0.05
 """Largest distance of a value that counts as at a bound, as a share of the parameter's range on its own scale."""
+FEWEST = 3
+"""Smallest number of trials with a parameter, among the best and among the others, of which a leaning is told."""
 SHUFFLES = 100
 """Number of times that the trials are shuffled to find how strong a leaning chance alone would give."""
 PAUSE = 60.0
@@ -207,39 +209,59 @@ def leanings(trials: Sequence[Trial], count: int) -> list[Leaning]:
     difference counts if it is stronger than the strongest of all parameters in 95 % of shuffles of the trials.
     """
     order, rng = ranked(trials), np.random.default_rng(0)
-    found = _leanings(order, count)
-    shuffles = (_leanings([order[place] for place in rng.permutation(len(order))], count) for _ in range(SHUFFLES))
-    chance = float(np.quantile([one[0].strength if one else 0.0 for one in shuffles], 0.95)) if found else 0.0
-    return [leaning for leaning in found if leaning.strength > chance]
-
-
-def _leanings(order: Sequence[Trial], count: int) -> list[Leaning]:
-    """Return how the first `count` trials differ from the others in each parameter, the strongest difference first."""
+    best = np.arange(len(order)) < count
+    rows = np.array([best, *(rng.permutation(best) for _ in range(SHUFFLES))])
     found: list[Leaning] = []
+    by_chance = np.zeros(SHUFFLES)
     for name, distribution in parameters(order).items():
-        mine = [trial.params[name] for trial in order[:count] if name in trial.params]
-        others = [trial.params[name] for trial in order[count:] if name in trial.params]
-        everyone = mine + others
-        if len(mine) < 3 or len(others) < 3:
+        places = [place for place, one in enumerate(order) if name in one.params]
+        values = [order[place].params[name] for place in places]
+        mine = values[: sum(place < count for place in places)]
+        if not FEWEST <= len(mine) <= len(values) - FEWEST:
             continue
         if isinstance(distribution, CategoricalDistribution):
-            surplus = {one: mine.count(one) / len(mine) - everyone.count(one) / len(everyone) for one in set(everyone)}
-            choice = max(sorted(surplus, key=str), key=lambda one: surplus[one])
-            share, among_others = mine.count(choice) / len(mine), others.count(choice) / len(others)
+            strengths, choice = _preferences(values, rows[:, places])
             leaning = Leaning(
                 name=name,
-                strength=share - among_others,
+                strength=float(strengths[0]),
                 best=choice,
                 everywhere=None,
-                share_best=share,
-                share_all=everyone.count(choice) / len(everyone),
+                share_best=mine.count(choice) / len(mine),
+                share_all=values.count(choice) / len(values),
             )
         else:
-            above = np.sign(np.subtract.outer(np.array(mine, float), np.array(others, float))).mean()
-            medians = float(np.median(mine)), float(np.median(everyone))
-            leaning = Leaning(name=name, strength=abs(float(above)), best=medians[0], everywhere=medians[1])
+            strengths = _separations(values, rows[:, places])
+            medians = float(np.median(mine)), float(np.median(values))
+            leaning = Leaning(name=name, strength=float(strengths[0]), best=medians[0], everywhere=medians[1])
+        by_chance = np.maximum(by_chance, strengths[1:])
         found.append(leaning)
-    return sorted(found, key=lambda leaning: -leaning.strength)
+    least = np.quantile(by_chance, 0.95)
+    return sorted((one for one in found if one.strength > least), key=lambda leaning: -leaning.strength)
+
+
+def _separations(values: Sequence[float], rows: npt.NDArray[np.bool_]) -> Floats:
+    """Return |2 AUC - 1| between the values that a row (R, N) selects and the others; 0 where either are too few."""
+    mine = rows.sum(axis=1)
+    others = len(values) - mine
+    wins = rows @ _ranks(values) - mine * (mine + 1) / 2
+    enough = np.minimum(mine, others) >= FEWEST
+    return np.where(enough, np.abs(2 * wins / np.maximum(mine * others, 1) - 1), 0.0)
+
+
+def _preferences(values: Sequence[Any], rows: npt.NDArray[np.bool_]) -> tuple[Floats, Any]:
+    """Return how much more often the values that a row (R, N) selects are its preferred choice than the others are.
+
+    Preferred is what is most overrepresented; that of the first row is returned, too. 0 where either are too few.
+    """
+    choices = sorted(set(values), key=str)
+    selects = np.array([[value == choice for choice in choices] for value in values], dtype=np.float64)
+    mine = rows.sum(axis=1)[:, None]
+    others, counts = len(values) - mine, rows @ selects
+    among_mine = counts / np.maximum(mine, 1)
+    preferred = (among_mine - selects.mean(axis=0)).argmax(axis=1)
+    surplus = among_mine - (selects.sum(axis=0) - counts) / np.maximum(others, 1)
+    strengths = surplus[np.arange(len(rows)), preferred]
+    return np.where(np.minimum(mine, others)[:, 0] >= FEWEST, strengths, 0.0), choices[preferred[0]]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
