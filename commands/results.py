@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model.export.formats import Published
-from reporting.words import percent, plural
+from reporting.words import percent, plural, share_of
 from selection.finalists import Standing
 from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner, compare_curves
@@ -144,15 +144,17 @@ def _interval(bounds: list[float]) -> str:
 def _per_class(results: dict[str, Any], classes: tuple[str, ...]) -> Table:
     """Return a table of the classes: pictures, accuracy, and the class each is most often mistaken for."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("class", "pictures", "top-1", "most often mistaken for"):
-        table.add_column(heading, justify="right" if heading in ("pictures", "top-1") else "left", overflow="fold")
+    for heading in ("class", "pictures", "top-1 (95 % interval)", "most often mistaken for"):
+        table.add_column(
+            heading, justify="left" if heading in ("class", "most often mistaken for") else "right", overflow="fold"
+        )
     for label, (name, row) in enumerate(zip(classes, results["confusion"], strict=True)):
         wrong = [(count, classes[other]) for other, count in enumerate(row) if other != label and count]
         most = max(wrong, key=lambda pair: pair[0], default=None)
         table.add_row(
             Text(name),
             f"{sum(row):,}",
-            percent(results["per_class"][label]),
+            share_of(row[label], sum(row)),
             Text(f"{most[1]} ({most[0]})" if most else ""),
         )
     return table

@@ -3,7 +3,7 @@
 import itertools
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -104,7 +104,7 @@ def test_hostile_class_names_are_shown_as_they_are() -> None:
     for label, name in enumerate(HOSTILE):
         shown = " ".join(printable(name).split(" "))
         assert [str(label), shown] in rows  # the list of classes
-        assert any(row[0] == shown and len(row) == 3 for row in rows)  # the table per class
+        assert any(row[0] == shown and len(row) == 4 for row in rows)  # the table per class
         assert any(row[0] == f"{label} {shown}" for row in rows)  # the confusion matrix
     assert ["hand-tuned | recipe", "43.33 %", "2.12 points", "3 seeds"] in rows
 
@@ -206,9 +206,15 @@ def test_the_number_of_test_set_evaluations_is_shown(evaluations: int, said: str
 
 
 def test_each_class_has_its_accuracy_and_a_class_without_pictures_has_none() -> None:
-    rows = cells(parts(written(bundle(("a", "b", "c"), full(3))))[1])
+    """With its interval, as 100 % of one picture says little."""
+    results = full(3) | {"confusion": [[7, 7, 0], [0, 0, 0], [0, 0, 1]]}
+    rows = cells(parts(written(bundle(("a", "b", "c"), cast(Results, results))))[1])
     shown = [row for row in rows if row[0] in ("a", "b", "c")]
-    assert shown == [["a", "50.00 %", "14"], ["b", "-", "0"], ["c", "100.00 %", "0"]]
+    assert shown == [
+        ["a", "50.00 %", "26.80 to 73.20 %", "14"],
+        ["b", "-", "-", "0"],
+        ["c", "100.00 %", "20.65 to 100.00 %", "1"],
+    ]
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(MATRIX_CLASSES, True), (MATRIX_CLASSES + 1, False)])

@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from model.export.bundle import Bundle
 from model.files import printable
+from model.metrics import wilson
 from model.network import cost
 from model.preprocessing import Ranges
 
@@ -306,10 +307,17 @@ def _runs(trained: int, diverged: int) -> str:
 
 
 def _per_class(classes: tuple[str, ...], results: Results) -> str:
-    confusion = results.get("confusion")
-    counts = [f"{sum(row):,}" for row in confusion] if confusion else ["-"] * len(classes)
-    accuracies = map(_percent, results["per_class"])
-    return _table(("class", "top-1", "pictures"), zip(map(_text, classes), accuracies, counts, strict=True))
+    rows = results.get("confusion") or [[]] * len(classes)
+    cells = [
+        (
+            _text(name),
+            _percent(share),
+            _interval(wilson(row[label], sum(row))) if sum(row) else "-",
+            f"{sum(row):,}" if row else "-",
+        )
+        for label, (name, share, row) in enumerate(zip(classes, results["per_class"], rows, strict=True))
+    ]
+    return _table(("class", "top-1", "95 % interval", "pictures"), cells)
 
 
 def _calibration(bundle: Bundle, results: Results | None) -> str:

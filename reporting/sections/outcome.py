@@ -7,7 +7,17 @@ from typing import Any
 
 from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Part, Section, Table, interval, trial_table
-from reporting.words import configuration, listed, percent, plural, points, stopped_baselines, times, trial_name
+from reporting.words import (
+    configuration,
+    listed,
+    percent,
+    plural,
+    points,
+    share_of,
+    stopped_baselines,
+    times,
+    trial_name,
+)
 from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
@@ -225,12 +235,11 @@ def _per_class(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Tabl
         row, whole = confusion[label], sum(confusion[label])
         others = [count if other != label else 0 for other, count in enumerate(row)]
         worst = max(range(len(row)), key=lambda other: others[other])
-        low, high = analysis.wilson(row[label] / whole, whole)
         rows.append(
             (
                 names[label],
                 f"{whole:,}",
-                f"{percent(row[label] / whole, 0)} ({100 * low:.0f} to {100 * high:.0f})",
+                share_of(row[label], whole),
                 f"{names[worst]} ({others[worst]:,})" if others[worst] else "-",
             )
         )
