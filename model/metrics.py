@@ -159,7 +159,9 @@ def calibrate(outputs: Tensor, labels: Tensor) -> Calibration:
 
     The fit is used if 1 and both of TEMPERATURES lie outside its 95 % interval, by the likelihood ratio (Wilks 1938). A
     network that makes no mistake on a few pictures has its best temperature at the lower bound, which would claim
-    certainty. FIGURES
+    certainty. Measured on made-up networks (benchmarks/README.md, "When a temperature is used"): with 8, 30, 100, 300
+    and 1,000 pictures the fit is used in 13, 42, 63, 80 and 88 % of all cases, and the calibration error on other
+    pictures falls from 11.0 % to 8.8, 5.2, 3.2, 2.1 and 1.7 % on average.
     """
     networks, pictures, _ = outputs.shape
     scores, truth = outputs.double().flatten(0, 1), labels.repeat(networks)
