@@ -190,6 +190,18 @@ def test_the_results_are_shown_with_their_uncertainty() -> None:
     assert "2.86 points above" in body
 
 
+def test_one_seed_has_no_average_and_no_deviation() -> None:
+    made = full(3)
+    results: dict[str, Any] = {**made, "seeds": made.get("seeds", [])[:1], "top1_sd": None}
+    results["validation"] = {"recorded": 0.7143, "finalists_mean": 0.6857, "finalists_sd": None}
+    results["baselines"] = [{"name": "recipe", "top1_mean": 0.4333, "top1_sd": None, "top1": [0.4333]}]
+    text = written(bundle(("a", "b", "c"), cast(Results, results)))
+    for absent in ("on average (standard", "standard deviation", "several seeds", "above the mean"):
+        assert absent not in text
+    assert "another seed, it reached 68.57 % there" in text
+    assert ["recipe", "43.33 %", "1 seed"] in cells(text)
+
+
 def test_what_was_not_measured_is_left_out() -> None:
     _, body = parts(written(bundle(results=least(len(HOSTILE)))))
     for absent in ("seeds", "Confusion", "Baselines", "single run", " on None"):

@@ -104,6 +104,16 @@ def test_the_standings_show_each_run_the_winner_and_the_luck_of_the_best_single_
     assert "trial 3 wins. The best single run, trial 12, was 35.00 points above its mean over 1 seed." in printed
 
 
+def test_one_seed_has_no_mean_and_no_deviation(console: Console) -> None:
+    screen.print_standings(console, [replace(WON, runs=WON.runs[:1]), replace(LOST, runs=WON.runs[:1])])
+    assert shown(console)[1].split() == ["study", "seed", "1", "epochs"]
+    assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "3"]
+    assert shown(console)[-1] == "trial 3 wins."
+    screen.print_tested(console, WINNER, RESULTS | {"top1_sd": None, "seeds": [{"seed": 1}]}, CLASSES)
+    assert cells(console, "trial 3, seed 1")[-1] == "100.00 %"
+    assert not any("mean" in line for line in shown(console))
+
+
 def test_a_baseline_that_diverged_with_every_seed_has_its_row(console: Console) -> None:
     screen.print_standings(console, [WON, LOST])
     row = cells(console, "hand-tuned recipe, no warm-up")

@@ -272,32 +272,41 @@ def _spread(results: Results) -> list[str]:
         names = {"top1": "top-1", "top3": "top-3", "ece": "ECE"}
         shown = {name: head for name, head in names.items() if all(s[name] is not None for s in seeds)}
         rows = [(str(s["seed"]), *(_percent(s[name]) for name in shown)) for s in seeds]
-        parts += [
-            f"Trained with {runs}, the same recipe reached {_mean(results.get('top1_mean'), results.get('top1_sd'))}. "
-            "This model is from the first seed.",
-            _table(("seed", *shown.values()), rows),
-        ]
+        reached = _mean(results.get("top1_mean"), results.get("top1_sd"))
+        parts += (
+            [f"Trained with {runs}, the same recipe reached {reached}. This model is from the first seed."]
+            if len(seeds) > 1
+            else [f"Trained with {runs}: how much of the result is luck is not known."]
+        )
+        parts.append(_table(("seed", *shown.values()), rows))
     if validation := results.get("validation"):
-        gap = 100 * (validation["recorded"] - validation["finalists_mean"])
+        mean, sd = validation["finalists_mean"], validation["finalists_sd"]
+        gap = 100 * (validation["recorded"] - mean)
         parts.append(
             f"In the search, a single run of this configuration reached {_percent(validation['recorded'])} on the "
-            "validation pictures. Trained again with several seeds, it reached "
-            f"{_mean(validation['finalists_mean'], validation['finalists_sd'])} there: the single run was "
-            f"{abs(gap):.2f} points {'above' if gap >= 0 else 'below'} the mean over seeds."
+            "validation pictures. "
+            + (
+                f"Trained again with another seed, it reached {_percent(mean)} there."
+                if sd is None
+                else f"Trained again with several seeds, it reached {_mean(mean, sd)} there: the single run was "
+                f"{abs(gap):.2f} points {'above' if gap >= 0 else 'below'} the mean over seeds."
+            )
         )
     if baselines := results.get("baselines"):
+        spread = any(b["top1_sd"] is not None for b in baselines)
         rows = [
             (
                 _text(b["name"]),
                 _percent(b["top1_mean"]),
-                _points(b["top1_sd"]),
+                *[_points(b["top1_sd"])] * spread,
                 _runs(len(b["top1"]), b.get("diverged", 0)),
             )
             for b in baselines
         ]
+        head = ("recipe", "mean top-1", "standard deviation") if spread else ("recipe", "top-1")
         parts += [
             "Baselines, trained by the same code on the same data with the same seeds:",
-            _table(("recipe", "mean top-1", "standard deviation", "runs"), rows),
+            _table((*head, "runs"), rows),
         ]
     return parts
 
@@ -449,7 +458,7 @@ def _points(share: float | None) -> str:
 
 
 def _mean(mean: float | None, sd: float | None) -> str:
-    return f"{_percent(mean)} on average" + ("" if sd is None else f" (standard deviation {_points(sd)})")
+    return f"{_percent(mean)} on average (standard deviation {_points(sd)})"
 
 
 def _interval(interval: Sequence[float]) -> str:

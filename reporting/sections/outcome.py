@@ -100,7 +100,7 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
     if best.baseline:
         text += "No sampled configuration has beaten this baseline yet. "
     if facts.retrained and test:
-        text += "" if facts.retrained.trial == best.number else f"Over several seeds {facts.retrained.name} is better. "
+        text += "" if facts.retrained.trial == best.number else f"Trained again, {facts.retrained.name} is better. "
         text += (
             f"Retrained on training and validation pictures, {facts.retrained.name} classifies "
             f"{percent(test['top1'], 1)} of "
@@ -126,10 +126,13 @@ def finalists(facts: Facts) -> Section | None:
         recorded = trial.reached if trial else None
         alike = trial is None or int(runs[0].get("epochs", trial.epochs)) == trial.epochs
         partly = f" after {plural(trial.epochs, 'epoch')}" if trial and not alike else ""
-        spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if values else ""
+        spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
         rows.append((name, f"{len(values)} of {len(runs)}", percent(mean, 1) + spread, percent(recorded, 1) + partly))
         if mean is not None and not texts:
-            texts.append(f"Of {len(groups)} finalists, {name} has the highest mean over its seeds, {percent(mean, 1)}.")
+            if len(values) == 1:
+                texts.append(f"With one seed, {name} won with {percent(mean, 1)}: luck may have decided.")
+                continue
+            texts.append(f"{name[:1].upper()}{name[1:]} won, with {percent(mean, 1)} on average over its seeds.")
             if recorded is not None and not partly:
                 side = "above" if recorded >= mean else "below"
                 texts.append(f"Its single run in the study was {points(recorded - mean)} {side} that.")
@@ -208,15 +211,17 @@ def _tested(test: dict[str, Any], calibration: str | None) -> list[Part]:
         )
     tested = [("retrained winner", test, len(test["seeds"]))]
     tested += [(one["name"], one, len(one["top1"])) for one in test["baselines"]]
+    spread = any(one["top1_sd"] is not None for _, one, _ in tested)
     rows: list[tuple[str, ...]] = []
     for name, one, seeds in tested:
         lost = f", {one['diverged']} diverged" if one["diverged"] else ""
-        rows.append((name, percent(one["top1_mean"], 1), percent(one["top1_sd"], 1), f"{seeds}{lost}"))
+        sd = [percent(one["top1_sd"], 1)] * spread
+        rows.append((name, percent(one["top1_mean"], 1), *sd, f"{seeds}{lost}"))
     if len(rows) > 1:
         parts.append(
             Table(
                 title="The winner and the baselines on the test set",
-                head=("network", "mean top-1", "standard deviation", "seeds"),
+                head=("network", *(("mean top-1", "standard deviation") if spread else ("top-1",)), "seeds"),
                 rows=rows,
                 numeric=frozenset({1, 2, 3}),
             )
