@@ -61,12 +61,13 @@ def curve(trial: Trial) -> Points:
 
 
 def best_so_far(trials: Sequence[Trial]) -> Points:
-    """Return the trials at which the best complete value rose, with that value, and the last trial to end the line."""
+    """Return the trials at which the best complete value rose, with that value, and the last one that has started."""
     found: Points = []
-    for trial in sorted(trials, key=lambda trial: trial.number):
+    started = sorted((trial for trial in trials if not trial.is_waiting), key=lambda trial: trial.number)
+    for trial in started:
         if trial.value is not None and (not found or trial.value > found[-1][1]):
             found.append((trial.number, trial.value))
-    return [*found, (max(trial.number for trial in trials), found[-1][1])] if found else []
+    return [*found, (started[-1].number, found[-1][1])] if found else []
 
 
 def parameters(trials: Sequence[Trial]) -> dict[str, BaseDistribution]:

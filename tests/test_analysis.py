@@ -77,6 +77,8 @@ class TestTrials:
         ]
         assert analysis.best_so_far(trials) == [(1, 0.3), (3, 0.4), (4, 0.4)]
         assert analysis.best_so_far(trials[:1]) == []
+        waiting = [trial(n, state=TrialState.WAITING) for n in range(5, 13)]  # as the portfolio of a new study
+        assert analysis.best_so_far([*trials, *waiting]) == analysis.best_so_far(trials)
 
     def test_a_sample_keeps_the_best_and_the_baselines(self) -> None:
         trials = [trial(n, n / 100, **({"baseline": "a recipe"} if n == 3 else {})) for n in range(100)]

@@ -201,13 +201,6 @@ def test_of_a_study_that_was_really_trained(tmp_path: Path) -> None:
     assert "hand-tuned recipe" in sentences(text)
 
 
-def test_trials_that_wait_are_not_said_to_have_brought_no_improvement(trials: list[FrozenTrial]) -> None:
-    """The portfolio waits from the start of a study: after three trials, the report counted eight more."""
-    study = made_up_study([*trials[:5], *(optuna.trial.create_trial(state=TrialState.WAITING) for _ in range(8))])
-    said = sentences(page.render(page.read(study, Path("none")), now=datetime(2026, 1, 2)))
-    assert not re.search(r"the \d\d? trials since then|still the best of 1\d", said)
-
-
 class TestAfterRetraining:
     def test_the_test_part_is_the_headline(self, tested: str) -> None:
         assert "top-1 on the test set" in sentences(tested)

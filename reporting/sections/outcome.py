@@ -120,6 +120,7 @@ def finalists(facts: Facts) -> Section | None:
     single = {str(trial.number): trial for trial in facts.trials}
     rows: list[tuple[str, ...]] = []
     texts: list[str] = []
+    many = any(len(runs) > 1 for runs in groups.values())
     for name, runs in groups.items():
         values = [float(run["top1"]) for run in runs if run["outcome"] == Outcome.COMPLETE and run["top1"]]
         mean, trial = sum(values) / len(values) if values else None, single.get(runs[0]["trial"])
@@ -142,8 +143,8 @@ def finalists(facts: Facts) -> Section | None:
         parts=[
             Paragraph(text=" ".join(texts) or "No run of a finalist was trained to the end."),
             Table(
-                title="Validation top-1 over several seeds",
-                head=("finalist", "runs trained", "mean (range)", "in the study"),
+                title="Validation top-1, trained again",
+                head=("finalist", "runs trained", "mean (range)" if many else "top-1", "in the study"),
                 rows=rows,
                 numeric=frozenset({1, 2, 3}),
             ),

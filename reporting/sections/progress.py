@@ -54,7 +54,7 @@ def search(facts: Facts) -> Section | None:
 def _history_says(facts: Facts, best: analysis.Points) -> str:
     if not best:
         return "No trial was trained to its last epoch, so there is no best value yet."
-    last, rises = max(trial.number for trial in analysis.trained(facts.trials)), len(best) - 2
+    last, rises = int(best[-1][0]), len(best) - 2
     (number, value), (_, first) = best[-2], best[0]
     if last == 0:
         return f"The first trial reached {percent(first, 1)}; it is the only one so far."
