@@ -1,14 +1,17 @@
 """Standard output that fails in every way: the work is done, and nothing is written into other files."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from studies import until
 
 from commands.output import READER_LEFT
 
@@ -23,7 +26,7 @@ from commands.output import lasting_output
 
 with lasting_output():
     result = open(sys.argv[1], "w")
-    for line in range(3000):  # more than a pipe and every buffer hold
+    for line in range(9000):  # more than a pipe and every buffer hold
         print("a line of output", line)
     Console().print("[b]styled[/b]")
     csv.writer(sys.stdout).writerow(["a", "row"])
@@ -100,6 +103,11 @@ def test_what_is_closed_from_the_start_is_not_replaced_by_the_next_file(tmp_path
     assert ((tmp_path / "result").read_text(), ended.returncode) == ("done", 0)
 
 
+def unread(reader: int) -> int:
+    """Return the number of bytes that wait in a pipe."""
+    return int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_everything(tmp_path: Path) -> None:
     """Another program on the same pipe may have made it so; Python's own output would raise BlockingIOError."""
     reader, writer = os.pipe()
@@ -107,8 +115,9 @@ def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_everything(tmp_path: P
     command = [sys.executable, "-c", WORK, str(tmp_path / "result")]
     with subprocess.Popen(command, stdout=writer, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         os.close(writer)
+        until(lambda: unread(reader) > 60_000 or process.poll() is not None, "a full pipe")
         with os.fdopen(reader, "rb") as file:
             read = file.read()
     assert process.returncode == 0
     assert read.startswith(b"a line of output 0\n")
-    assert read.count(b"a line") == 3000 and b"styled\n" in read
+    assert read.count(b"a line") == 9000 and b"styled\n" in read
