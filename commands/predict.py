@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from commands.options import DATA, SHOWN, DeviceOption, ResultsOption, StudyOption, count, flag
+from commands.output import essential_output
 from tuning import StudyError
 from tuning.folder import RESULTS
 
@@ -80,19 +80,15 @@ def predict(
         classes = classifier.bundle.classes
         top = min(top, len(classes))
         found = counted(classifier.predict(pictures_in(pictures), top=top))
-        if as_json:
-            predictions.write_json(found, sys.stdout)
-        elif as_csv:
-            predictions.write_csv(found, top, sys.stdout)
-        else:
-            predictions.write_table(found, classes, top, sys.stdout)
-        sys.stdout.flush()
+        with essential_output():
+            if as_json:
+                predictions.write_json(found, sys.stdout)
+            elif as_csv:
+                predictions.write_csv(found, top, sys.stdout)
+            else:
+                predictions.write_table(found, classes, top, sys.stdout)
     except (BundleError, PredictError) as error:
         raise StudyError(str(error)) from error
-    except BrokenPipeError:
-        # The reader has closed the pipe, as `head` does. Python still flushes its buffer at exit, so give it a sink.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     for found, what in (
         (several, "several pictures, of which the first was classified,"),
         (outside, "many values outside the range of the training pictures, which were clipped,"),

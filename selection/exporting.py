@@ -6,7 +6,7 @@ from data.cache import open_part
 from model.export.bundle import Bundle, BundleError
 from model.export.formats import Published, publish
 from search_space import Config
-from selection.retraining import Evaluator, Winner, best_so_far, fit_temperature, load_network
+from selection.retraining import Evaluator, Winner, best_so_far, calibrate, load_network
 from tuning import StudyError
 from tuning.environment import processor, versions
 from tuning.session import OpenStudy, Session
@@ -38,13 +38,16 @@ def export(session: Session, winner: Winner | None = None) -> Published:
     winner = winner or winner_of(session)
     config, weights = Config.from_dict(winner.config), session.folder / winner.weights
     network, pictures = load_network(config, weights), session.pictures
-    evaluator = Evaluator(data=session.data, device="cpu")
+    temperature, calibration = winner.temperature, winner.calibration
+    if temperature is None:
+        fitted = calibrate(config, [weights], Evaluator(data=session.data, device="cpu"))
+        temperature, calibration = fitted.temperature, fitted.text
     bundle = Bundle(
         model=config.model,
         classes=session.data.classes,
         image_size=config.image_size,
         ranges=pictures.catalog.ranges,
-        temperature=winner.temperature or fit_temperature(config, [weights], evaluator),
+        temperature=temperature,
         provenance={
             "study": session.name,
             "trial": winner.trial,
@@ -60,6 +63,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
             "seed": winner.seed,
             "config": config.to_dict(),
             "validation": winner.validation,
+            "calibration": calibration,
             "trained with": winner.environment,
             "exported with": versions(),
             "exported on": processor(),

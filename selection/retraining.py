@@ -35,7 +35,7 @@ from tuning.jobs import Assignment
 from tuning.session import OpenStudy, Session
 from tuning.trials import Outcome, Trial, count_trials, read_trials
 
-FORMAT = 3
+FORMAT = 4
 """Format version of retrained.json."""
 FINAL_RUNS = "retrained"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
@@ -144,11 +144,10 @@ class Evaluator:
             ) from error
 
 
-def fit_temperature(config: Config, paths: list[Path], evaluator: Evaluator) -> float:
+def calibrate(config: Config, paths: list[Path], evaluator: Evaluator) -> metrics.Calibration:
     """Return the temperature fitted on the validation pictures, on which these weights must not have been trained."""
-    pairs = [evaluator.logits(config, path, "validation") for path in paths]
-    outputs, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return metrics.temperature(outputs, labels)
+    outputs, labels = zip(*(evaluator.logits(config, path, "validation") for path in paths), strict=True)
+    return metrics.calibrate(torch.stack(outputs), labels[0])
 
 
 def evaluate_on_test(finals: list[FinalRuns], temperature: float, evaluator: Evaluator) -> dict[str, Any]:
@@ -222,6 +221,7 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         )
     config, run = won.candidate.config, finals.complete[0]
     finalists = [weights(study.folder / FINALISTS, one) for one in won.complete]
+    calibration = calibrate(config, finalists, evaluator)
     return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
@@ -234,7 +234,8 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         epochs=config.training.epochs,
         trained_on=["train", "validation"],
         weights=finals.weights[0].relative_to(study.folder).as_posix(),
-        temperature=fit_temperature(config, finalists, evaluator),
+        temperature=calibration.temperature,
+        calibration=calibration.text,
         networks=" ".join(one.run or "" for one in finals.runs),
         # The accuracy of a shorter run cannot be compared with the mean over seeds.
         validation=({"recorded": won.candidate.recorded} if won.candidate.complete else {})
@@ -267,7 +268,9 @@ class Winner:
     weights: str
     """Path of the winner's checkpoint, relative to the study's folder."""
     temperature: float | None
-    """Temperature, the divisor of the logits; None if it was not fitted."""
+    """Temperature, the divisor of the logits; None before retraining."""
+    calibration: str | None
+    """How the temperature was found, as `metrics.Calibration.text`; None before retraining."""
     networks: str
     """Key of the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]
@@ -325,6 +328,7 @@ def best_so_far(study: OpenStudy) -> Winner:
         trained_on=["train"],
         weights=weights(Path(), trial).as_posix(),
         temperature=None,
+        calibration=None,
         networks="",
         validation={"recorded": best.recorded},
         results=None,

@@ -26,6 +26,7 @@ from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
 from PIL import Image
 from studies import EPOCHS, HERE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
 
+from commands.output import READER_LEFT
 from data.cache import open_part
 from model.export import formats
 from model.export.bundle import load
@@ -534,7 +535,7 @@ def test_the_bundle_is_the_winner_with_its_result(
     assert {path.name for path in best.iterdir()} == formats.NAMES
     bundle, _ = load(best)
     assert bundle.classes == tuple(NAMES[:3])
-    assert bundle.temperature == winner["temperature"]
+    assert (bundle.temperature, bundle.calibration) == (winner["temperature"], winner["calibration"])
     assert bundle.ranges == {"integers": [0, 4095]}
     assert bundle.results is not None
     assert bundle.results["top1"] == winner["results"]["top1"]
@@ -639,7 +640,7 @@ def test_predict_ends_silently_when_its_reader_closes_the_pipe(best: Path, searc
         assert process.stdout.readline().startswith("top-1")
         process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode == 1
+    assert process.returncode == READER_LEFT
 
 
 def test_a_study_without_a_bundle_is_an_error_naming_its_folder(retrained: Tiny) -> None:

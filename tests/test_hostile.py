@@ -406,6 +406,7 @@ def winner(**changes: Any) -> dict[str, Any]:
         "trained_on": ["train"],
         "weights": "trials/0000/best.pt",
         "temperature": None,
+        "calibration": None,
         "networks": "",
         "validation": {"recorded": 0.5},
         "results": None,
