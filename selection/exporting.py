@@ -7,9 +7,10 @@ from model.export.bundle import Bundle, BundleError
 from model.export.formats import Published, publish
 from search_space import Config
 from selection.retraining import Evaluator, Winner, best_so_far, calibrate, load_network
-from tuning import StudyError
+from tuning import StudyError, ownership
 from tuning.environment import processor, versions
 from tuning.session import OpenStudy, Session
+from tuning.settings import STUDY_ID
 
 CHECKED = 64
 """Number of pictures on which the formats of a bundle are compared."""
@@ -50,6 +51,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
         temperature=temperature,
         provenance={
             "study": session.name,
+            STUDY_ID: ownership.study_id(session.study),
             "trial": winner.trial,
             "data": {
                 "name": pictures.name,

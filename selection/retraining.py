@@ -29,7 +29,7 @@ from selection import test_set_uses
 from selection.finalists import KIND as FINALISTS
 from selection.finalists import Candidate, Standing, candidates, final_seeds
 from selection.fixed_runs import FixedRun, Follow, run_silently, train, weights
-from tuning import StudyError
+from tuning import StudyError, ownership
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
 from tuning.session import OpenStudy, Session
@@ -227,6 +227,7 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         trial=won.candidate.trial,
         config=config.to_dict(),
         pictures=study.data_identity,
+        study_id=ownership.study_id(study.study),
         trials=count_trials(read_trials(study.study)),
         seed=run.seed or 0,
         seed_index=run.params["seed"],
@@ -255,6 +256,8 @@ class Winner:
     """Configuration of the winner, as `Config.to_dict` returns it."""
     pictures: str
     """Text that identifies the study's pictures and their split."""
+    study_id: str | None = None
+    """Random id of the study; None in earlier versions."""
     trials: int
     """Number of counted trials that the study had when the winner was retrained."""
     seed: int
@@ -320,6 +323,7 @@ def best_so_far(study: OpenStudy) -> Winner:
         trial=best.trial,
         config=best.config.to_dict(),
         pictures=study.data_identity,
+        study_id=ownership.study_id(study.study),
         trials=count_trials(trials),
         seed=trial.seed or 0,
         seed_index=0,

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -574,6 +575,22 @@ def test_predict_finds_the_bundle_of_the_study_that_was_run_last(retested: tuple
     assert by_study == by_default
     assert by_default.out == predicted(best, one, "--json").out
     assert by_default.err == f"Using {study.study_folder / 'best'}\n"
+
+
+def test_predict_does_not_use_another_studys_bundle_unless_it_is_named(
+    retested: tuple[Tiny, Finished], best: Path, tmp_path: Path
+) -> None:
+    study, other = copied(retested[0], tmp_path / "one"), tmp_path / "other"
+    one = str(study.folder / NAMES[0] / "0000.jpg")
+    (other / "tiny").mkdir(parents=True)
+    shutil.copy(study.study_folder / "settings.json", other / "tiny")
+    settings = json.loads((other / "tiny" / "settings.json").read_text(encoding="utf-8"))
+    (other / "tiny" / "settings.json").write_text(json.dumps(settings | {"study_id": "another"}), encoding="utf-8")
+    shutil.copytree(study.study_folder / "best", other / "tiny" / "best")
+    text = refused(study.at(other), "predict", one, "--results", str(other))
+    assert str(other / "tiny" / "best") in text
+    command = shlex.split(text[text.index("--model") :])
+    assert run_here("predict", one, *command).out == predicted(best, one).out
 
 
 def test_predict_needs_none_of_the_packages_of_the_search(best: Path, searched: Tiny) -> None:
