@@ -136,10 +136,8 @@ def print_audit(console: Console, audit: PrunerAudit) -> None:
     for number, then, value in audit.pruned:
         table.add_row(str(number), percent(then), percent(value), f"{100 * (value - audit.best):+.2f} points")
     console.print(table)
-    won = len(audit.winners)
-    console.print(
-        f"{won} of {len(audit.pruned)} pruned trials would have beaten the study's best ({percent(audit.best)})."
-    )
+    won, tried = len(audit.winners), plural(len(audit.pruned), "pruned trial")
+    console.print(f"{won} of {tried} would have beaten the study's best ({percent(audit.best)}).")
 
 
 def _interval(bounds: list[float]) -> str:

@@ -224,7 +224,7 @@ def _profile(name: str, device: str, epochs: int | None, pictures: int | None, *
 
 
 def _refuse_wrong_units(plan: Plan, profile: Profile, pictures: Pictures) -> None:
-    """Raise StudyError if a target is reached without training, or a budget by no network: their unit must be wrong."""
+    """Raise StudyError if a target needs no training, or no network is within a budget: the unit must be another."""
     import numpy as np
 
     from reporting.words import percent
