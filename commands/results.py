@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model.export.formats import Published
+from reporting.analysis import difference
 from reporting.words import percent, plural, share_of
 from selection.finalists import Standing
 from selection.pruner_audit import PrunerAudit
@@ -115,8 +116,15 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
         f"{percent(results['ece_chance'])}); {winner.calibration}."
     )
     for other in results["baselines"]:
-        gain = 100 * (results["top1_mean"] - other["top1_mean"])
-        console.print(Text(f"{gain:+.2f} points compared with '{other['name']}'{', mean to mean' * spread}."))
+        means = results["top1_mean"], other["top1_mean"]
+        low, high = (100 * end for end in difference(*means, results["pictures"]))
+        console.print(
+            Text(
+                f"{100 * (means[0] - means[1]):+.2f} points (95 % interval {low:+.1f} to {high:+.1f}) compared with "
+                f"'{other['name']}'{', mean to mean' * spread}."
+            ),
+            soft_wrap=True,
+        )
     console.print(_per_class(results, classes))
 
 
@@ -128,10 +136,8 @@ def print_audit(console: Console, audit: PrunerAudit) -> None:
     for number, then, value in audit.pruned:
         table.add_row(str(number), percent(then), percent(value), f"{100 * (value - audit.best):+.2f} points")
     console.print(table)
-    won = len(audit.winners)
-    console.print(
-        f"{won} of {len(audit.pruned)} pruned trials would have beaten the study's best ({percent(audit.best)})."
-    )
+    won, tried = len(audit.winners), plural(len(audit.pruned), "pruned trial")
+    console.print(f"{won} of {tried} would have beaten the study's best ({percent(audit.best)}).")
 
 
 def _interval(bounds: list[float]) -> str:

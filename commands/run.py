@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 POINTS = 1000
 """Number of random networks of the search space with which the budgets are compared."""
-UNITS = (1e3, 1e6, 1e9)
-"""Units in which a budget may have been meant, smallest first."""
+SCALES = (1e3, 1e6, 1e9)
+"""Multiples in which a budget may have been meant, smallest first."""
 
 
 def run(
@@ -228,7 +228,7 @@ def _profile(name: str, device: str, epochs: int | None, *, flips: bool) -> Prof
 
 
 def _refuse_wrong_units(plan: Plan, profile: Profile, pictures: Pictures) -> None:
-    """Raise StudyError if a target is reached without training, or a budget by no network: their unit must be wrong."""
+    """Raise StudyError if a target needs no training, or no network is within a budget: the unit must be another."""
     import numpy as np
 
     from reporting.words import percent
@@ -250,10 +250,10 @@ def _refuse_wrong_units(plan: Plan, profile: Profile, pictures: Pictures) -> Non
         ("--max-flops", "FLOPs per picture", plan.max_flops, min(cost.flops for cost in costs)),
     ):
         if budget is not None and budget < least:
-            meant = next((f" (did you mean {budget * unit:g}?)" for unit in UNITS if budget * unit >= least), "")
+            meant = next((f" (did you mean {budget * scale:g}?)" for scale in SCALES if budget * scale >= least), "")
             raise StudyError(
-                f"{option} {budget:g} is less than any network has{meant}: the smallest of {POINTS:,} has {least:,} "
-                f"{noun}"
+                f"{option} {budget:g} is below every network of the search space{meant}: choose at least {least:,}, "
+                f"the {noun} of the smallest of {POINTS:,} random ones"
             )
 
 

@@ -25,7 +25,7 @@ import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
 from PIL import Image
-from studies import EPOCHS, HERE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
+from studies import EPOCHS, HERE, PATIENCE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
 
 from commands.output import READER_LEFT
 from data.cache import open_part
@@ -658,6 +658,25 @@ def test_predict_ends_silently_when_its_reader_closes_the_pipe(best: Path, searc
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == READER_LEFT
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no bash")
+def test_every_command_does_its_work_for_a_reader_that_leaves(searched: Tiny, tmp_path: Path) -> None:
+    study = copied(searched, tmp_path)
+    short = ("--finalists", "1", "--seeds", "1", "--longer", "1")
+    for words, made in (
+        (study.after("retrain", *short), "retrained.json"),
+        (study.after("export"), "best/config.json"),
+        (["report", "--results", str(study.results)], "report.html"),
+    ):
+        command = ["bash", "-c", 'set -o pipefail; "$@" 2>&1 | true', "bash", sys.executable, str(HERE / "study.py")]
+        assert subprocess.run([*command, *words], timeout=PATIENCE).returncode == 0
+        assert (study.study_folder / made).is_file()
+    shutil.copytree(study.study_folder, study.results / "another")
+    words = ["clean", "tiny", "another", "--results", str(study.results), "--cache", str(tmp_path / "cache")]
+    assert subprocess.run([*command, *words], timeout=PATIENCE).returncode == 0
+    assert not study.study_folder.exists() and not (study.results / "another").exists()
 
 
 def test_a_study_without_a_bundle_is_an_error_naming_its_folder(retrained: Tiny) -> None:

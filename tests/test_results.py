@@ -150,7 +150,8 @@ def test_the_test_results_of_the_winner_and_the_baselines(console: Console) -> N
     summary = "1,234 pictures, evaluated once; mean and sd over 2 seeds, 1 diverged; "
     summary += "ECE 5.00 % (chance level 7.00 %); temperature 1.25, fitted on 99 validation pictures."
     assert summary in " ".join(shown(console))
-    assert any(line.startswith("+26.00 points compared with 'hand-tuned recipe'") for line in shown(console))
+    (gain,) = (line for line in shown(console) if "compared with 'hand-tuned recipe'" in line)
+    assert gain.startswith("+26.00 points (95 % interval +22.3 to +29.")
     assert cells(console, "Agaricus") == ["Agaricus", "600", "100 % (99 to 100)"]
     assert cells(console, "[bold]") == ["[bold]Boletus[/]", "634", "50 % (46 to 54)", "Röhrling (314)"]
     assert cells(console, "Röhrling") == ["Röhrling", "0", "-"]
