@@ -56,7 +56,7 @@ def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow
     """
     folder = study_folder(session.folder, kind)
     study = open_study(
-        session.url,
+        session.storage,
         f"{session.name}-{kind}",
         sampler=RandomSampler(),
         identity={"runs": kind, "data": session.data_identity},

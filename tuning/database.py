@@ -23,6 +23,7 @@ from model.plain_json import few
 from tuning import StudyError
 from tuning.settings import FILE as SETTINGS
 from tuning.space import refuse_changes
+from tuning.storage import Storage, is_away, reason
 from tuning.trials import METRIC
 
 IDENTITY = "identity:"
@@ -37,6 +38,10 @@ WAYS_OUT = {
     "disk is full": "free some space, then run the same command again to resume",
     "disk i/o error": "repair the disk or raise its quota, then run the same command again to resume",
     "gone": f"put it back, or {ANOTHER}",
+    "password": "keep the password in the file that PGPASSFILE names, by default ~/.pgpass",
+    "permission denied": "grant the role SELECT, INSERT, UPDATE and DELETE on all tables and sequences",
+    "read-only": "connect to a server and with a role that may write",
+    "away": "start the server, or give its address with --storage URL, then run the same command again to resume",
     "malformed": f"restore it from a backup, or {ANOTHER}",
 }
 """Fixes to suggest, each by a phrase in the database's error message."""
@@ -88,15 +93,13 @@ def explained(url: str) -> Generator[None]:
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
-        file = _file(url)
+        said, file = reason(error), _file(url)
         if file is not None and not file.exists():
-            reason += " (its file is gone)"  # SQLite calls a file that was removed read-only
-        way_out = next((way for part, way in WAYS_OUT.items() if part in reason.lower()), f"repair it, or {ANOTHER}")
-        raise StudyError(f"cannot use the database {without_password(url)} ({reason}): {way_out}") from error
+            said += " (its file is gone)"  # SQLite calls a file that was removed read-only
+        way_out = next((way for part, way in WAYS_OUT.items() if part in said.lower()), f"repair it, or {ANOTHER}")
+        if is_away(error) and file is None:
+            way_out = WAYS_OUT["away"]
+        raise StudyError(f"cannot use the database {without_password(url)} ({said}): {way_out}") from error
 
 
 @contextlib.contextmanager
@@ -136,7 +139,7 @@ def _check(file: Path) -> None:
             raise sqlite3.DatabaseError(f"database disk image is malformed: {' '.join(found.split())}")
 
 
-def connect(url: str) -> optuna.storages.BaseStorage:
+def connect(url: str) -> Storage:
     """Return the storage at a URL. Raises StudyError if there is none, or if another Optuna version created it."""
     try:
         parsed = sqlalchemy.make_url(url)
@@ -151,16 +154,15 @@ def connect(url: str) -> optuna.storages.BaseStorage:
             "and : as %3A"
         )
     file = _file(url)
-    arguments = {"connect_args": {"timeout": LOCKED_SECONDS}} if parsed.get_backend_name() == "sqlite" else {}
     try:
         with explained(url):
             if file is not None:
                 _check(file)
-            return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=arguments))
+            return Storage(url, shown=without_password(url), locked_seconds=LOCKED_SECONDS)
     except ImportError as error:
         raise StudyError(
-            f"no driver for --storage {without_password(url)} is installed: pip install psycopg2-binary for "
-            "PostgreSQL, or mysqlclient for MySQL"
+            f"no driver for --storage {without_password(url)} is installed: pip install -e '.[cluster]' for "
+            "PostgreSQL, or pip install mysqlclient for MySQL"
         ) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -170,7 +172,7 @@ def connect(url: str) -> optuna.storages.BaseStorage:
 
 
 def open_study(
-    url: str,
+    storage: Storage,
     name: str,
     *,
     sampler: BaseSampler,
@@ -193,7 +195,7 @@ def open_study(
     Raises StudyError if another program created the study, its identity differs, its folder holds another study's
     files, or the database cannot be used.
     """
-    storage = connect(url)
+    url = storage.url
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
     with explained(url):
