@@ -6,8 +6,8 @@
     python benchmarks/scale.py --reread                            # reads the database at every look, as Optuna does
 
 The real coordinator resumes a made-up study with its sampler, scheduler, database, notes and screen. Its workers train
-nothing: a whole trial takes ten minutes by a clock that advances by the CPU time of the coordinator, and jumps to the end
-of the next epoch when it only waits. A slot that waits for the coordinator is idle.
+nothing: a whole trial takes ten minutes by a clock that advances by the CPU time of the coordinator, and jumps to the
+end of the next epoch when it only waits. A slot that waits for the coordinator is idle.
 """
 
 import heapq

@@ -18,6 +18,7 @@ from commands.options import (
     TestOption,
     flag,
 )
+from commands.output import essential_output
 
 if TYPE_CHECKING:
     from data.prepare import Pictures
@@ -78,14 +79,14 @@ def check_data(
             screen.print_unusable(console, unusable.catalog)
             screen.print_left_out(console, unusable.catalog, report)
         raise
-    # Before anything is printed, because the reader of a pipe may close it after a line.
     if report is not None:
         write_report(found.catalog, report, found.split)
     if sheet is not None:
         _write_sheet(found, sheet, cache)
     studies = _studies(found)
     if as_json:
-        print(json.dumps(facts(found.catalog, found.split) | {"studies": studies}, indent=2))
+        with essential_output():
+            print(json.dumps(facts(found.catalog, found.split) | {"studies": studies}, indent=2))
         return
     screen.print_pictures(console, found)
     screen.print_facts(console, found, studies)

@@ -33,6 +33,7 @@ from model.limits import describe_cpus
 from model.training import EpochMetrics
 from reporting.words import duration, how_far, numbered_epochs, percent, plural, stopped_baselines
 from tuning.cleaning import Item
+from tuning.coordinator import Plan
 from tuning.database import network_file_system
 from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
 from tuning.memory import shortage
@@ -253,12 +254,22 @@ def print_plan(
     console.print(
         Text(
             f"Study '{session.name}': {wanted} of {session.plan.trials} trials left{waiting}, {session.profile.epochs} "
-            f"epochs each, {pruned}; {_at_once(session)}: about {duration(left)}."
+            f"epochs each, {pruned}; {_at_once(session)}: about {duration(left)}{_limits(session.plan)}."
         )
     )
     earlier = {trial.environment.get("precision", "unknown") for trial in trials if trial.environment}
     if other := sorted(earlier - {session.slots[0].precision}):
         console.print(f"Earlier trials were trained in {' and '.join(other)}.")
+
+
+def _limits(plan: Plan) -> str:
+    """Return when the run stops earlier, with units: a value in the wrong one is seen before hours are lost."""
+    limits = [f"after {duration(plan.timeout)}"] if plan.timeout else []
+    if plan.patience is not None:
+        limits.append(f"after {plural(plan.patience, 'trial')} without an improvement")
+    if plan.target is not None:
+        limits.append(f"at {percent(plan.target)} validation top-1")
+    return f", unless it ends {' or '.join(limits)}" if limits else ""
 
 
 def print_runs(console: Console, title: str, wanted: int, session: Session, expected: float) -> None:
@@ -557,8 +568,7 @@ def print_end(
     trials = read_trials(session.study)
     counted, unfinished = count_trials(trials), sum(trial.is_running for trial in trials)
     kept = f" The finished epochs of {plural(unfinished, 'unfinished trial')} are kept." if unfinished else ""
-    best = [f" (trial {trial.number}: {percent(trial.value)})" for trial in top(trials, 1) if ending is Ending.TARGET]
-    lines = [f"{plural(counted, 'trial')}: {ending}{''.join(best)}.{kept}"]
+    lines = [f"{plural(counted, 'trial')}: {ending}{_measured(session.plan, ending, trials)}.{kept}"]
     if far := how_far(trials):
         lines.append(f"Trained:  {far}")
     match ending:
@@ -577,6 +587,17 @@ def print_end(
     ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)
+
+
+def _measured(plan: Plan, ending: Ending | None, trials: Sequence[Trial]) -> str:
+    """Return the limit that ended a run, and a target beside the best value, in parentheses; empty without either."""
+    facts = [f"after {duration(plan.timeout)}"] if ending is Ending.TIMEOUT and plan.timeout else []
+    if ending is Ending.PATIENCE and plan.patience is not None:
+        facts.append(f"{plural(plan.patience, 'trial')} without an improvement")
+    if plan.target is not None:
+        facts.append(f"target {percent(plan.target)}")
+        facts += [f"best {percent(best.value)} in trial {best.number}" for best in top(trials, 1)]
+    return f" ({', '.join(facts)})" if facts else ""
 
 
 def print_sizes(console: Console, items: list[Item]) -> None:

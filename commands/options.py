@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def count(group: Group, least: int = 1) -> Parameter:
 
 def amount(group: Group, metavar: str = "N") -> Parameter:
     """Return an option whose value is a positive number."""
-    return Parameter(group=group, metavar=metavar, validator=Number(gt=0))
+    return Parameter(group=group, metavar=metavar, validator=(Number(gt=0), Number(lt=math.inf)))
 
 
 def percentage(group: Group) -> Parameter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
 
     from data.prepare import Pictures
     from search_space import Profile
+    from tuning.coordinator import Plan
+
+POINTS = 1000
+"""Number of random networks of the search space with which the budgets are compared."""
+UNITS = (1e3, 1e6, 1e9)
+"""Units in which a budget may have been meant, smallest first."""
 
 
 def run(
@@ -154,16 +161,18 @@ def run(
     limits = _fitted(console, limits, found)
     if storage is None:
         screen.warn_of_network_file_system(console, results)
+    plan = Plan(
+        trials=trials,
+        timeout=timeout * 60 if timeout else None,
+        patience=patience,
+        target=target / 100 if target else None,
+        max_parameters=max_params,
+        max_flops=max_flops,
+    )
+    _refuse_wrong_units(plan, limits, found)
     with open_session(
         found,
-        plan=Plan(
-            trials=trials,
-            timeout=timeout * 60 if timeout else None,
-            patience=patience,
-            target=target / 100 if target else None,
-            max_parameters=max_params,
-            max_flops=max_flops,
-        ),
+        plan=plan,
         name=study,
         profile=limits,
         sampler=sampler,
@@ -216,6 +225,36 @@ def _profile(name: str, device: str, epochs: int | None, *, flips: bool) -> Prof
 
     chosen = PROFILES[("gpu" if device.startswith("cuda") else "quick") if name == "auto" else name]
     return replace(chosen, epochs=epochs or chosen.epochs, flips=flips)
+
+
+def _refuse_wrong_units(plan: Plan, profile: Profile, pictures: Pictures) -> None:
+    """Raise StudyError if a target is reached without training, or a budget by no network: their unit must be wrong."""
+    import numpy as np
+
+    from reporting.words import percent
+    from search_space import suggest
+    from tuning.space import random_points
+
+    classes = len(pictures.catalog.classes)
+    counts = np.bincount(pictures.catalog.labels[pictures.split.validation])
+    commonest = float(counts.max() / counts.sum())
+    if plan.target is not None and plan.target <= commonest:
+        meant = f" (did you mean {100 * 100 * plan.target:g}?)" if plan.target <= 0.01 else ""
+        raise StudyError(
+            f"--target {100 * plan.target:g} asks for {percent(plan.target)} validation top-1{meant}, and always "
+            f"predicting the most common class reaches {percent(commonest)}: choose a higher one, or omit it"
+        )
+    costs = [one.cost for one in random_points(partial(suggest, profile=profile, classes=classes), POINTS)]
+    for option, noun, budget, least in (
+        ("--max-params", "parameters", plan.max_parameters, min(cost.parameters for cost in costs)),
+        ("--max-flops", "FLOPs per picture", plan.max_flops, min(cost.flops for cost in costs)),
+    ):
+        if budget is not None and budget < least:
+            meant = next((f" (did you mean {budget * unit:g}?)" for unit in UNITS if budget * unit >= least), "")
+            raise StudyError(
+                f"{option} {budget:g} is less than any network has{meant}: the smallest of {POINTS:,} has {least:,} "
+                f"{noun}"
+            )
 
 
 def _fitted(console: Console, profile: Profile, pictures: Pictures) -> Profile:

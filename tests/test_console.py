@@ -352,10 +352,24 @@ def test_an_interrupted_study_names_the_command_that_resumes_it(open_study: Call
 def test_a_study_that_reached_its_patience_or_target_names_the_option(
     ending: Ending, option: str, open_study: Callable[[str], SearchSession]
 ) -> None:
-    console = log()
-    screen.print_end(console, replace(open_study("r"), study=study([0.5])), ending, ["--trials", "9"], "--study r")
+    console, plan = log(), Plan(trials=40, target=0.4, patience=7)
+    session = replace(open_study("r"), study=study([0.5]), plan=plan)
+    screen.print_end(console, session, ending, ["--trials", "9"], "--study r")
     assert re.match(rf"Continue: .* larger {option},", lines(console)[-6])
-    assert ("the target is reached (trial 0: 50.00 %)" in lines(console)[-8]) == (ending is Ending.TARGET)
+    assert "target 40.00 %, best 50.00 % in trial 0" in lines(console)[-8]
+    assert ("7 trials without an improvement" in lines(console)[-8]) == (ending is Ending.PATIENCE)
+
+
+def test_limits_are_named_with_their_units_when_the_study_starts_and_ends(
+    open_study: Callable[[str], SearchSession],
+) -> None:
+    """--timeout 3600 is sixty hours, which whoever meant seconds sees before the first trial."""
+    plan = Plan(trials=40, timeout=3600 * 60.0, target=0.9)
+    session = replace(open_study("r"), study=study([0.5, 0.6]), plan=plan)
+    assert "60.0 h or at 90.00 % validation top-1" in plan_text(log(), session, None)
+    console = log()
+    screen.print_end(console, session, Ending.TIMEOUT, [], "--study r")
+    assert "after 60.0 h, target 90.00 %, best 60.00 % in trial 1" in lines(console)[-8]
 
 
 def plan_text(console: Console, session: SearchSession, first_pruning: int | None, rungs: tuple[int, ...] = ()) -> str:

@@ -406,6 +406,7 @@ def winner(**changes: Any) -> dict[str, Any]:
         "trained_on": ["train"],
         "weights": "trials/0000/best.pt",
         "temperature": None,
+        "calibration": None,
         "networks": "",
         "validation": {"recorded": 0.5},
         "results": None,
@@ -439,7 +440,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_configuration_with_any_value_is_valid_or_a_value_error(data: st.DataObject) -> None:
     values = config().to_dict()

@@ -27,7 +27,7 @@ from data.report import describe_changes, write_report
 from data.sources import NAMES
 from model.training import Precision
 from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
-from tuning import StudyError, database, devices, forecast, settings
+from tuning import StudyError, database, devices, forecast, ownership, settings
 from tuning.coordinator import KEPT_CHECKPOINTS, Coordinator, Plan, search
 from tuning.database import IDENTITY, load_study, open_study
 from tuning.devices import Slot
@@ -309,7 +309,7 @@ def open_session(
             "seed": seed,
         }
         url = storage or sqlite_url(folder)
-        opened = database.connect(url)
+        opened = database.connect(url, folder)
         with database.explained(url), opened.sole_coordinator(name):
             study = open_study(
                 opened,
@@ -320,6 +320,7 @@ def open_session(
                 portfolio=affordable,
                 folder=folder,
             )
+            session_id = ownership.begin_session(study, folder)
             write_report(pictures.catalog, folder / "data_report.csv", pictures.split)
             started = Settings(
                 data=pictures.source if pictures.source in NAMES else _absolute(Path(pictures.source)),
@@ -328,6 +329,8 @@ def open_session(
                 follow_links=pictures.follow_links,
                 pictures=pictures.limit,
                 near_duplicates=pictures.near_duplicates,
+                study_id=ownership.study_id(study),
+                session=session_id,
                 storage=database.without_password(database.absolute(storage)) if storage else None,
                 argv=list(argv),
             )
@@ -366,7 +369,7 @@ def find_study(results: Path = RESULTS, name: str | None = None, storage: str | 
     """Open a study that has been run: the named one, or the one that was run last. Raises StudyError."""
     folder, started = settings.recall(results, name)
     url = settings.url(started, folder, storage)
-    return OpenStudy(study=load_study(url, folder.name), folder=folder, url=url, settings=started)
+    return OpenStudy(study=load_study(url, folder.name, folder), folder=folder, url=url, settings=started)
 
 
 def _settled(
