@@ -523,6 +523,7 @@ def test_a_database_password_is_in_no_file_and_no_output(tiny: Tiny, tmp_path: P
     url = f"sqlite:///file:{tmp_path}/elsewhere.db?uri=true&password={SECRET}"
     ended = study.command("--workers", "1", "--trials", "1", "--storage", url)
     assert ended.code == 0, ended.err
+    assert "PGPASSFILE" in ended.out
     assert (tmp_path / "elsewhere.db").exists()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 5
