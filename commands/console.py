@@ -227,7 +227,7 @@ def warn_of_password(console: Console, storage: str) -> None:
     """Print a warning if a storage URL holds a password, which is on the command line then."""
     if without_password(storage) != storage:
         console.print(
-            "Warning: the password in --storage is visible to everyone who can list this machine's processes: keep that of "
+            "Warning: everyone who can list this machine's processes sees the password in --storage: keep that of "
             "PostgreSQL in the file that PGPASSFILE names.",
             style="yellow",
             markup=False,
