@@ -68,14 +68,14 @@ class InstantWorkers:
                 self._jobs[slot] = (job, epoch + 1)
                 (job.directory / "last.pt").write_bytes(b"weights")
                 (job.directory / "best.pt").write_bytes(b"weights")
-                return [(slot, _metrics(job, epoch))]
+                return [(slot, metrics(job, epoch))]
         return []
 
     def close(self) -> None:
         pass
 
 
-def _metrics(job: TrialJob, epoch: int) -> EpochMetrics:
+def metrics(job: TrialJob, epoch: int) -> EpochMetrics:
     right = 8 + 12 * ((job.number * 7919 + epoch * 104729) % 97) // 97
     rows = [[right if line == column else (23 - right) // 8 for column in range(9)] for line in range(9)]
     mistakes = tuple(Mistake(place, (place + epoch) % 9, 0.9) for place in range(12))

@@ -34,7 +34,7 @@ from model.training import EpochMetrics
 from reporting.words import duration, how_far, numbered_epochs, percent, plural, stopped_baselines
 from tuning.cleaning import Item
 from tuning.coordinator import Plan
-from tuning.database import network_file_system
+from tuning.database import network_file_system, without_password
 from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
 from tuning.memory import shortage
 from tuning.session import SearchSession, Session
@@ -218,6 +218,17 @@ def warn_of_network_file_system(console: Console, results: Path) -> None:
         console.print(
             f"Warning: {results} is on a network file system ({kind}), where SQLite can lose a study: use --results "
             "DIR on a local disk, or --storage with PostgreSQL.",
+            style="yellow",
+            markup=False,
+        )
+
+
+def warn_of_password(console: Console, storage: str) -> None:
+    """Print a warning if a storage URL holds a password, which is on the command line then."""
+    if without_password(storage) != storage:
+        console.print(
+            "Warning: everyone who can list this machine's processes sees the password in --storage: keep that of "
+            "PostgreSQL in the file that PGPASSFILE names.",
             style="yellow",
             markup=False,
         )

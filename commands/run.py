@@ -122,8 +122,8 @@ def run(
     seed
         Seed of the search and of every trial. With one worker on a CPU, a study repeats bit for bit.
     storage
-        URL of the study's database, such as postgresql://user@host/name. By default an SQLite file in the study's
-        folder.
+        URL of the study's database, such as postgresql+psycopg://user@host/name. By default an SQLite file in the
+        study's folder.
     """
     from commands import console as screen
     from commands.follow import follow, follow_runs
@@ -161,6 +161,8 @@ def run(
     limits = _fitted(console, limits, found)
     if storage is None:
         screen.warn_of_network_file_system(console, results)
+    else:
+        screen.warn_of_password(console, storage)
     plan = Plan(
         trials=trials,
         timeout=timeout * 60 if timeout else None,

@@ -58,7 +58,7 @@ def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow
     study_id = ownership.identify(session.study)
     folder = study_folder(session.folder, kind)
     study = open_study(
-        session.url,
+        session.storage,
         sibling(session.study, kind),
         sampler=RandomSampler(),
         identity={"runs": kind, "data": session.data_identity},

@@ -108,7 +108,7 @@ class TestShares:
             found = analysis.difference(first / of, second / of, of)
             assert found == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.integers(5, 200), st.floats(0.05, 0.95))
     def test_the_interval_holds_the_truth_as_often_as_it_says(self, pictures: int, truth: float) -> None:
         right = np.random.default_rng(pictures).binomial(pictures, truth, 400)

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from tuning import StudyError, database
+from tuning import StudyError, database, storage
 from tuning.folder import sqlite_url
 from tuning.trials import METRIC
 
@@ -32,16 +32,16 @@ def closed_databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             made.append(self)
             super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", Noted)
+    monkeypatch.setattr(storage, "RDBStorage", Noted)
     yield
-    for storage in made:
-        if hasattr(storage, "engine"):
-            storage.engine.dispose()
+    for one in made:
+        if hasattr(one, "engine"):
+            one.engine.dispose()
 
 
 def opened(folder: Path, name: str = "mushrooms", **changes: Any) -> optuna.Study:
     return database.open_study(
-        sqlite_url(folder),
+        database.connect(sqlite_url(folder), changes.get("own")),
         name,
         sampler=optuna.samplers.RandomSampler(seed=0),
         pruner=optuna.pruners.NopPruner(),

@@ -57,7 +57,7 @@ def solved(hits: int, pictures: int, low: float, high: float) -> float:
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_wilson_solves_the_score_equation_and_holds_the_share(seen: tuple[int, int]) -> None:
     hits, pictures = seen
     share = hits / pictures
@@ -181,7 +181,7 @@ def drawn(seed: int, pictures: int, classes: int, overconfidence: float, network
 
 
 @given(st.integers(1, 200), st.integers(2, 5), st.floats(0.1, 30), st.integers(1, 3))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_pictures_without_a_mistake_determine_no_temperature(
     pictures: int, classes: int, confidence: float, networks: int
 ) -> None:
@@ -194,7 +194,7 @@ def test_pictures_without_a_mistake_determine_no_temperature(
 
 
 @given(st.integers(0, 2**31), st.sampled_from([8, 30, 100, 300]), st.integers(2, 9), st.floats(0.2, 8))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_temperature_is_used_if_1_and_both_bounds_are_less_likely_beyond_chance(
     seed: int, pictures: int, classes: int, overconfidence: float
 ) -> None:
@@ -230,7 +230,7 @@ def guesses(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @given(guesses())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_measurements_equal_a_slow_loop(guessed: tuple[Tensor, Tensor]) -> None:
     scores, labels = guessed
     pictures, classes = scores.shape
@@ -253,7 +253,7 @@ def test_the_measurements_equal_a_slow_loop(guessed: tuple[Tensor, Tensor]) -> N
 
 
 @given(guesses(), st.floats(0.05, 20))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_measurements_are_consistent(guessed: tuple[Tensor, Tensor], heat: float) -> None:
     scores, labels = guessed
     measured = measure(scores, labels, heat)
@@ -267,7 +267,7 @@ def test_the_measurements_are_consistent(guessed: tuple[Tensor, Tensor], heat: f
 
 
 @given(guesses(), st.floats(0.05, 20))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_temperature_changes_no_prediction(guessed: tuple[Tensor, Tensor], heat: float) -> None:
     scores, labels = guessed
     plain, tempered = measure(scores, labels, 1.0), measure(scores, labels, heat)

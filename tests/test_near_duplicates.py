@@ -92,7 +92,7 @@ def test_frames_of_a_moving_camera_do_not_chain():
     assert np.bincount(scenes).max() > 30 and np.bincount(found).max() <= 10
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 80), st.floats(0.0, 80.0))
 def test_no_group_fills_a_class_and_the_order_does_not_matter(seed: int, classes: int, copies: int, contrast: float):
     thumbnails = scene(80, copies=copies, contrast=contrast, seed=seed)

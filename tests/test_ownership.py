@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from selection.pruner_audit import KIND, read_audit
 from tuning import StudyError, ownership, settings
-from tuning.database import load_study, open_study, sibling
+from tuning.database import connect, load_study, open_study, sibling
 from tuning.folder import sqlite_url, study_folder
 from tuning.ownership import OUTPUTS, SESSION
 from tuning.settings import STUDY_ID, Settings
@@ -39,7 +39,7 @@ def opened(folder: Path, url: str | None = None, **options: Any) -> optuna.Study
     """Open or create the study of a folder, without trials to begin with."""
     known: dict[str, Any] = {"identity": {"data": "these"}, "first_trials": {}}
     study = open_study(
-        url or sqlite_url(folder),
+        connect(url or sqlite_url(folder), folder),
         folder.name,
         sampler=optuna.samplers.RandomSampler(),
         folder=folder,
@@ -295,7 +295,7 @@ def test_a_forgotten_storage_is_named_and_no_database_is_made(tmp_path: Path) ->
 def fixed(study: optuna.Study, folder: Path, url: str, kind: str = KIND) -> optuna.Study:
     """Open the study's sibling as `retrain` does."""
     return open_study(
-        url,
+        connect(url),
         sibling(study, kind),
         sampler=optuna.samplers.RandomSampler(),
         identity={"runs": kind},

@@ -328,10 +328,10 @@ def test_later_commands_treat_near_duplicates_as_the_study_did(tmp_path: Path) -
     altered(Image.open(root / "Boletus" / "0002.jpg"))[0].save(root / "Boletus" / "near.jpg")
     pictures = find_pictures(str(root), near_duplicates="keep", cache_dir=tmp_path)
     with open_session(
-        pictures, plan=Plan(trials=1), profile=TINY, results=tmp_path, cache_dir=tmp_path, slots=[Slot()]
+        pictures, plan=Plan(trials=1), profile=TINY, results=tmp_path / "results", cache_dir=tmp_path, slots=[Slot()]
     ):
         pass
-    again = find_study(tmp_path, "set").reopen([16], cache_dir=tmp_path, slots=[Slot()])
+    again = find_study(tmp_path / "results", "set").reopen([16], cache_dir=tmp_path, slots=[Slot()])
     assert again.pictures.catalog.fingerprint == pictures.catalog.fingerprint
     assert again.pictures.catalog.fingerprint != find_pictures(str(root), cache_dir=tmp_path).catalog.fingerprint
 

@@ -48,7 +48,7 @@ def sides(catalog: Catalog) -> dict[str, str] | None:
     return {catalog.kept[p].content_hash: name for name, positions in parts.named() for p in positions}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(catalogs(), st.randoms(use_true_random=False))
 def test_the_split_is_disjoint_and_complete_keeps_groups_whole_and_ignores_order(catalog: Catalog, random):
     where = sides(catalog)
@@ -68,7 +68,7 @@ def test_the_split_is_disjoint_and_complete_keeps_groups_whole_and_ignores_order
     assert sides(again) == where and again.fingerprint == catalog.fingerprint
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(catalogs(), st.lists(hashes, max_size=30, unique=True))
 def test_added_pictures_move_old_ones_only_to_fill_empty_parts(catalog: Catalog, added: list[str]):
     new = [content for content in added if all(content != p.content_hash for p in catalog.pictures)]

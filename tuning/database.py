@@ -23,6 +23,7 @@ from model.plain_json import few
 from tuning import StudyError, ownership
 from tuning.settings import STUDY_ID
 from tuning.space import refuse_changes
+from tuning.storage import Storage, is_away, reason
 from tuning.trials import METRIC
 
 IDENTITY = "identity:"
@@ -37,6 +38,10 @@ WAYS_OUT = {
     "disk is full": "free some space, then run the same command again to resume",
     "disk i/o error": "repair the disk or raise its quota, then run the same command again to resume",
     "gone": f"put it back, or {ANOTHER}",
+    "password": "keep the password in the file that PGPASSFILE names, by default ~/.pgpass",
+    "permission denied": "grant the role SELECT, INSERT, UPDATE and DELETE on all tables and sequences",
+    "read-only": "connect to a server and with a role that may write",
+    "away": "start the server, or give its address with --storage URL, then run the same command again to resume",
     "malformed": f"restore it from a backup, or {ANOTHER}",
 }
 """Fixes to suggest, each by a phrase in the database's error message."""
@@ -93,15 +98,13 @@ def explained(url: str) -> Generator[None]:
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
-        file = _file(url)
+        said, file = reason(error), _file(url)
         if file is not None and not file.exists():
-            reason += " (its file is gone)"  # SQLite calls a file that was removed read-only
-        way_out = next((way for part, way in WAYS_OUT.items() if part in reason.lower()), f"repair it, or {ANOTHER}")
-        raise StudyError(f"cannot use the database {without_password(url)} ({reason}): {way_out}") from error
+            said += " (its file is gone)"  # SQLite calls a file that was removed read-only
+        way_out = next((way for part, way in WAYS_OUT.items() if part in said.lower()), f"repair it, or {ANOTHER}")
+        if is_away(error) and file is None:
+            way_out = WAYS_OUT["away"]
+        raise StudyError(f"cannot use the database {without_password(url)} ({said}): {way_out}") from error
 
 
 @contextlib.contextmanager
@@ -124,6 +127,11 @@ def _file(url: str) -> Path | None:
     return Path(named.removeprefix("file:")) if named and named != ":memory:" else None
 
 
+def _is_empty(file: Path) -> bool:
+    """Return whether connecting would make a new database."""
+    return not (file.exists() and file.stat().st_size)
+
+
 def _check(file: Path) -> None:
     """Raise an error if an SQLite database is damaged."""
     if file.is_file() and file.stat().st_size:
@@ -134,8 +142,12 @@ def _check(file: Path) -> None:
             raise sqlite3.DatabaseError(f"database disk image is malformed: {' '.join(found.split())}")
 
 
-def connect(url: str) -> optuna.storages.BaseStorage:
-    """Return the storage at a URL. Raises StudyError if there is none, or if another Optuna version created it."""
+def connect(url: str, folder: Path | None = None) -> Storage:
+    """Return the storage at a URL; `folder` is that of the study for which a new SQLite file may be made.
+
+    Raises StudyError if there is no database server, if another Optuna version created the database, or if there is no
+    file although the folder holds a study's files.
+    """
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -149,16 +161,17 @@ def connect(url: str) -> optuna.storages.BaseStorage:
             "and : as %3A"
         )
     file = _file(url)
-    arguments = {"connect_args": {"timeout": LOCKED_SECONDS}} if parsed.get_backend_name() == "sqlite" else {}
+    if file is not None and folder is not None and _is_empty(file) and ownership.leftovers(folder):
+        raise ownership.missing_study(folder, shown(url), "is empty" if file.exists() else "does not exist")
     try:
         with explained(url):
             if file is not None:
                 _check(file)
-            return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=arguments))
+            return Storage(url, shown=without_password(url), locked_seconds=LOCKED_SECONDS)
     except ImportError as error:
         raise StudyError(
-            f"no driver for --storage {without_password(url)} is installed: pip install psycopg2-binary for "
-            "PostgreSQL, or mysqlclient for MySQL"
+            f"no driver for --storage {without_password(url)} is installed: pip install -e '.[cluster]' for "
+            "PostgreSQL, or pip install mysqlclient for MySQL"
         ) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -168,7 +181,7 @@ def connect(url: str) -> optuna.storages.BaseStorage:
 
 
 def open_study(
-    url: str,
+    storage: Storage,
     name: str,
     *,
     sampler: BaseSampler,
@@ -193,13 +206,10 @@ def open_study(
     Raises StudyError if another program created the study, its identity differs, folder and database do not belong
     together, or the database cannot be used.
     """
+    url = storage.url
     file = _file(url)
     own = folder is not None and file is not None and file.resolve().parent == folder.resolve()
     left = folder is not None and ownership.leftovers(folder)
-    if folder is not None and left and file is not None and not (file.exists() and file.stat().st_size):
-        # Connecting would make an empty database.
-        raise ownership.missing_study(folder, shown(url), "is empty" if file.exists() else "does not exist")
-    storage = connect(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
     with explained(url):
@@ -278,10 +288,10 @@ def sibling(study: optuna.Study, kind: str) -> str:
     """
     name, storage = f"{study.study_name}-{kind}", study._storage  # pyright: ignore[reportPrivateUsage]
     ours = [
-        other.study_name
-        for other in storage.get_all_studies()
-        if other.user_attrs.get(STUDY_ID, "") == ownership.study_id(study)
-        and other.user_attrs.get(IDENTITY + "runs") == kind
+        other_study.study_name
+        for other_study in storage.get_all_studies()
+        if other_study.user_attrs.get(STUDY_ID, "") == ownership.study_id(study)
+        and other_study.user_attrs.get(IDENTITY + "runs") == kind
     ]
     return name if name in ours or not ours else ours[0]
 

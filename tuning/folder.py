@@ -14,6 +14,22 @@ from tuning import StudyError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 """Default folder of all studies."""
+OUTPUTS = (
+    "settings.json",
+    "trials",
+    "trials.csv",
+    "data_report.csv",
+    "report.html",
+    "plots",
+    "artifacts",
+    "finalists.csv",
+    "finalists",
+    "retrained.json",
+    "retrained",
+    "audit",
+    "best",
+)
+"""What a study writes into its folder, without its lock and its database."""
 
 
 def study_folder(results: Path, name: str) -> Path:
@@ -25,7 +41,7 @@ def study_folder(results: Path, name: str) -> Path:
         )
     folder = results / name
     try:
-        if folder.is_dir() and not any((folder / part).exists() for part in ("trials", "study.db", "settings.json")):
+        if folder.is_dir() and not any((folder / part).exists() for part in (*OUTPUTS, "study.db")):
             others = [path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
             if others:
                 raise StudyError(

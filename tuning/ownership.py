@@ -21,27 +21,12 @@ from optuna.trial import TrialState
 from model import plain_json
 from model.files import printable
 from tuning import StudyError, settings
+from tuning.folder import OUTPUTS
 from tuning.settings import STUDY_ID
 
 SESSION = "session"
 """Study attribute that says where the study was last run: `id`, which is in that folder's settings too, `folder` and
 `host`."""
-OUTPUTS = (
-    settings.FILE,
-    "trials",
-    "trials.csv",
-    "data_report.csv",
-    "report.html",
-    "plots",
-    "artifacts",
-    "finalists.csv",
-    "finalists",
-    "retrained.json",
-    "retrained",
-    "audit",
-    "best",
-)
-"""What a study writes into its folder, without its lock and its database."""
 
 
 def study_id(study: optuna.Study) -> str | None:

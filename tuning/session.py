@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -39,6 +39,7 @@ from tuning.sampling import SAMPLERS
 from tuning.scheduling import SCHEDULERS, MakeScheduler, Scheduler, trained_share
 from tuning.settings import Settings
 from tuning.space import FeasibleSpace, describe_space
+from tuning.storage import Storage
 from tuning.timing import Timing, settle_precision, typical
 from tuning.trials import read_trials, write_trials_csv
 from tuning.workers import LocalWorkers
@@ -81,6 +82,11 @@ class OpenStudy:
         return self.folder.name
 
     @property
+    def storage(self) -> Storage:
+        """The study's database."""
+        return cast(Storage, self.study._storage)  # pyright: ignore[reportPrivateUsage]
+
+    @property
     def data_identity(self) -> str:
         """Text that identifies the pictures and their split."""
         return self.study.user_attrs[IDENTITY + "data"]
@@ -93,7 +99,7 @@ class OpenStudy:
     @contextmanager
     def locked(self) -> Generator[None]:
         """Hold the study's lock, and turn errors of its database into StudyError."""
-        with sole_coordinator(self.folder), database.explained(self.url):
+        with sole_coordinator(self.folder), database.explained(self.url), self.storage.sole_coordinator(self.name):
             yield
 
     def reopen(
@@ -303,9 +309,10 @@ def open_session(
             "seed": seed,
         }
         url = storage or sqlite_url(folder)
-        with database.explained(url):
+        opened = database.connect(url, folder)
+        with database.explained(url), opened.sole_coordinator(name):
             study = open_study(
-                url,
+                opened,
                 name,
                 sampler=SAMPLERS[sampler](seed, feasible) if isinstance(sampler, str) else sampler,
                 identity=facts | describe_space(draw),

@@ -222,6 +222,7 @@ def made_up_study(
         "epochs": PROFILE.horizon,
         "views": PROFILE.views,
         "batch size": PROFILE.batch_size,
+        "flips": PROFILE.flips,
         "max params": None,
         "max flops": PROFILE.max_flops,
         "sampler": "tpe",
