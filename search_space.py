@@ -77,8 +77,6 @@ class Profile:
 
     name: str
     """Name of the profile, a value of `--profile`."""
-    pictures: int | None
-    """Largest number of pictures in use; None for all."""
     image_sizes: tuple[int, int, int]
     """Smallest and largest image size and its step, in pixels; the baselines used 150 and 256."""
     widths: tuple[float, float, float]
@@ -145,7 +143,6 @@ PROFILES = {
         # 40 trials in at most ten minutes on two CPU cores.
         Profile(
             name="quick",
-            pictures=None,
             image_sizes=(32, 64, 16),
             widths=(0.25, 0.75, 0.125),
             shown=48_000,
@@ -156,7 +153,6 @@ PROFILES = {
         # 40 trials in a few hours on a laptop, the machine of the original project.
         Profile(
             name="laptop",
-            pictures=None,
             image_sizes=(64, 128, 32),
             widths=(0.25, 0.75, 0.125),
             shown=100_000,
@@ -167,7 +163,6 @@ PROFILES = {
         # The baselines' full resolution, width and three views of each picture.
         Profile(
             name="gpu",
-            pictures=None,
             image_sizes=(128, 256, 64),
             widths=(0.5, 1.5, 0.25),
             shown=300_000,

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from io import TextIOWrapper
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -19,6 +18,7 @@ from commands.check_data import check_data
 from commands.clean import clean
 from commands.dashboard import dashboard
 from commands.export import export
+from commands.output import lasting_output
 from commands.predict import predict
 from commands.report import report
 from commands.retrain import retrain
@@ -60,10 +60,11 @@ def main(argv: Sequence[str] | None = None, **injected: Any) -> None:
 
     `injected` holds values of parameters that are not options, such as `make_workers`, for the commands that have them.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # Print an escape for a character that the encoding of the terminal or log lacks.
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    with lasting_output():
+        _main(argv, injected)
+
+
+def _main(argv: Sequence[str] | None, injected: Mapping[str, Any]) -> None:
     if cpu_quota() < (os.cpu_count() or 1):  # torch and numpy know nothing of it, and would start a thread per core
         os.environ.setdefault("OMP_NUM_THREADS", str(cpus()))
     try:

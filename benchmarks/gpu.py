@@ -25,7 +25,6 @@ import torch
 
 from benchmarks.measuring import (
     HAND_TUNED,
-    QUICK,
     Subprocess,
     bare_step,
     endless_epochs,
@@ -100,7 +99,7 @@ def original_loader(config: Config) -> float:
     """Return the pictures per second of the original project's DataLoader, on drawn pictures of 256 px."""
     from benchmarks.peers import Files, loaders
 
-    pictures = find_pictures(limit=QUICK.pictures)
+    pictures = find_pictures()
     files = Files.of(pictures.catalog, pictures.split.train.tolist())
     loader, _ = loaders(files, files, replace(config, views=1))
     began = time.perf_counter()

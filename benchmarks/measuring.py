@@ -205,6 +205,7 @@ def quiet_study(
     name: str = "benchmark",
     profile: Profile = QUICK,
     scheduler: str = "promote",
+    storage: str | None = None,
     make_workers: MakeWorkers | None = None,
 ) -> Generator[tuple[SearchSession, Iterator[StudyEvent]]]:
     """Run a study on the CPU as `study.py` does, with its notes and plots, and with a screen that prints nothing.
@@ -228,6 +229,7 @@ def quiet_study(
         slots=slots("cpu", None),
         precision="auto",
         results=results,
+        storage=storage,
         make_workers=make_workers or LocalWorkers,
         make_notes=TrialNotes,
     ) as session:

@@ -68,14 +68,14 @@ class InstantWorkers:
                 self._jobs[slot] = (job, epoch + 1)
                 (job.directory / "last.pt").write_bytes(b"weights")
                 (job.directory / "best.pt").write_bytes(b"weights")
-                return [(slot, _metrics(job, epoch))]
+                return [(slot, metrics(job, epoch))]
         return []
 
     def close(self) -> None:
         pass
 
 
-def _metrics(job: TrialJob, epoch: int) -> EpochMetrics:
+def metrics(job: TrialJob, epoch: int) -> EpochMetrics:
     right = 8 + 12 * ((job.number * 7919 + epoch * 104729) % 97) // 97
     rows = [[right if line == column else (23 - right) // 8 for column in range(9)] for line in range(9)]
     mistakes = tuple(Mistake(place, (place + epoch) % 9, 0.9) for place in range(12))
@@ -125,7 +125,7 @@ def per_trial(results: Path, trials: int, pictures: Pictures, slowest: int) -> t
 
 def start(which: str, results: Path) -> Callable[[], tuple[float, float]]:
     """Return a function that starts the study once and returns the wall-clock and CPU seconds that this took."""
-    pictures = find_pictures(limit=QUICK.pictures)
+    pictures = find_pictures()
 
     def timed() -> tuple[float, float]:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -166,7 +166,7 @@ def main(*, finished: tuple[int, ...] = (1000, 5000), trials: int = 30, starts: 
     slowest
         Print the N slowest functions.
     """
-    pictures = find_pictures(limit=QUICK.pictures)
+    pictures = find_pictures()
     print(machine())
     header("finished trials", "s per trial", "CPU s per trial", "start s", "Optuna's load s", "start minus load s",
            "the same, CPU s")  # fmt: skip

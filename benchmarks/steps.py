@@ -28,7 +28,6 @@ from torch import Tensor
 
 from benchmarks.measuring import (
     HAND_TUNED,
-    QUICK,
     TYPICAL,
     Subprocess,
     bare_step,
@@ -200,7 +199,7 @@ def main(
     pictures
         Pictures per turn and process; by default 640 (typical) and 32 (hand-tuned).
     """
-    found = find_pictures(limit=QUICK.pictures)
+    found = find_pictures()
     handle = found.decode([TYPICAL.image_size, HAND_TUNED.image_size], cache_dir=default_cache())
     files = [found.catalog.file(picture) for picture in found.catalog.kept]
     print(machine())

@@ -48,7 +48,7 @@ class ThisProgram:
 
     def __init__(self, results: Path, profile: Profile, trials: int, scheduler: str) -> None:
         """Open the study."""
-        pictures = find_pictures(limit=QUICK.pictures)
+        pictures = find_pictures()
         began = time.perf_counter()
         self._opened = quiet_study(pictures, results, trials=trials, profile=profile, scheduler=scheduler)
         self._session, self._events = self._opened.__enter__()
@@ -93,7 +93,7 @@ def plain_script(folder: Path, profile: Profile, pruner: str, epochs: int | None
     from benchmarks.peers import Files, PlainScript
     from tuning.scheduling import warmup_epochs
 
-    pictures = find_pictures(limit=QUICK.pictures)
+    pictures = find_pictures()
     train, validation = (
         Files.of(pictures.catalog, part.tolist()) for part in (pictures.split.train, pictures.split.validation)
     )

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from commands.options import DATA, SHOWN, CacheOption, LinksOption, PartsOption, TestOption, flag
+from commands.options import (
+    DATA,
+    SHOWN,
+    CacheOption,
+    LinksOption,
+    NearDuplicatesOption,
+    PartsOption,
+    TestOption,
+    flag,
+)
+from commands.output import essential_output
 
 if TYPE_CHECKING:
     from data.prepare import Pictures
@@ -20,6 +30,7 @@ def check_data(
     test_data: TestOption = None,
     parts: PartsOption = None,
     follow_links: LinksOption = False,
+    near_duplicates: NearDuplicatesOption = "group",
     report: Annotated[Path | None, Parameter(group=SHOWN, metavar="FILE")] = None,
     sheet: Annotated[Path | None, Parameter(group=SHOWN, metavar="FILE")] = None,
     as_json: Annotated[bool, flag(SHOWN, "--json")] = False,
@@ -55,6 +66,7 @@ def check_data(
             test_data=test_data,
             parts=parts,
             follow_links=follow_links,
+            near_duplicates=near_duplicates,
             cache_dir=cache,
             track=track,
         )
@@ -67,17 +79,18 @@ def check_data(
             screen.print_unusable(console, unusable.catalog)
             screen.print_left_out(console, unusable.catalog, report)
         raise
-    # Before anything is printed, because the reader of a pipe may close it after a line.
     if report is not None:
         write_report(found.catalog, report, found.split)
     if sheet is not None:
         _write_sheet(found, sheet, cache)
     studies = _studies(found)
     if as_json:
-        print(json.dumps(facts(found.catalog, found.split) | {"studies": studies}, indent=2))
+        with essential_output():
+            print(json.dumps(facts(found.catalog, found.split) | {"studies": studies}, indent=2))
         return
     screen.print_pictures(console, found)
     screen.print_facts(console, found, studies)
+    screen.print_look_alikes(console, found)
     screen.ask_about_flips(console, found)
     screen.print_left_out(console, found.catalog, report)
     if sheet is not None:
@@ -92,7 +105,7 @@ def _studies(found: Pictures) -> dict[str, Any]:
         name: profile.fitted(found.catalog.median_short_side, len(found.split.train))
         for name, profile in PROFILES.items()
     }
-    return {name: {"epochs": one.epochs, "image_sizes": list(one.sizes)} for name, one in fitted.items()}
+    return {name: {"epochs": one.horizon, "image_sizes": list(one.sizes)} for name, one in fitted.items()}
 
 
 def _write_sheet(found: Pictures, path: Path, cache: Path | None) -> None:

@@ -22,9 +22,10 @@ from rich.text import Text
 
 from data import Track
 from data.augment import changed_by_flips
-from data.catalog import Catalog, remedy, why_left_out
+from data.catalog import Catalog, Picture, remedy, shown, why_left_out
 from data.facts import describe_sizes
 from data.file_checks import Verdict
+from data.findings import look_alikes, odd_shares
 from data.prepare import Pictures
 from data.report import describe_layout, describe_subfolders, remarks
 from model.files import printable
@@ -32,7 +33,8 @@ from model.limits import describe_cpus
 from model.training import EpochMetrics
 from reporting.words import duration, how_far, numbered_epochs, percent, plural, stopped_baselines
 from tuning.cleaning import Item
-from tuning.database import network_file_system
+from tuning.coordinator import Plan
+from tuning.database import network_file_system, without_password
 from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
 from tuning.memory import shortage
 from tuning.session import SearchSession, Session
@@ -113,6 +115,54 @@ def ask_about_flips(console: Console, pictures: Pictures) -> None:
         )
 
 
+def print_look_alikes(console: Console, pictures: Pictures) -> None:
+    """Print which pictures look alike, what that means for the split, and which parts are far from their share."""
+    alike = look_alikes(pictures.catalog)
+    notes: list[str] = []
+    warnings: list[str] = []
+    if alike.groups:
+        notes.append(
+            f"Near-duplicates: {sum(map(len, alike.groups)):,} pictures in {plural(len(alike.groups), 'group')}, the "
+            f"largest of {len(alike.groups[0]):,} ({_examples(alike.groups[0])}). Each group stays in one part"
+            f"{', unless official parts divide it' * bool(alike.leaks)}."
+        )
+    if alike.scenes:
+        notes.append(
+            f"Scenes: {sum(map(len, alike.scenes)):,} pictures look alike in {plural(len(alike.scenes), 'scene')}, the "
+            f"largest of {len(alike.scenes[0]):,} ({_examples(alike.scenes[0])}). They are split like different "
+            "pictures, because too many agree to call them copies. If they are frames of one film, the accuracy will "
+            "be too optimistic: sort the pictures into train/, val/ and test/."
+        )
+    if alike.leaks:
+        warnings.append(
+            f"{plural(len(alike.leaks), 'picture')} of train or validation "
+            f"{'is a near-duplicate' if len(alike.leaks) == 1 else 'are near-duplicates'} of one in the official "
+            f"{' or '.join(sorted({judge.part for _, judge in alike.leaks}))} set ({_examples(alike.leaks[0])}). "
+            "Official parts are used as they are: remove what should not be there, or the accuracy may be too "
+            "optimistic."
+        )
+    for odd in odd_shares(pictures.catalog, pictures.split):
+        of = "" if odd.label is None else f" of '{printable(odd.label)}'"
+        cause = "by chance"
+        if odd.cause:
+            cause = (
+                f"{len(odd.cause):,} of them are near-duplicates of others ({_examples(odd.cause)}); "
+                "--near-duplicates keep splits them like different pictures"
+            )
+        warnings.append(
+            f"{odd.found:,} of {odd.total:,} pictures{of} are in {odd.part} instead of about "
+            f"{odd.share * odd.total:,.0f}: {cause}."
+        )
+    for line in notes:
+        console.print(Text(line), soft_wrap=True)
+    for line in warnings:
+        console.print(Text(f"Warning: {line}", style="yellow"), soft_wrap=True)
+
+
+def _examples(pictures: Sequence[Picture]) -> str:
+    return " and ".join(shown(picture) for picture in pictures[:2])
+
+
 def _print_classes(console: Console, catalog: Catalog, parts: Mapping[str, npt.NDArray[np.int64]]) -> None:
     """Print one line per class with its pictures in each part, then how many files are left out and why.
 
@@ -173,6 +223,17 @@ def warn_of_network_file_system(console: Console, results: Path) -> None:
         )
 
 
+def warn_of_password(console: Console, storage: str) -> None:
+    """Print a warning if a storage URL holds a password, which is on the command line then."""
+    if without_password(storage) != storage:
+        console.print(
+            "Warning: everyone who can list this machine's processes sees the password in --storage: keep that of "
+            "PostgreSQL in the file that PGPASSFILE names.",
+            style="yellow",
+            markup=False,
+        )
+
+
 def print_machine(console: Console, workers: int) -> None:
     """Print what is odd about this machine: fewer CPUs than one sees, too little memory for the workers."""
     if used := describe_cpus():
@@ -204,12 +265,22 @@ def print_plan(
     console.print(
         Text(
             f"Study '{session.name}': {wanted} of {session.plan.trials} trials left{waiting}, {session.profile.epochs} "
-            f"epochs each, {pruned}; {_at_once(session)}: about {duration(left)}."
+            f"epochs each, {pruned}; {_at_once(session)}: about {duration(left)}{_limits(session.plan)}."
         )
     )
     earlier = {trial.environment.get("precision", "unknown") for trial in trials if trial.environment}
     if other := sorted(earlier - {session.slots[0].precision}):
         console.print(f"Earlier trials were trained in {' and '.join(other)}.")
+
+
+def _limits(plan: Plan) -> str:
+    """Return when the run stops earlier, with units: a value in the wrong one is seen before hours are lost."""
+    limits = [f"after {duration(plan.timeout)}"] if plan.timeout else []
+    if plan.patience is not None:
+        limits.append(f"after {plural(plan.patience, 'trial')} without an improvement")
+    if plan.target is not None:
+        limits.append(f"at {percent(plan.target)} validation top-1")
+    return f", unless it ends {' or '.join(limits)}" if limits else ""
 
 
 def print_runs(console: Console, title: str, wanted: int, session: Session, expected: float) -> None:
@@ -508,8 +579,7 @@ def print_end(
     trials = read_trials(session.study)
     counted, unfinished = count_trials(trials), sum(trial.is_running for trial in trials)
     kept = f" The finished epochs of {plural(unfinished, 'unfinished trial')} are kept." if unfinished else ""
-    best = [f" (trial {trial.number}: {percent(trial.value)})" for trial in top(trials, 1) if ending is Ending.TARGET]
-    lines = [f"{plural(counted, 'trial')}: {ending}{''.join(best)}.{kept}"]
+    lines = [f"{plural(counted, 'trial')}: {ending}{_measured(session.plan, ending, trials)}.{kept}"]
     if far := how_far(trials):
         lines.append(f"Trained:  {far}")
     match ending:
@@ -528,6 +598,17 @@ def print_end(
     ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)
+
+
+def _measured(plan: Plan, ending: Ending | None, trials: Sequence[Trial]) -> str:
+    """Return the limit that ended a run, and a target beside the best value, in parentheses; empty without either."""
+    facts = [f"after {duration(plan.timeout)}"] if ending is Ending.TIMEOUT and plan.timeout else []
+    if ending is Ending.PATIENCE and plan.patience is not None:
+        facts.append(f"{plural(plan.patience, 'trial')} without an improvement")
+    if plan.target is not None:
+        facts.append(f"target {percent(plan.target)}")
+        facts += [f"best {percent(best.value)} in trial {best.number}" for best in top(trials, 1)]
+    return f" ({', '.join(facts)})" if facts else ""
 
 
 def print_sizes(console: Console, items: list[Item]) -> None:

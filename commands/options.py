@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import CoercionError, Group, Parameter, Token
 from cyclopts.validators import Number
 
+from data import NearDuplicates
 from tuning.folder import RESULTS
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def count(group: Group, least: int = 1) -> Parameter:
 
 def amount(group: Group, metavar: str = "N") -> Parameter:
     """Return an option whose value is a positive number."""
-    return Parameter(group=group, metavar=metavar, validator=Number(gt=0))
+    return Parameter(group=group, metavar=metavar, validator=(Number(gt=0), Number(lt=math.inf)))
 
 
 def percentage(group: Group) -> Parameter:
@@ -93,6 +95,15 @@ LinksOption = Annotated[
         negative="",
         show_default=False,
         help="Read what symbolic links lead to, also outside the folder.",
+    ),
+]
+NearDuplicatesOption = Annotated[
+    NearDuplicates,
+    choice(DATA),
+    Parameter(
+        name="--near-duplicates",
+        help='Pictures that are nearly identical: "group" puts them into the same part of the split, "keep" splits '
+        "them like different pictures. Of exact copies, one is used in either case.",
     ),
 ]
 CacheOption = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from commands.options import DATA, SHOWN, DeviceOption, ResultsOption, StudyOption, count, flag
+from commands.output import essential_output
 from tuning import StudyError
 from tuning.folder import RESULTS
 
@@ -51,7 +52,7 @@ def predict(
     from model.files import printable
     from model.predict import Classifier, PredictError, pictures_in
     from tuning import devices
-    from tuning.settings import recall
+    from tuning.settings import STUDY_ID, recall
 
     if not pictures:
         raise StudyError("no pictures to classify: name a picture or folder; see python study.py predict --help")
@@ -73,26 +74,31 @@ def predict(
             yield one
 
     try:
-        folder = model or recall(results, study)[0] / "best"
-        classifier = Classifier.load(folder, devices.slots(device, 1)[0].device)
+        kept = None
         if model is None:
-            print(f"Using {folder}", file=sys.stderr)
+            model, kept = recall(results, study)
+            model /= "best"
+        classifier = Classifier.load(model, devices.slots(device, 1)[0].device)
+        if kept is not None:
+            made_by = classifier.bundle.provenance.get(STUDY_ID)
+            if None not in (made_by, kept.study_id) and made_by != kept.study_id:
+                raise StudyError(
+                    f"{model} was exported by another study than the one in {model.parent}: run python study.py "
+                    f"export again, or use it all the same with --model {shlex.quote(str(model))}"
+                )
+            print(f"Using {model}", file=sys.stderr)
         classes = classifier.bundle.classes
         top = min(top, len(classes))
         found = counted(classifier.predict(pictures_in(pictures), top=top))
-        if as_json:
-            predictions.write_json(found, sys.stdout)
-        elif as_csv:
-            predictions.write_csv(found, top, sys.stdout)
-        else:
-            predictions.write_table(found, classes, top, sys.stdout)
-        sys.stdout.flush()
+        with essential_output():
+            if as_json:
+                predictions.write_json(found, sys.stdout)
+            elif as_csv:
+                predictions.write_csv(found, top, sys.stdout)
+            else:
+                predictions.write_table(found, classes, top, sys.stdout)
     except (BundleError, PredictError) as error:
         raise StudyError(str(error)) from error
-    except BrokenPipeError:
-        # The reader has closed the pipe, as `head` does. Python still flushes its buffer at exit, so give it a sink.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     for found, what in (
         (several, "several pictures, of which the first was classified,"),
         (outside, "many values outside the range of the training pictures, which were clipped,"),

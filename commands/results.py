@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from model.export.formats import Published
-from reporting.words import percent, plural
+from reporting.analysis import difference
+from reporting.words import percent, plural, share_of
 from selection.finalists import Standing
 from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner, compare_curves
@@ -52,15 +53,15 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim", title="Validation top-1 in %", title_justify="left")
     seeds = max(len(standing.runs) for standing in standings)
     table.add_column("", overflow="fold")
-    for heading in ("study", *(f"seed {index + 1}" for index in range(seeds)), "mean", "sd", "epochs"):
+    spread = ("mean", "sd") if seeds > 1 else ()
+    for heading in ("study", *(f"seed {index + 1}" for index in range(seeds)), *spread, "epochs"):
         table.add_column(heading, justify="right", no_wrap=True)
     for standing in standings:
         table.add_row(
             standing.candidate.name,
             _points(standing.candidate.recorded),
             *(_points(run.value) if run in standing.complete else "diverged" for run in standing.runs),
-            _points(standing.mean if standing.top1 else None),
-            _points(standing.spread),
+            *(_points(standing.mean if standing.top1 else None), _points(standing.spread))[: len(spread)],
             str(standing.candidate.config.training.epochs),
             style="bold" if standing is won else "dim" if standing.candidate.baseline else None,
         )
@@ -68,6 +69,8 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
     if shorter := [one.candidate.name for one in standings if not one.candidate.complete]:
         console.print(f"Trained for fewer epochs in the study: {', '.join(shorter)}.")
     console.print(f"{won.candidate.name} wins.")
+    if seeds == 1:
+        return  # luck decides about single runs, and they have no mean
     searched = [one for one in standings if one.candidate.complete and one.top1 and not one.candidate.baseline]
     if searched:
         best = max(searched, key=lambda one: one.candidate.recorded)
@@ -87,39 +90,41 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
     """Print the test results of the winner and the baselines, and the accuracy of each class."""
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
     table.add_column("Test set", overflow="fold")
-    has_top3 = results["top3"] is not None
-    for heading in ("top-1", "95 % interval", *["top-3"] * has_top3, "mean", "sd"):
+    has_top3, spread = results["top3"] is not None, results["top1_sd"] is not None
+    for heading in ("top-1", "95 % interval", *["top-3"] * has_top3, *("mean", "sd") * spread):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_row(
-        f"{winner.name}, seed {winner.seed_index + 1}: exported",
-        percent(results["top1"]),
-        _interval(results["top1_interval"]),
-        *[percent(results["top3"])] * has_top3,
-        percent(results["top1_mean"]),
-        percent(results["top1_sd"]),
-        style="bold",
-    )
-    for other in results["baselines"]:
+
+    def add(name: str, one: dict[str, Any], top1: float, style: str) -> None:
         table.add_row(
-            other["name"],
-            percent(other["top1"][0]),
-            _interval(other["top1_interval"]),
-            *[percent(other["top3"])] * has_top3,
-            percent(other["top1_mean"]),
-            percent(other["top1_sd"]),
-            style="dim",
+            name,
+            percent(top1),
+            _interval(one["top1_interval"]),
+            *[percent(one["top3"])] * has_top3,
+            *(percent(one["top1_mean"]), percent(one["top1_sd"])) * spread,
+            style=style,
         )
+
+    add(f"{winner.name}, seed {winner.seed_index + 1}: exported", results, results["top1"], "bold")
+    for other in results["baselines"]:
+        add(other["name"], other, other["top1"][0], "dim")
     console.print(table)
     used = "once" if results["evaluations"] == 1 else f"{results['evaluations']} times"
     runs, diverged = len(results["seeds"]), results["diverged"]
     console.print(
-        f"{results['pictures']:,} pictures, evaluated {used}; mean and sd over {plural(runs, 'seed')}"
-        f"{f', {diverged} diverged' if diverged else ''}; ECE {percent(results['ece'])} at temperature "
-        f"{winner.temperature:.2f}."
+        f"{results['pictures']:,} pictures, evaluated {used}; {'mean and sd over ' * spread}{plural(runs, 'seed')}"
+        f"{f', {diverged} diverged' if diverged else ''}; ECE {percent(results['ece'])} (chance level "
+        f"{percent(results['ece_chance'])}); {winner.calibration}."
     )
     for other in results["baselines"]:
-        gain = 100 * (results["top1_mean"] - other["top1_mean"])
-        console.print(Text(f"{gain:+.2f} points compared with '{other['name']}', mean to mean."))
+        means = results["top1_mean"], other["top1_mean"]
+        low, high = (100 * end for end in difference(*means, results["pictures"]))
+        console.print(
+            Text(
+                f"{100 * (means[0] - means[1]):+.2f} points (95 % interval {low:+.1f} to {high:+.1f}) compared with "
+                f"'{other['name']}'{', mean to mean' * spread}."
+            ),
+            soft_wrap=True,
+        )
     console.print(_per_class(results, classes))
 
 
@@ -131,10 +136,8 @@ def print_audit(console: Console, audit: PrunerAudit) -> None:
     for number, then, value in audit.pruned:
         table.add_row(str(number), percent(then), percent(value), f"{100 * (value - audit.best):+.2f} points")
     console.print(table)
-    won = len(audit.winners)
-    console.print(
-        f"{won} of {len(audit.pruned)} pruned trials would have beaten the study's best ({percent(audit.best)})."
-    )
+    won, tried = len(audit.winners), plural(len(audit.pruned), "pruned trial")
+    console.print(f"{won} of {tried} would have beaten the study's best ({percent(audit.best)}).")
 
 
 def _interval(bounds: list[float]) -> str:
@@ -144,15 +147,17 @@ def _interval(bounds: list[float]) -> str:
 def _per_class(results: dict[str, Any], classes: tuple[str, ...]) -> Table:
     """Return a table of the classes: pictures, accuracy, and the class each is most often mistaken for."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("class", "pictures", "top-1", "most often mistaken for"):
-        table.add_column(heading, justify="right" if heading in ("pictures", "top-1") else "left", overflow="fold")
+    for heading in ("class", "pictures", "top-1 (95 % interval)", "most often mistaken for"):
+        table.add_column(
+            heading, justify="left" if heading in ("class", "most often mistaken for") else "right", overflow="fold"
+        )
     for label, (name, row) in enumerate(zip(classes, results["confusion"], strict=True)):
         wrong = [(count, classes[other]) for other, count in enumerate(row) if other != label and count]
         most = max(wrong, key=lambda pair: pair[0], default=None)
         table.add_row(
             Text(name),
             f"{sum(row):,}",
-            percent(results["per_class"][label]),
+            share_of(row[label], sum(row)),
             Text(f"{most[1]} ({most[0]})" if most else ""),
         )
     return table
@@ -205,6 +210,7 @@ def print_published(console: Console, published: Published, winner: Winner, tria
     console.print(
         f"model.onnx takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) per picture on one thread."
     )
+    console.print(Text(f"Probabilities: {published.bundle.calibration}."), soft_wrap=True)
     untested = "other networks had been tested before" if winner.networks else "python study.py retrain tests it"
     result = f"untested: {untested}" if winner.test_top1 is None else f"test top-1 {percent(winner.test_top1)}"
     console.print(Text(f"Exported {winner.name} to {published.folder} ({result})."), soft_wrap=True)

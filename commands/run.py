@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -16,6 +17,7 @@ from commands.options import (
     DeviceOption,
     Injected,
     LinksOption,
+    NearDuplicatesOption,
     PartsOption,
     PrecisionOption,
     ResultsOption,
@@ -37,6 +39,12 @@ if TYPE_CHECKING:
 
     from data.prepare import Pictures
     from search_space import Profile
+    from tuning.coordinator import Plan
+
+POINTS = 1000
+"""Number of random networks of the search space with which the budgets are compared."""
+SCALES = (1e3, 1e6, 1e9)
+"""Multiples in which a budget may have been meant, smallest first."""
 
 
 def run(
@@ -45,6 +53,7 @@ def run(
     test_data: TestOption = None,
     parts: PartsOption = None,
     follow_links: LinksOption = False,
+    near_duplicates: NearDuplicatesOption = "group",
     pictures: Annotated[int | None, count(DATA)] = None,
     study: Annotated[str | None, Parameter(group=DATA, metavar="NAME")] = None,
     profile: Annotated[Literal["auto", "quick", "laptop", "gpu"], choice(DATA)] = "auto",
@@ -113,8 +122,8 @@ def run(
     seed
         Seed of the search and of every trial. With one worker on a CPU, a study repeats bit for bit.
     storage
-        URL of the study's database, such as postgresql://user@host/name. By default an SQLite file in the study's
-        folder.
+        URL of the study's database, such as postgresql+psycopg://user@host/name. By default an SQLite file in the
+        study's folder.
     """
     from commands import console as screen
     from commands.follow import follow, follow_runs
@@ -134,32 +143,38 @@ def run(
     console = screen.make_console()
     track = screen.track(console)
     slots = devices.slots(device, workers)
-    limits = _profile(profile, slots[0].device, epochs, pictures, flips=not no_flips)
+    limits = _profile(profile, slots[0].device, epochs, flips=not no_flips)
     found = find_pictures(
         data,
         test_data=test_data,
         parts=parts,
         follow_links=follow_links,
-        limit=limits.pictures,
+        near_duplicates=near_duplicates,
+        limit=pictures,
         cache_dir=cache,
         track=track,
     )
     screen.print_pictures(console, found)
+    screen.print_look_alikes(console, found)
     if limits.flips:
         screen.ask_about_flips(console, found)
     limits = _fitted(console, limits, found)
     if storage is None:
         screen.warn_of_network_file_system(console, results)
+    else:
+        screen.warn_of_password(console, storage)
+    plan = Plan(
+        trials=trials,
+        timeout=timeout * 60 if timeout else None,
+        patience=patience,
+        target=target / 100 if target else None,
+        max_parameters=max_params,
+        max_flops=max_flops,
+    )
+    _refuse_wrong_units(plan, limits, found)
     with open_session(
         found,
-        plan=Plan(
-            trials=trials,
-            timeout=timeout * 60 if timeout else None,
-            patience=patience,
-            target=target / 100 if target else None,
-            max_parameters=max_params,
-            max_flops=max_flops,
-        ),
+        plan=plan,
         name=study,
         profile=limits,
         sampler=sampler,
@@ -207,11 +222,41 @@ def run(
         raise SystemExit(128 + received)
 
 
-def _profile(name: str, device: str, epochs: int | None, pictures: int | None, *, flips: bool) -> Profile:
+def _profile(name: str, device: str, epochs: int | None, *, flips: bool) -> Profile:
     from search_space import PROFILES
 
     chosen = PROFILES[("gpu" if device.startswith("cuda") else "quick") if name == "auto" else name]
-    return replace(chosen, epochs=epochs or chosen.epochs, pictures=pictures or chosen.pictures, flips=flips)
+    return replace(chosen, epochs=epochs or chosen.epochs, flips=flips)
+
+
+def _refuse_wrong_units(plan: Plan, profile: Profile, pictures: Pictures) -> None:
+    """Raise StudyError if a target needs no training, or no network is within a budget: the unit must be another."""
+    import numpy as np
+
+    from reporting.words import percent
+    from search_space import suggest
+    from tuning.space import random_points
+
+    classes = len(pictures.catalog.classes)
+    counts = np.bincount(pictures.catalog.labels[pictures.split.validation])
+    commonest = float(counts.max() / counts.sum())
+    if plan.target is not None and plan.target <= commonest:
+        meant = f" (did you mean {100 * 100 * plan.target:g}?)" if plan.target <= 0.01 else ""
+        raise StudyError(
+            f"--target {100 * plan.target:g} asks for {percent(plan.target)} validation top-1{meant}, and always "
+            f"predicting the most common class reaches {percent(commonest)}: choose a higher one, or omit it"
+        )
+    costs = [one.cost for one in random_points(partial(suggest, profile=profile, classes=classes), POINTS)]
+    for option, noun, budget, least in (
+        ("--max-params", "parameters", plan.max_parameters, min(cost.parameters for cost in costs)),
+        ("--max-flops", "FLOPs per picture", plan.max_flops, min(cost.flops for cost in costs)),
+    ):
+        if budget is not None and budget < least:
+            meant = next((f" (did you mean {budget * scale:g}?)" for scale in SCALES if budget * scale >= least), "")
+            raise StudyError(
+                f"{option} {budget:g} is below every network of the search space{meant}: choose at least {least:,}, "
+                f"the {noun} of the smallest of {POINTS:,} random ones"
+            )
 
 
 def _fitted(console: Console, profile: Profile, pictures: Pictures) -> Profile:

@@ -6,12 +6,15 @@ Importing the package itself loads neither numpy nor torch: the command line cat
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from model.files import printable
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Function that wraps an iterable of known length to show progress: `track(iterable, description, total)`."""
+
+NearDuplicates = Literal["group", "keep"]
+"""Whether near-duplicates are grouped, so that the split keeps them together, or treated like different pictures."""
 
 CACHE_FIX = "free some space, change its permissions, or choose another folder with --cache DIR"
 """Fix to suggest if a file of the cache cannot be written."""

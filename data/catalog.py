@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data import DataError, Track, near_duplicates, no_track
+from data import DataError, NearDuplicates, Track, no_track
 from data.file_checks import THUMBNAIL, Entry, FileCheck, Verdict, check_files, stray, walk
+from data.near_duplicates import groups
 from data.sources import Source
 from model.files import printable
 from model.preprocessing import ORDINARY, Traits, settle_ranges
@@ -53,6 +54,8 @@ class Picture:
     group: str
     """Smallest content hash of the picture and its near-duplicates; "" if the file was not read."""
     traits: Traits = ORDINARY
+    scene: str = ""
+    """Smallest content hash of its scene: many pictures that look alike without being near-duplicates; "" if none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +172,15 @@ def concerning(catalog: Catalog) -> Generator[None]:
         raise UnusableDataError(str(error), catalog) from error
 
 
-def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog:
+def scan(
+    source: Source, *, near_duplicates: NearDuplicates = "group", cache_dir: Path, track: Track = no_track
+) -> Catalog:
     """Check every file of `source` and return the catalog; a second scan opens only files that changed.
 
     Of files with equal bytes in one class, the first by path is kept; if they are in two classes, all are left out. Of
-    copies and near-duplicates in two official parts, those in validation are kept over those in train, and those in
-    test over both: the official test set stays complete, and none of it is trained on.
+    copies in two official parts, those in validation are kept over those in train, and those in test over both: the
+    official test set stays complete, and none of it is trained on. Near-duplicates are all kept, in groups unless
+    `near_duplicates` is "keep".
     Raises UnusableDataError for fewer than two classes, a class with fewer than MIN_KEPT kept pictures, or an official
     part that lacks a class; and DataError for a folder that cannot be read, or a cache folder that cannot be written.
     """
@@ -186,8 +192,8 @@ def scan(source: Source, *, cache_dir: Path, track: Track = no_track) -> Catalog
             pictures.append(_picture(part, entry, check))
             thumbnails.append(check.thumbnail)
     pictures = _without_copies(pictures)
-    pictures = _grouped(pictures, thumbnails)
-    pictures = _without_leaks(pictures)
+    if near_duplicates == "group":
+        pictures = _grouped(pictures, thumbnails)
     catalog = _with_classes(source, pictures)
     with concerning(catalog):
         _check(catalog)
@@ -226,13 +232,13 @@ def _picture(part: str, entry: Entry, check: FileCheck) -> Picture:
         height=check.height,
         mode=check.mode,
         content_hash=check.content_hash,
-        group="",
+        group=check.content_hash,
         traits=check.traits,
     )
 
 
-_PRIORITY = {"all": 0, "test": 0, "validation": 1, "train": 2}
-"""Priority of the parts: of copies in two parts, the one in the part with the lower number is kept."""
+PRIORITY = {"all": 0, "test": 0, "validation": 1, "train": 2}
+"""Priority of the parts, 0 for the highest: of copies in two parts, the one in the higher-priority part is kept."""
 
 
 def _without_copies(pictures: Sequence[Picture]) -> list[Picture]:
@@ -243,8 +249,8 @@ def _without_copies(pictures: Sequence[Picture]) -> list[Picture]:
             same_bytes[picture.content_hash].append(position)
     judged = list(pictures)
     for positions in same_bytes.values():
-        best = min(_PRIORITY[pictures[position].part] for position in positions)
-        candidates = [position for position in positions if _PRIORITY[pictures[position].part] == best]
+        best = min(PRIORITY[pictures[position].part] for position in positions)
+        candidates = [position for position in positions if PRIORITY[pictures[position].part] == best]
         first = candidates[0]
         contrary = next((p for p in candidates if pictures[p].label != pictures[first].label), None)
         for position in positions:
@@ -252,9 +258,9 @@ def _without_copies(pictures: Sequence[Picture]) -> list[Picture]:
             if position in candidates and contrary is not None and picture.label == pictures[first].label:
                 original = contrary
             if picture.label != pictures[original].label:
-                verdict, reason = Verdict.CONFLICT, f"same bytes in another class: {_shown(pictures[original])}"
+                verdict, reason = Verdict.CONFLICT, f"same bytes in another class: {shown(pictures[original])}"
             elif position != original:
-                verdict, reason = Verdict.DUPLICATE, f"same bytes as {_shown(pictures[original])}"
+                verdict, reason = Verdict.DUPLICATE, f"same bytes as {shown(pictures[original])}"
             else:
                 continue
             judged[position] = replace(picture, verdict=verdict, reason=reason)
@@ -262,35 +268,31 @@ def _without_copies(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def _grouped(pictures: Sequence[Picture], thumbnails: Sequence[bytes]) -> list[Picture]:
-    """Set each picture's near-duplicate group."""
-    kept = [position for position, picture in enumerate(pictures) if picture.verdict is Verdict.KEPT]
-    stacked = np.frombuffer(b"".join(thumbnails[position] for position in kept), dtype=np.uint8)
-    members = near_duplicates.groups(stacked.reshape(-1, *THUMBNAIL)).tolist()
-    hashes = [pictures[position].content_hash for position in kept]
-    smallest: dict[int, str] = {}
-    for content_hash, member in zip(hashes, members, strict=True):
-        smallest[member] = min(content_hash, smallest.get(member, content_hash))
-    group_of = {content_hash: smallest[member] for content_hash, member in zip(hashes, members, strict=True)}
+    """Set each picture's near-duplicate group and scene."""
+    kept = sorted(
+        (picture.content_hash, (picture.label, picture.part), thumbnail)
+        for picture, thumbnail in zip(pictures, thumbnails, strict=True)
+        if picture.verdict is Verdict.KEPT
+    )
+    hashes = [content_hash for content_hash, *_ in kept]
+    number = {stratum: position for position, stratum in enumerate(sorted({stratum for _, stratum, _ in kept}))}
+    strata = np.array([number[stratum] for _, stratum, _ in kept], dtype=np.int64)
+    stacked = np.frombuffer(b"".join(thumbnail for *_, thumbnail in kept), dtype=np.uint8)
+    group, scene = groups(stacked.reshape(-1, *THUMBNAIL), strata)
+    # The smallest position has the smallest hash, as the pictures are sorted by it.
+    group_of = {hashes[position]: hashes[first] for position, first in enumerate(group.tolist())}
+    crowded = np.bincount(scene, minlength=len(hashes))[scene] > 1
+    scene_of = {hashes[position]: hashes[scene[position]] for position in np.flatnonzero(crowded).tolist()}
     # A duplicate that is left out has the group of the kept one; of a conflict none is kept, so each is its own group.
-    return [replace(picture, group=group_of.get(picture.content_hash, picture.content_hash)) for picture in pictures]
+    return [
+        replace(picture, group=group_of.get(content, content), scene=scene_of.get(content, ""))
+        for picture in pictures
+        for content in [picture.content_hash]
+    ]
 
 
-def _without_leaks(pictures: Sequence[Picture]) -> list[Picture]:
-    """Leave out near-duplicates of a picture in a higher-priority part."""
-    kept = (picture for picture in pictures if picture.verdict is Verdict.KEPT)
-    best: dict[str, Picture] = {}
-    for picture in sorted(kept, key=lambda picture: _PRIORITY[picture.part]):
-        best.setdefault(picture.group, picture)
-    judged: list[Picture] = []
-    for picture in pictures:
-        rival = best.get(picture.group)
-        if picture.verdict is Verdict.KEPT and rival is not None and _PRIORITY[rival.part] < _PRIORITY[picture.part]:
-            picture = replace(picture, verdict=Verdict.DUPLICATE, reason=f"near-duplicate of {_shown(rival)}")
-        judged.append(picture)
-    return judged
-
-
-def _shown(picture: Picture) -> str:
+def shown(picture: Picture) -> str:
+    """Return a picture's path, after the name of its official part if it has one, safe to print."""
     return printable(picture.path if picture.part == "all" else f"{picture.part}: {picture.path}")
 
 

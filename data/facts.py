@@ -7,6 +7,7 @@ import numpy as np
 
 from data.catalog import Catalog
 from data.file_checks import Verdict
+from data.findings import look_alikes, odd_shares
 from data.report import describe_layout, describe_subfolders, remarks
 from data.split import Split
 
@@ -14,8 +15,9 @@ from data.split import Split
 def facts(catalog: Catalog, split: Split | None = None) -> dict[str, Any]:
     """Return the facts as a dictionary that can be stored as JSON; without a split, those of an unusable data set.
 
-    `classes` counts each class's pictures by part and its other files by verdict; `sizes` are pixels as stored. Names
-    are as in the file system, not escaped as in the report.
+    `classes` counts each class's pictures by part and its other files by verdict; `sizes` are pixels as stored; `leaks`
+    pairs pictures of an official part with their near-duplicates in a part that judges it; the `class` of an odd share
+    is None for all classes together. Names are as in the file system, not escaped as in the report.
     """
     kept, counts = catalog.kept, catalog.counts()
     parts = {} if split is None else {part: catalog.labels[positions] for part, positions in split.named()}
@@ -35,7 +37,8 @@ def facts(catalog: Catalog, split: Split | None = None) -> dict[str, Any]:
         "sizes": _sizes(catalog),
         "modes": dict(Counter(picture.mode for picture in kept).most_common()),
         "ranges": catalog.ranges,
-        "near_duplicates": _groups(catalog),
+        **_look_alikes(catalog),
+        "odd_shares": [] if split is None else _odd_shares(catalog, split),
         "remarks": [*describe_layout(catalog), *describe_subfolders(catalog), *remarks(catalog)],
     }
 
@@ -66,10 +69,25 @@ def _sizes(catalog: Catalog) -> dict[str, dict[str, int]]:
     }
 
 
-def _groups(catalog: Catalog) -> dict[str, int]:
-    members = Counter(picture.group for picture in catalog.kept)
-    several = [count for count in members.values() if count > 1]
-    return {"groups": len(several), "pictures": sum(several), "largest": max(several, default=1)}
+def _look_alikes(catalog: Catalog) -> dict[str, Any]:
+    found = look_alikes(catalog)
+    return {
+        kind: {
+            "groups": len(groups),
+            "pictures": sum(map(len, groups)),
+            "largest": max(map(len, groups), default=0),
+            "examples": [[picture.path for picture in group[:2]] for group in groups[:3]],
+        }
+        for kind, groups in (("near_duplicates", found.groups), ("scenes", found.scenes))
+    } | {"leaks": [[picture.path, judge.path] for picture, judge in found.leaks]}
+
+
+def _odd_shares(catalog: Catalog, split: Split) -> list[dict[str, Any]]:
+    return [
+        {"class": odd.label, "part": odd.part, "pictures": odd.found, "of": odd.total, "share": round(odd.share, 4)}
+        | {"near_duplicates": len(odd.cause)}
+        for odd in odd_shares(catalog, split)
+    ]
 
 
 def _left_out(counts: dict[Verdict, int]) -> dict[str, int]:

@@ -59,7 +59,7 @@ class Verdict(StrEnum):
     TOO_SMALL = "too_small"
     """Picture whose shorter side is below MIN_SIDE pixels."""
     DUPLICATE = "duplicate"
-    """Copy of a kept picture in the same class, or (near-)copy of a picture in an official test set."""
+    """Copy of a kept picture of the same class, in the same official part or in one that has priority."""
     CONFLICT = "conflict"
     """Copy of a picture in another class: at least one of the labels is wrong, and it is unknown which."""
     REFUSED = "refused"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from data import DataError, Track, cache, catalog, no_track, sources
+from data import DataError, NearDuplicates, Track, cache, catalog, no_track, sources
 from data.cache import CacheHandle
 from data.catalog import Catalog
 from data.split import Split, split
@@ -33,6 +33,8 @@ class Pictures:
     """The `parts` argument as given."""
     follow_links: bool = False
     """The `follow_links` argument as given."""
+    near_duplicates: NearDuplicates
+    """The `near_duplicates` argument as given."""
     limit: int | None
     """The `limit` argument as given."""
     available: int
@@ -55,6 +57,7 @@ def find_pictures(
     test_data: Path | None = None,
     parts: str | None = None,
     follow_links: bool = False,
+    near_duplicates: NearDuplicates = "group",
     limit: int | None = None,
     cache_dir: Path | None = None,
     track: Track = no_track,
@@ -64,7 +67,8 @@ def find_pictures(
     `data` is "field-guide", "kaggle" or the path of a folder of class folders; `test_data`, an official test set, is
     another such folder. `parts` says which folders are the official parts, in the form "train=DIR,test=DIR", where the
     folders themselves do not tell (see `data.layout`). Links that lead out of the folder are read with `follow_links`.
-    Up to `limit` pictures are used, all if it is None. Results of the checks are stored under `cache_dir`, by default
+    Near-duplicates are put into the same part of the split, or with "keep" split like different pictures. Up to `limit`
+    pictures are used, all if it is None. Results of the checks are stored under `cache_dir`, by default
     `default_cache()`, so that only new and changed files are opened the next time.
     Raises DataError for a data set that cannot be used; its text says why and what to do. If every file was checked, it
     is an UnusableDataError, which has the catalog.
@@ -79,7 +83,7 @@ def find_pictures(
         follow_links=follow_links,
         track=track,
     )
-    scanned = catalog.scan(source, cache_dir=cache_dir, track=track)
+    scanned = catalog.scan(source, near_duplicates=near_duplicates, cache_dir=cache_dir, track=track)
     with catalog.concerning(scanned):
         used = scanned.limited(limit)
         divided = split(used)
@@ -90,6 +94,7 @@ def find_pictures(
         test_data=test_data,
         parts=parts,
         follow_links=follow_links,
+        near_duplicates=near_duplicates,
         limit=limit,
         available=max(source.available or 0, len(scanned.kept)),
         catalog=used,

@@ -1,6 +1,6 @@
 """Evaluation of a network's logits: accuracy with its interval, calibration, and the temperature that improves it.
 
-network, batches -> `logits` -> (N, C) and labels (N,)        -> `temperature`, fitted on one set of pictures
+network, batches -> `logits` -> (N, C) and labels (N,)        -> `calibrate` on one set of pictures: a temperature
                                                               -> `measure` with it, on another
 """
 
@@ -20,6 +20,8 @@ BINS = 15
 """Number of confidence bins of the calibration error, as in Guo et al. 2017."""
 TEMPERATURES = (0.05, 20.0)
 """Lowest and highest temperature that is fitted; only a network that is always right, or always wrong, exceeds them."""
+DRAWS = 200
+"""Number of draws from which the chance level of a calibration error is computed."""
 
 Logits = tuple[Tensor, Tensor]
 """Logits (N, C) float32 and labels (N,) int64."""
@@ -43,6 +45,8 @@ class Measured:
     """95 % Wilson interval of `top3`."""
     ece: float
     """Expected calibration error after the temperature, 0 to 1."""
+    ece_chance: float
+    """Chance level of `ece`: with probabilities that are exactly right, 95 % of samples as large stay below it."""
     per_class: tuple[float | None, ...]
     """Accuracy within each true class; None for a class without pictures."""
     confusion: Confusion
@@ -80,6 +84,7 @@ def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
     best = logits.argsort(dim=1, descending=True, stable=True)[:, :3]
     top3 = int((best == labels[:, None]).sum())
     scaled = logits.double() / temperature
+    probabilities = scaled.softmax(dim=1)
     return Measured(
         pictures=pictures,
         loss=float(functional.cross_entropy(scaled, labels)),
@@ -87,7 +92,8 @@ def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
         top1_interval=wilson(top1, pictures),
         top3=top3 / pictures if classes > 3 else None,
         top3_interval=wilson(top3, pictures) if classes > 3 else None,
-        ece=calibration_error(scaled.softmax(dim=1), labels),
+        ece=calibration_error(probabilities, labels),
+        ece_chance=chance_level(probabilities),
         per_class=tuple(row[label] / sum(row) if sum(row) else None for label, row in enumerate(rows)),
         confusion=rows,
     )
@@ -112,11 +118,69 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     Guo et al. 2017, arXiv:1706.04599, equation 5. Probabilities (N, C), labels (N,).
     """
     confidence, predictions = probabilities.double().max(dim=1)
-    surplus = confidence - (predictions == labels).double()
+    return _binned_error(confidence, predictions == labels)
+
+
+def chance_level(probabilities: Tensor) -> float:
+    """Return the calibration error below which 95 % of samples stay whose labels are drawn from `probabilities`.
+
+    The error is never negative, so that of a few pictures is large even if every probability (N, C) is exactly right.
+    """
+    confidence = probabilities.double().max(dim=1).values
+    generator = torch.Generator().manual_seed(0)
+    draws = (torch.rand(len(confidence), generator=generator, dtype=torch.float64) for _ in range(DRAWS))
+    errors = [_binned_error(confidence, drawn < confidence) for drawn in draws]
+    return float(torch.tensor(errors, dtype=torch.float64).quantile(0.95))
+
+
+def _binned_error(confidence: Tensor, right: Tensor) -> float:
+    """Return the calibration error of predictions made with these confidences (N,), each right or wrong."""
     # A bin includes its upper edge, as in the paper
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, surplus)
-    return float(sums.abs().sum()) / len(labels)
+    sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidence - right.double())
+    return float(sums.abs().sum()) / len(confidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The temperature of a network's probabilities, and how it was found."""
+
+    temperature: float
+    """Divisor of the logits; 1 if the fitted one is not used."""
+    text: str
+    """The temperature and the number of pictures that it was fitted on; or "not calibrated:", and why."""
+
+
+def calibrate(outputs: Tensor, labels: Tensor) -> Calibration:
+    """Fit the temperature of networks that were trained alike, and use it only if the pictures determine it.
+
+    `outputs` (S, N, C) are the logits of S networks for the same N validation pictures, `labels` (N,) their classes. A
+    picture counts once, however many networks there are.
+
+    The fit is used if 1 and both of TEMPERATURES lie outside its 95 % interval, by the likelihood ratio (Wilks 1938). A
+    network that makes no mistake on a few pictures has its best temperature at the lower bound, which would claim
+    certainty. Measured on made-up networks (benchmarks/README.md, "When a temperature is used"): with 8, 30, 100, 300
+    and 1,000 pictures the fit is used in 13, 42, 63, 80 and 88 % of all cases, and the calibration error on other
+    pictures falls from 11.0 % to 8.8, 5.2, 3.2, 2.1 and 1.7 % on average.
+    """
+    networks, pictures, _ = outputs.shape
+    scores, truth = outputs.double().flatten(0, 1), labels.repeat(networks)
+    fitted = temperature(scores, truth)
+
+    def loss(heat: float) -> float:
+        return float(functional.cross_entropy(scores / heat, truth))
+
+    def is_worse(heat: float) -> bool:
+        return 2 * pictures * (loss(heat) - loss(fitted)) > Z95**2
+
+    if not all(map(is_worse, TEMPERATURES)):
+        text = f"not calibrated: {pictures:,} validation pictures do not determine a temperature"
+    elif not is_worse(1.0):
+        text = f"not calibrated: on {pictures:,} validation pictures, no temperature is better than 1 beyond chance"
+    else:
+        text = f"temperature {fitted:.2f}, fitted on {pictures:,} validation pictures"
+        return Calibration(temperature=fitted, text=text)
+    return Calibration(temperature=1.0, text=text)
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:

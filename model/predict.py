@@ -47,7 +47,7 @@ class Prediction:
     path: Path
     """Path of the picture as it was given."""
     classes: tuple[tuple[str, float], ...]
-    """The most probable classes with their calibrated probabilities, best first; empty if there is an error."""
+    """The most probable classes with their probabilities, best first; empty if there is an error."""
     error: str | None = None
     """Why the picture could not be used; None if it could."""
     traits: Traits = ORDINARY

@@ -23,6 +23,10 @@ from tuning.trials import Outcome, Trial, top
 
 NEAR_BOUND = 0.05
 """Largest distance of a value that counts as at a bound, as a share of the parameter's range on its own scale."""
+FEWEST = 3
+"""Smallest number of trials with a parameter, among the best and among the others, of which a leaning is told."""
+SHUFFLES = 100
+"""Number of times that the trials are shuffled to find how strong a leaning chance alone would give."""
 PAUSE = 60.0
 """Number of seconds without a running trial that count as a pause between two runs of a study."""
 
@@ -57,12 +61,13 @@ def curve(trial: Trial) -> Points:
 
 
 def best_so_far(trials: Sequence[Trial]) -> Points:
-    """Return the trials at which the best complete value rose, with that value, and the last trial to end the line."""
+    """Return the trials at which the best complete value rose, with that value, and the last one that has started."""
     found: Points = []
-    for trial in sorted(trials, key=lambda trial: trial.number):
+    started = sorted((trial for trial in trials if not trial.is_waiting), key=lambda trial: trial.number)
+    for trial in started:
         if trial.value is not None and (not found or trial.value > found[-1][1]):
             found.append((trial.number, trial.value))
-    return [*found, (max(trial.number for trial in trials), found[-1][1])] if found else []
+    return [*found, (started[-1].number, found[-1][1])] if found else []
 
 
 def parameters(trials: Sequence[Trial]) -> dict[str, BaseDistribution]:
@@ -148,11 +153,13 @@ class BoundHint:
 def bound_hints(trials: Sequence[Trial]) -> list[BoundHint]:
     """Return the numeric parameters that the best trial, and at least half of the best few, have at a bound.
 
-    The best few are the best fifth of the complete trials, 3 to 10 of them. A lower bound of 0 is natural for dropout
-    or a share, and gives no hint.
+    The best few are the best fifth of the complete trials, 3 to 10 of them, if that is up to half of all. A lower bound
+    of 0 is natural for dropout or a share, and gives no hint.
     """
     complete = top(trials, len(trials))
     best = complete[: min(10, max(3, len(complete) // 5))]
+    if 2 * len(best) > len(complete):
+        return []
     hints: list[BoundHint] = []
     for name, value in best[0].params.items() if best else ():
         distribution = best[0].distributions[name]
@@ -197,36 +204,65 @@ class Leaning:
 
 
 def leanings(trials: Sequence[Trial], count: int) -> list[Leaning]:
-    """Return how the `count` best trained trials differ from the others, the strongest difference first.
+    """Return how the `count` best trained trials differ from the others beyond chance, the strongest difference first.
 
-    The strength for a number is |2 AUC - 1| between the two groups, for a choice the difference between its shares.
+    The strength for a number is |2 AUC - 1| between the two groups, for a choice the difference between its shares. A
+    difference counts if it is stronger than the strongest of all parameters in 95 % of shuffles of the trials.
     """
-    order = ranked(trials)
+    order, rng = ranked(trials), np.random.default_rng(0)
+    best = np.arange(len(order)) < count
+    rows = np.array([best, *(rng.permutation(best) for _ in range(SHUFFLES))])
     found: list[Leaning] = []
+    by_chance = np.zeros(SHUFFLES)
     for name, distribution in parameters(order).items():
-        mine = [trial.params[name] for trial in order[:count] if name in trial.params]
-        others = [trial.params[name] for trial in order[count:] if name in trial.params]
-        everyone = mine + others
-        if len(mine) < 3 or len(others) < 3:
+        places = [place for place, one in enumerate(order) if name in one.params]
+        values = [order[place].params[name] for place in places]
+        mine = values[: sum(place < count for place in places)]
+        if not FEWEST <= len(mine) <= len(values) - FEWEST:
             continue
         if isinstance(distribution, CategoricalDistribution):
-            surplus = {one: mine.count(one) / len(mine) - everyone.count(one) / len(everyone) for one in set(everyone)}
-            choice = max(sorted(surplus, key=str), key=lambda one: surplus[one])
-            share, among_others = mine.count(choice) / len(mine), others.count(choice) / len(others)
+            strengths, choice = _preferences(values, rows[:, places])
             leaning = Leaning(
                 name=name,
-                strength=share - among_others,
+                strength=float(strengths[0]),
                 best=choice,
                 everywhere=None,
-                share_best=share,
-                share_all=everyone.count(choice) / len(everyone),
+                share_best=mine.count(choice) / len(mine),
+                share_all=values.count(choice) / len(values),
             )
         else:
-            above = np.sign(np.subtract.outer(np.array(mine, float), np.array(others, float))).mean()
-            medians = float(np.median(mine)), float(np.median(everyone))
-            leaning = Leaning(name=name, strength=abs(float(above)), best=medians[0], everywhere=medians[1])
+            strengths = _separations(values, rows[:, places])
+            medians = float(np.median(mine)), float(np.median(values))
+            leaning = Leaning(name=name, strength=float(strengths[0]), best=medians[0], everywhere=medians[1])
+        by_chance = np.maximum(by_chance, strengths[1:])
         found.append(leaning)
-    return sorted(found, key=lambda leaning: -leaning.strength)
+    least = np.quantile(by_chance, 0.95)
+    return sorted((one for one in found if one.strength > least), key=lambda leaning: -leaning.strength)
+
+
+def _separations(values: Sequence[float], rows: npt.NDArray[np.bool_]) -> Floats:
+    """Return |2 AUC - 1| between the values that a row (R, N) selects and the others; 0 where either are too few."""
+    mine = rows.sum(axis=1)
+    others = len(values) - mine
+    wins = rows @ _ranks(values) - mine * (mine + 1) / 2
+    enough = np.minimum(mine, others) >= FEWEST
+    return np.where(enough, np.abs(2 * wins / np.maximum(mine * others, 1) - 1), 0.0)
+
+
+def _preferences(values: Sequence[Any], rows: npt.NDArray[np.bool_]) -> tuple[Floats, Any]:
+    """Return how much more often the values that a row (R, N) selects are its preferred choice than the others are.
+
+    Preferred is what is most overrepresented; that of the first row is returned, too. 0 where either are too few.
+    """
+    choices = sorted(set(values), key=str)
+    selects = np.array([[value == choice for choice in choices] for value in values], dtype=np.float64)
+    mine = rows.sum(axis=1)[:, None]
+    others, counts = len(values) - mine, rows @ selects
+    among_mine = counts / np.maximum(mine, 1)
+    preferred = (among_mine - selects.mean(axis=0)).argmax(axis=1)
+    surplus = among_mine - (selects.sum(axis=0) - counts) / np.maximum(others, 1)
+    strengths = surplus[np.arange(len(rows)), preferred]
+    return np.where(np.minimum(mine, others)[:, 0] >= FEWEST, strengths, 0.0), choices[preferred[0]]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -279,11 +315,24 @@ def savings(trials: Sequence[Trial]) -> Savings:
     )
 
 
-def agreement(trials: Sequence[Trial], epoch: int) -> tuple[float, int] | None:
-    """Return Spearman's rank correlation between the best value up to `epoch` and the final one, and the trial count.
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Spearman's rank correlation between early and final values."""
 
-    Only complete trials are included: pruned ones had the lowest early values and would raise it. Returns None for
-    fewer than five trials, or if all are equal.
+    correlation: float
+    low: float
+    high: float
+    """95 % interval of the correlation."""
+    trials: int
+    """Number of complete trials that it is computed from."""
+
+
+def agreement(trials: Sequence[Trial], epoch: int) -> Agreement | None:
+    """Return how far the best value up to `epoch` and the final one have the same order.
+
+    Only complete trials are included: pruned ones had the lowest early values and would raise it. The interval is
+    Fisher's, with the variance of Bonett and Wright 2000. Returns None for fewer than four trials, with which there is
+    no interval, or if all are equal.
     """
     pairs: list[tuple[float, float]] = []
     for trial in trials:
@@ -291,9 +340,15 @@ def agreement(trials: Sequence[Trial], epoch: int) -> tuple[float, int] | None:
         if trial.value is not None and points and points[-1][0] > epoch >= points[0][0]:
             pairs.append((max(value for at, value in points if at <= epoch), trial.value))
     early, final = zip(*pairs, strict=True) if pairs else ((), ())
-    if len(early) < 5 or len(set(early)) == 1 or len(set(final)) == 1:
+    count = len(early)
+    if count < 4 or len(set(early)) == 1 or len(set(final)) == 1:
         return None
-    return float(np.corrcoef(_ranks(early), _ranks(final))[0, 1]), len(early)
+    found = float(np.corrcoef(_ranks(early), _ranks(final))[0, 1])
+    # The transform of 1 is infinite: count it as half a step below, where a step swaps two neighbours
+    most = 1 - 6 / (count * (count**2 - 1))
+    middle = math.atanh(max(-most, min(most, found)))
+    half = metrics.Z95 * math.sqrt((1 + found**2 / 2) / (count - 3))
+    return Agreement(correlation=found, low=math.tanh(middle - half), high=math.tanh(middle + half), trials=count)
 
 
 def _ranks(values: Sequence[float]) -> Floats:

@@ -161,7 +161,7 @@ def _show(study: optuna.Study, title: str, figure: go.Figure | None) -> None:
 
 
 def _finalists(path: Path) -> go.Figure | None:
-    """Return a figure of each finalist's runs and their mean; None if there are none yet."""
+    """Return a figure of each finalist's runs, and their mean if there are several; None if there are none yet."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["outcome"] == Outcome.COMPLETE]
@@ -180,9 +180,10 @@ def _finalists(path: Path) -> go.Figure | None:
         marker={"size": 8, "color": BLUE},
         name="one seed",
     )
+    several = {name: values for name, values in runs.items() if len(values) > 1}
     figure.add_scatter(
-        x=list(runs),
-        y=[sum(values) / len(values) for values in runs.values()],
+        x=list(several),
+        y=[sum(values) / len(values) for values in several.values()],
         mode="markers",
         marker={"symbol": "line-ew", "size": 40, "line": {"width": 2.5, "color": RED}},
         name="mean",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.metrics import wilson
+
 if TYPE_CHECKING:
     from tuning.trials import Trial
 
@@ -17,6 +19,14 @@ if TYPE_CHECKING:
 def percent(share: float | None, digits: int = 2) -> str:
     """Return a share from 0 to 1 as a percentage: 0.6385 -> 63.85 %; "-" for None."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def share_of(part: int, whole: int) -> str:
+    """Return a share with its 95 % interval: 2 of 3 -> 67 % (21 to 94); "-" for a share of nothing."""
+    if not whole:
+        return "-"
+    low, high = wilson(part, whole)
+    return f"{percent(part / whole, 0)} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def points(difference: float) -> str:

@@ -6,10 +6,11 @@ from data.cache import open_part
 from model.export.bundle import Bundle, BundleError
 from model.export.formats import Published, publish
 from search_space import Config
-from selection.retraining import Evaluator, Winner, best_so_far, fit_temperature, load_network
-from tuning import StudyError
+from selection.retraining import Evaluator, Winner, best_so_far, calibrate, load_network
+from tuning import StudyError, ownership
 from tuning.environment import processor, versions
 from tuning.session import OpenStudy, Session
+from tuning.settings import STUDY_ID
 
 CHECKED = 64
 """Number of pictures on which the formats of a bundle are compared."""
@@ -38,15 +39,19 @@ def export(session: Session, winner: Winner | None = None) -> Published:
     winner = winner or winner_of(session)
     config, weights = Config.from_dict(winner.config), session.folder / winner.weights
     network, pictures = load_network(config, weights), session.pictures
-    evaluator = Evaluator(data=session.data, device="cpu")
+    temperature, calibration = winner.temperature, winner.calibration
+    if temperature is None:
+        fitted = calibrate(config, [weights], Evaluator(data=session.data, device="cpu"))
+        temperature, calibration = fitted.temperature, fitted.text
     bundle = Bundle(
         model=config.model,
         classes=session.data.classes,
         image_size=config.image_size,
         ranges=pictures.catalog.ranges,
-        temperature=winner.temperature or fit_temperature(config, [weights], evaluator),
+        temperature=temperature,
         provenance={
             "study": session.name,
+            STUDY_ID: ownership.study_id(session.study),
             "trial": winner.trial,
             "data": {
                 "name": pictures.name,
@@ -60,6 +65,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
             "seed": winner.seed,
             "config": config.to_dict(),
             "validation": winner.validation,
+            "calibration": calibration,
             "trained with": winner.environment,
             "exported with": versions(),
             "exported on": processor(),

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from search_space import HAND_TUNED, Config
 from selection.fixed_runs import FixedRun, Follow, run_silently, train
-from tuning import StudyError
+from tuning import StudyError, ownership
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
 from tuning.sampling import one_seed
@@ -219,7 +219,7 @@ def train_finalists(
     if baselines:
         factor = longer if standings[0].candidate is stretch else 1
         standings = train_all([*chosen, *(stretched(one, factor) for one in baselines)])
-    write_csv(standings, session.folder / "finalists.csv")
+    write_csv(standings, session.folder / "finalists.csv", ownership.study_id(session.study))
     if not standings[0].complete:
         raise StudyError(f"{standings[0].candidate.name} diverged with every seed: choose another one with --trial N")
     return standings
@@ -239,18 +239,20 @@ def ranked(standings: Iterable[Standing]) -> list[Standing]:
     )
 
 
-def write_csv(standings: list[Standing], path: Path) -> None:
-    """Write one line per run, in the order of the standings. Raises StudyError."""
+def write_csv(standings: list[Standing], path: Path, study_id: str | None) -> None:
+    """Write one line per run, in the order of the standings, each with the study's random id. Raises StudyError."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch"])
+            table.writerow(["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch", "study"])
             for standing in standings:
                 one = standing.candidate
                 for run in standing.runs:
                     result = (run.result.top1, run.result.epoch) if run.result else ("", "")
-                    table.writerow([one.name, one.trial, one.config.training.epochs, run.seed, run.outcome, *result])
+                    table.writerow(
+                        [one.name, one.trial, one.config.training.epochs, run.seed, run.outcome, *result, study_id]
+                    )
 
     replace_file(path, write)
 

@@ -14,9 +14,9 @@ import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from tuning import StudyError
+from tuning import StudyError, ownership
 from tuning.coordinator import Coordinator, Plan
-from tuning.database import open_study
+from tuning.database import open_study, shown, sibling
 from tuning.folder import study_folder, trial_directory
 from tuning.jobs import Assignment
 from tuning.scheduling import PrunerScheduler
@@ -54,14 +54,18 @@ def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow
     `kind` is the suffix of the sibling study's name, and the name of its folder inside the study's folder; `metric` is
     what the dashboard calls a run's value. If a run failed, raises StudyError with its name.
     """
+    ownership.refuse_second_folder(session.study, session.folder, shown(session.url))
+    study_id = ownership.identify(session.study)
     folder = study_folder(session.folder, kind)
     study = open_study(
-        session.url,
-        f"{session.name}-{kind}",
+        session.storage,
+        sibling(session.study, kind),
         sampler=RandomSampler(),
         identity={"runs": kind, "data": session.data_identity},
         first_trials={},
         metric=metric,
+        folder=folder,
+        study_id=study_id,
     )
     enqueue(study, runs, folder)
     coordinator = session.coordinator(

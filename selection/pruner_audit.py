@@ -13,7 +13,8 @@ import numpy as np
 import optuna
 
 from selection.fixed_runs import FixedRun, Follow, run_silently, train
-from tuning import StudyError
+from tuning import StudyError, ownership
+from tuning.database import sibling
 from tuning.jobs import Assignment
 from tuning.session import OpenStudy, Session
 from tuning.trials import METRIC, Outcome, Trial, read_trials, top
@@ -75,9 +76,11 @@ def _run(trial: Trial) -> FixedRun | None:
 def read_audit(study: optuna.Study, storage: optuna.storages.BaseStorage) -> PrunerAudit | None:
     """Return the audit that is stored for a study; None if there is none."""
     try:
-        runs = optuna.load_study(study_name=f"{study.study_name}-{KIND}", storage=storage)
+        runs = optuna.load_study(study_name=sibling(study, KIND), storage=storage)
     except KeyError:
         return None
+    if ownership.study_id(runs) not in (None, ownership.study_id(study)):
+        return None  # an earlier study's of this name
     ended = [trial for trial in read_trials(runs) if trial.counts]
     return _compare(study, ended) if ended else None
 

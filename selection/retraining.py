@@ -29,13 +29,13 @@ from selection import test_set_uses
 from selection.finalists import KIND as FINALISTS
 from selection.finalists import Candidate, Standing, candidates, final_seeds
 from selection.fixed_runs import FixedRun, Follow, run_silently, train, weights
-from tuning import StudyError
+from tuning import StudyError, ownership
 from tuning.folder import replace_file
 from tuning.jobs import Assignment
 from tuning.session import OpenStudy, Session
 from tuning.trials import Outcome, Trial, count_trials, read_trials
 
-FORMAT = 3
+FORMAT = 4
 """Format version of retrained.json."""
 FINAL_RUNS = "retrained"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
@@ -144,11 +144,10 @@ class Evaluator:
             ) from error
 
 
-def fit_temperature(config: Config, paths: list[Path], evaluator: Evaluator) -> float:
+def calibrate(config: Config, paths: list[Path], evaluator: Evaluator) -> metrics.Calibration:
     """Return the temperature fitted on the validation pictures, on which these weights must not have been trained."""
-    pairs = [evaluator.logits(config, path, "validation") for path in paths]
-    outputs, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return metrics.temperature(outputs, labels)
+    outputs, labels = zip(*(evaluator.logits(config, path, "validation") for path in paths), strict=True)
+    return metrics.calibrate(torch.stack(outputs), labels[0])
 
 
 def evaluate_on_test(finals: list[FinalRuns], temperature: float, evaluator: Evaluator) -> dict[str, Any]:
@@ -222,11 +221,13 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         )
     config, run = won.candidate.config, finals.complete[0]
     finalists = [weights(study.folder / FINALISTS, one) for one in won.complete]
+    calibration = calibrate(config, finalists, evaluator)
     return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
         config=config.to_dict(),
         pictures=study.data_identity,
+        study_id=ownership.study_id(study.study),
         trials=count_trials(read_trials(study.study)),
         seed=run.seed or 0,
         seed_index=run.params["seed"],
@@ -234,7 +235,8 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         epochs=config.training.epochs,
         trained_on=["train", "validation"],
         weights=finals.weights[0].relative_to(study.folder).as_posix(),
-        temperature=fit_temperature(config, finalists, evaluator),
+        temperature=calibration.temperature,
+        calibration=calibration.text,
         networks=" ".join(one.run or "" for one in finals.runs),
         # The accuracy of a shorter run cannot be compared with the mean over seeds.
         validation=({"recorded": won.candidate.recorded} if won.candidate.complete else {})
@@ -254,6 +256,8 @@ class Winner:
     """Configuration of the winner, as `Config.to_dict` returns it."""
     pictures: str
     """Text that identifies the study's pictures and their split."""
+    study_id: str | None = None
+    """Random id of the study; None in earlier versions."""
     trials: int
     """Number of counted trials that the study had when the winner was retrained."""
     seed: int
@@ -267,7 +271,9 @@ class Winner:
     weights: str
     """Path of the winner's checkpoint, relative to the study's folder."""
     temperature: float | None
-    """Temperature, the divisor of the logits; None if it was not fitted."""
+    """Temperature, the divisor of the logits; None before retraining."""
+    calibration: str | None
+    """How the temperature was found, as `metrics.Calibration.text`; None before retraining."""
     networks: str
     """Key of the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]
@@ -317,6 +323,7 @@ def best_so_far(study: OpenStudy) -> Winner:
         trial=best.trial,
         config=best.config.to_dict(),
         pictures=study.data_identity,
+        study_id=ownership.study_id(study.study),
         trials=count_trials(trials),
         seed=trial.seed or 0,
         seed_index=0,
@@ -325,6 +332,7 @@ def best_so_far(study: OpenStudy) -> Winner:
         trained_on=["train"],
         weights=weights(Path(), trial).as_posix(),
         temperature=None,
+        calibration=None,
         networks="",
         validation={"recorded": best.recorded},
         results=None,

@@ -42,7 +42,7 @@ from model.training import TrainingConfig
 from search_space import PROFILES, Config, suggest
 from tuning import trainer
 from tuning.coordinator import Coordinator, Plan, search
-from tuning.database import open_study
+from tuning.database import connect, open_study
 from tuning.devices import Slot
 from tuning.events import StudyEvent, TrialAdvanced, TrialEnded
 from tuning.folder import sqlite_url, study_folder
@@ -223,7 +223,7 @@ class Tiny:
     ) -> optuna.Study:
         """Return the study with fresh objects of everything, as a new process has them."""
         return open_study(
-            sqlite_url(study_folder(self.results, "tiny")),
+            connect(sqlite_url(study_folder(self.results, "tiny"))),
             "tiny",
             sampler=sampler or FeasibleTPESampler(0, FeasibleSpace(self.draw, lambda cost: True)),
             pruner=pruner or NopPruner(),

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,8 +25,9 @@ import pytest
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
 from PIL import Image
-from studies import EPOCHS, HERE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
+from studies import EPOCHS, HERE, PATIENCE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
 
+from commands.output import READER_LEFT
 from data.cache import open_part
 from model.export import formats
 from model.export.bundle import load
@@ -534,7 +536,7 @@ def test_the_bundle_is_the_winner_with_its_result(
     assert {path.name for path in best.iterdir()} == formats.NAMES
     bundle, _ = load(best)
     assert bundle.classes == tuple(NAMES[:3])
-    assert bundle.temperature == winner["temperature"]
+    assert (bundle.temperature, bundle.calibration) == (winner["temperature"], winner["calibration"])
     assert bundle.ranges == {"integers": [0, 4095]}
     assert bundle.results is not None
     assert bundle.results["top1"] == winner["results"]["top1"]
@@ -573,6 +575,22 @@ def test_predict_finds_the_bundle_of_the_study_that_was_run_last(retested: tuple
     assert by_study == by_default
     assert by_default.out == predicted(best, one, "--json").out
     assert by_default.err == f"Using {study.study_folder / 'best'}\n"
+
+
+def test_predict_does_not_use_another_studys_bundle_unless_it_is_named(
+    retested: tuple[Tiny, Finished], best: Path, tmp_path: Path
+) -> None:
+    study, other = copied(retested[0], tmp_path / "one"), tmp_path / "other"
+    one = str(study.folder / NAMES[0] / "0000.jpg")
+    (other / "tiny").mkdir(parents=True)
+    shutil.copy(study.study_folder / "settings.json", other / "tiny")
+    settings = json.loads((other / "tiny" / "settings.json").read_text(encoding="utf-8"))
+    (other / "tiny" / "settings.json").write_text(json.dumps(settings | {"study_id": "another"}), encoding="utf-8")
+    shutil.copytree(study.study_folder / "best", other / "tiny" / "best")
+    text = refused(study.at(other), "predict", one, "--results", str(other))
+    assert str(other / "tiny" / "best") in text
+    command = shlex.split(text[text.index("--model") :])
+    assert run_here("predict", one, *command).out == predicted(best, one).out
 
 
 def test_predict_needs_none_of_the_packages_of_the_search(best: Path, searched: Tiny) -> None:
@@ -639,7 +657,26 @@ def test_predict_ends_silently_when_its_reader_closes_the_pipe(best: Path, searc
         assert process.stdout.readline().startswith("top-1")
         process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode == 1
+    assert process.returncode == READER_LEFT
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no bash")
+def test_every_command_does_its_work_for_a_reader_that_leaves(searched: Tiny, tmp_path: Path) -> None:
+    study = copied(searched, tmp_path)
+    short = ("--finalists", "1", "--seeds", "1", "--longer", "1")
+    for words, made in (
+        (study.after("retrain", *short), "retrained.json"),
+        (study.after("export"), "best/config.json"),
+        (["report", "--results", str(study.results)], "report.html"),
+    ):
+        command = ["bash", "-c", 'set -o pipefail; "$@" 2>&1 | true', "bash", sys.executable, str(HERE / "study.py")]
+        assert subprocess.run([*command, *words], timeout=PATIENCE).returncode == 0
+        assert (study.study_folder / made).is_file()
+    shutil.copytree(study.study_folder, study.results / "another")
+    words = ["clean", "tiny", "another", "--results", str(study.results), "--cache", str(tmp_path / "cache")]
+    assert subprocess.run([*command, *words], timeout=PATIENCE).returncode == 0
+    assert not study.study_folder.exists() and not (study.results / "another").exists()
 
 
 def test_a_study_without_a_bundle_is_an_error_naming_its_folder(retrained: Tiny) -> None:

@@ -226,7 +226,7 @@ def test_classes_that_flips_may_change_are_digits_letters_and_sides():
     assert changed_by_flips([*odd, *usual]) == odd
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.01, 2), st.integers(0, 2**32))
 def test_magnitudes_stay_within_the_strength(strength: float, seed: int):
     drawn = draws(500, strength=strength, seed=seed)

@@ -83,7 +83,7 @@ SHAPES = st.fixed_dictionaries(
 COUNTS = st.lists(st.integers(1, 20), min_size=2, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(COUNTS, SHAPES, st.integers(0, 50))
 def test_an_epoch_is_one_permutation_per_view(counts: list[int], shape: dict[str, int], n: int):
     whole = part(*counts)
@@ -94,7 +94,7 @@ def test_an_epoch_is_one_permutation_per_view(counts: list[int], shape: dict[str
         assert sorted(seen[view * len(whole.labels) : (view + 1) * len(whole.labels)]) == list(range(len(whole.labels)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(COUNTS, SHAPES, st.booleans())
 def test_batches_are_full_except_the_last_and_none_has_one_picture(
     counts: list[int], shape: dict[str, int], oversample: bool
@@ -117,7 +117,7 @@ def test_a_batch_size_larger_than_the_set_gives_one_batch():
     assert len(of) == 1 and [len(labels) for _, labels in of.epoch(0)] == [17]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(COUNTS, SHAPES, st.booleans(), st.booleans(), st.integers(1, 4))
 def test_an_epoch_is_the_same_after_a_resume(
     counts: list[int], shape: dict[str, int], oversample: bool, fresh: bool, n: int
@@ -193,7 +193,7 @@ def test_fresh_copies_differ_between_epochs_and_fixed_ones_do_not():
     assert 20 <= len(copies(True, 0) & copies(True, 4)) < 30  # plain views, and some that were only flipped
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(COUNTS, SHAPES, st.integers(0, 9))
 def test_oversampling_gives_classes_equal_shares_and_their_pictures_equal_turns(
     counts: list[int], shape: dict[str, int], n: int

@@ -556,7 +556,7 @@ def test_a_header_of_the_wrong_kind(folder: Path) -> None:
         assert "not valid safetensors" in refused(folder, folder / WEIGHTS)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_gives_anything_but_the_bundle_or_a_refusal(folder: Path, data: st.DataObject) -> None:
     """Bits flipped, bytes cut, bytes put in, in either file, with the hash adjusted or not."""

@@ -3,7 +3,7 @@
 import itertools
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -50,7 +50,8 @@ def least(classes: int) -> Results:
     """Return what every test measures."""
     return Results(
         evaluations=1, pictures=210, top1=0.6762, top1_interval=[0.6102, 0.7359], top3=0.9,
-        top3_interval=[0.8521, 0.9336], ece=0.0314, loss=0.9876, per_class=[0.5, None, *[1.0] * (classes - 2)],
+        top3_interval=[0.8521, 0.9336], ece=0.0314, ece_chance=0.0512, loss=0.9876,
+        per_class=[0.5, None, *[1.0] * (classes - 2)],
     )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def test_hostile_class_names_are_shown_as_they_are() -> None:
     for label, name in enumerate(HOSTILE):
         shown = " ".join(printable(name).split(" "))
         assert [str(label), shown] in rows  # the list of classes
-        assert any(row[0] == shown and len(row) == 3 for row in rows)  # the table per class
+        assert any(row[0] == shown and len(row) == 4 for row in rows)  # the table per class
         assert any(row[0] == f"{label} {shown}" for row in rows)  # the confusion matrix
     assert ["hand-tuned | recipe", "43.33 %", "2.12 points", "3 seeds"] in rows
 
@@ -189,6 +190,18 @@ def test_the_results_are_shown_with_their_uncertainty() -> None:
     assert "2.86 points above" in body
 
 
+def test_one_seed_has_no_average_and_no_deviation() -> None:
+    made = full(3)
+    results: dict[str, Any] = {**made, "seeds": made.get("seeds", [])[:1], "top1_sd": None}
+    results["validation"] = {"recorded": 0.7143, "finalists_mean": 0.6857, "finalists_sd": None}
+    results["baselines"] = [{"name": "recipe", "top1_mean": 0.4333, "top1_sd": None, "top1": [0.4333]}]
+    text = written(bundle(("a", "b", "c"), cast(Results, results)))
+    for absent in ("on average (standard", "standard deviation", "several seeds", "above the mean"):
+        assert absent not in text
+    assert "another seed, it reached 68.57 % there" in text
+    assert ["recipe", "43.33 %", "1 seed"] in cells(text)
+
+
 def test_what_was_not_measured_is_left_out() -> None:
     _, body = parts(written(bundle(results=least(len(HOSTILE)))))
     for absent in ("seeds", "Confusion", "Baselines", "single run", " on None"):
@@ -205,9 +218,15 @@ def test_the_number_of_test_set_evaluations_is_shown(evaluations: int, said: str
 
 
 def test_each_class_has_its_accuracy_and_a_class_without_pictures_has_none() -> None:
-    rows = cells(parts(written(bundle(("a", "b", "c"), full(3))))[1])
+    """With its interval, as 100 % of one picture says little."""
+    results = full(3) | {"confusion": [[7, 7, 0], [0, 0, 0], [0, 0, 1]]}
+    rows = cells(parts(written(bundle(("a", "b", "c"), cast(Results, results))))[1])
     shown = [row for row in rows if row[0] in ("a", "b", "c")]
-    assert shown == [["a", "50.00 %", "14"], ["b", "-", "0"], ["c", "100.00 %", "0"]]
+    assert shown == [
+        ["a", "50.00 %", "26.80 to 73.20 %", "14"],
+        ["b", "-", "-", "0"],
+        ["c", "100.00 %", "20.65 to 100.00 %", "1"],
+    ]
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(MATRIX_CLASSES, True), (MATRIX_CLASSES + 1, False)])
@@ -272,9 +291,13 @@ def test_a_card_without_a_recorded_recipe_says_so() -> None:
     assert "## Training recipe\n\nNot recorded." in written(bundle())
 
 
-def test_a_temperature_that_was_not_fitted_is_named() -> None:
-    assert "the temperature 1.25, fitted" in written(bundle())
-    assert "The temperature is 1:" in written(replace(bundle(), temperature=1.0))
+def test_it_says_how_the_probabilities_were_calibrated_or_why_not() -> None:
+    assert "Temperature 1.25, fitted on 99 validation" in written(
+        bundle(calibration="temperature 1.25, fitted on 99 validation pictures")
+    )
+    text = written(replace(bundle(calibration="not calibrated: 8 validation pictures"), temperature=1.0))
+    assert "Not calibrated\\: 8 validation pictures. The probabilities are the network's own" in text
+    assert "5.12 points" in written(bundle(results=full(len(HOSTILE))))
 
 
 @pytest.mark.parametrize("results", [None, full(len(HOSTILE))])

@@ -5,6 +5,7 @@ import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ from pictures import (
 )
 from PIL import Image
 
-from data import DataError
-from data.catalog import Catalog
+from data import DataError, NearDuplicates
+from data.catalog import Catalog, scan
 from data.file_checks import Verdict
+from data.findings import look_alikes
 from data.report import write_report
+from data.sources import resolve
 from data.split import PART_SHARES, split
 
 
@@ -101,6 +104,22 @@ def test_a_subset_has_the_range_of_the_whole(tmp_path: Path):
     assert any(not {p.path for p in part.kept} >= {"Amanita/bright-0.tif", "Amanita/bright-1.tif"} for part in parts)
 
 
+def test_near_duplicates_are_kept_and_grouped_unless_the_user_says_otherwise(tmp_path: Path):
+    root = class_folders(tmp_path / "set", size=96)
+    plain = {way: found_in(root, tmp_path, way) for way in get_args(NearDuplicates)}
+    assert plain["group"].fingerprint == plain["keep"].fingerprint  # nothing looks alike yet
+    altered(Image.open(root / "Boletus" / "0002.jpg"))[0].save(root / "Boletus" / "near.jpg")
+    both = {way: found_in(root, tmp_path, way) for way in get_args(NearDuplicates)}
+    assert {way: len({p.group for p in found.kept}) for way, found in both.items()} == {"group": 36, "keep": 37}
+    assert both["group"].fingerprint != both["keep"].fingerprint
+    assert all(p.group == p.content_hash for p in both["keep"].kept)
+
+
+def found_in(root: Path, tmp_path: Path, near_duplicates: NearDuplicates) -> Catalog:
+    source = resolve(str(root), cache_dir=tmp_path, pictures=None)
+    return scan(source, near_duplicates=near_duplicates, cache_dir=tmp_path)
+
+
 def test_copies_in_official_parts_leave_the_test_part_whole(tmp_path: Path):
     train, test = tmp_path / "set" / "train", tmp_path / "set" / "test"
     class_folders(train, each=20, size=96)
@@ -117,8 +136,9 @@ def test_copies_in_official_parts_leave_the_test_part_whole(tmp_path: Path):
     assert out == {
         "Amanita/exact.jpg": (Verdict.DUPLICATE, "same bytes as test: Amanita/t0.jpg"),
         "Boletus/mislabelled.jpg": (Verdict.CONFLICT, "same bytes in another class: test: Agaricus/t1.jpg"),
-        "Boletus/near.jpg": (Verdict.DUPLICATE, "near-duplicate of test: Boletus/t2.jpg"),
     }
+    (leak,) = look_alikes(catalog).leaks
+    assert [(p.part, p.path) for p in leak] == [("train", "Boletus/near.jpg"), ("test", "Boletus/t2.jpg")]
     parts = split(catalog)
     assert {catalog.kept[p].part for p in parts.test} == {"test"} and len(parts.test) == 9
     assert {catalog.kept[p].part for p in [*parts.train, *parts.validation]} == {"train"}

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from pictures import flawed_folder
+from pictures import altered, class_folders, flawed_folder
 from PIL import Image
 from studies import run_here
 
@@ -34,6 +34,18 @@ def test_the_facts_for_programs_are_those_of_the_report(flawed: Path, tmp_path: 
     assert any("Boletus/stereo.mpo" in line for line in facts["remarks"])
     assert facts["ranges"] == {"integers": [0, 65535]}  # Amanita/sixteen-bit.png
     assert facts["studies"]["quick"]["image_sizes"][-1] == 48
+
+
+def test_look_alikes_are_facts_with_examples(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", size=96)
+    altered(Image.open(root / "Boletus" / "0002.jpg"))[0].save(root / "Boletus" / "near.jpg")
+    words = ["check-data", "--data", str(root), "--cache", str(tmp_path / "cache"), "--json"]
+    group, keep = (json.loads(run_here(*words, "--near-duplicates", way).out) for way in ("group", "keep"))
+    assert group["near_duplicates"]["groups"] == 1
+    assert group["near_duplicates"]["pictures"] == 2
+    assert {*group["near_duplicates"]["examples"][0]} == {"Boletus/0002.jpg", "Boletus/near.jpg"}
+    assert keep["near_duplicates"]["groups"] == 0
+    assert group["pictures"] == keep["pictures"] == 37
 
 
 def test_the_facts_of_data_that_are_refused_have_the_error(flawed: Path, tmp_path: Path) -> None:

@@ -11,12 +11,22 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from pictures import class_folders, flawed_folder, picture
+from pictures import (
+    altered,
+    class_folders,
+    flawed_folder,
+    large_catalog,
+    made_up_catalog,
+    made_up_picture,
+    picture,
+)
+from PIL import Image, ImageEnhance
 from rich.console import Console
 from studies import ThreadWorkers
 
 from commands import console as screen
-from data.prepare import find_pictures
+from data.prepare import Pictures, find_pictures
+from data.split import split
 from model.training import EpochMetrics
 from search_space import PROFILES, Config, baselines, suggest
 from tuning.coordinator import Plan
@@ -342,10 +352,24 @@ def test_an_interrupted_study_names_the_command_that_resumes_it(open_study: Call
 def test_a_study_that_reached_its_patience_or_target_names_the_option(
     ending: Ending, option: str, open_study: Callable[[str], SearchSession]
 ) -> None:
-    console = log()
-    screen.print_end(console, replace(open_study("r"), study=study([0.5])), ending, ["--trials", "9"], "--study r")
+    console, plan = log(), Plan(trials=40, target=0.4, patience=7)
+    session = replace(open_study("r"), study=study([0.5]), plan=plan)
+    screen.print_end(console, session, ending, ["--trials", "9"], "--study r")
     assert re.match(rf"Continue: .* larger {option},", lines(console)[-6])
-    assert ("the target is reached (trial 0: 50.00 %)" in lines(console)[-8]) == (ending is Ending.TARGET)
+    assert "target 40.00 %, best 50.00 % in trial 0" in lines(console)[-8]
+    assert ("7 trials without an improvement" in lines(console)[-8]) == (ending is Ending.PATIENCE)
+
+
+def test_limits_are_named_with_their_units_when_the_study_starts_and_ends(
+    open_study: Callable[[str], SearchSession],
+) -> None:
+    """--timeout 3600 is sixty hours, which whoever meant seconds sees before the first trial."""
+    plan = Plan(trials=40, timeout=3600 * 60.0, target=0.9)
+    session = replace(open_study("r"), study=study([0.5, 0.6]), plan=plan)
+    assert "60.0 h or at 90.00 % validation top-1" in plan_text(log(), session, None)
+    console = log()
+    screen.print_end(console, session, Ending.TIMEOUT, [], "--study r")
+    assert "after 60.0 h, target 90.00 %, best 60.00 % in trial 1" in lines(console)[-8]
 
 
 def plan_text(console: Console, session: SearchSession, first_pruning: int | None, rungs: tuple[int, ...] = ()) -> str:
@@ -425,6 +449,41 @@ def test_the_table_of_classes_counts_each_part_and_what_is_left_out(tmp_path: Pa
     left_out = " ".join(" ".join(lines(console)).partition("Left out: ")[2].split())
     assert ", 1 too small, 1 duplicate, 2 conflict, 4 refused (" in left_out
     assert left_out.endswith(", 1 not a picture. Add --follow-links to read what the links lead to.")
+
+
+def test_look_alikes_are_counted_with_an_example_and_the_way_out(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "set", classes=2, size=96)
+    altered(Image.open(folder / "Agaricus" / "0003.jpg"))[0].save(folder / "Agaricus" / "near.jpg")
+    (folder / "Scene").mkdir()
+    for seed in range(12):
+        ImageEnhance.Brightness(picture(0, label=2)).enhance(1 + seed / 50).save(folder / "Scene" / f"{seed}.png")
+    found = find_pictures(str(folder), cache_dir=tmp_path)
+    console = log()
+    screen.print_look_alikes(console, found)
+    group, scene = lines(console)
+    assert "2 pictures in 1 group" in group and "Agaricus/near.jpg" in group and "Agaricus/0003.jpg" in group
+    assert "12 pictures" in scene and "Scene/" in scene
+
+
+def test_a_part_far_from_its_share_is_a_warning_with_its_cause() -> None:
+    group = f"{0:032x}"
+    alike = [made_up_picture(f"{number:032x}", "defect", group) for number in range(100)]
+    catalog = made_up_catalog([*large_catalog(300).pictures, *alike])
+    others = [replace(picture, label="defect") for picture in catalog.kept if picture.label == "Agaricus"][:20]
+    catalog = made_up_catalog([*(p for p in catalog.pictures if p.label != "Agaricus"), *others])
+    console = log()
+    screen.print_look_alikes(
+        console,
+        Pictures(
+            **{"name": "", "citation": "", "source": "", "test_data": None, "near_duplicates": "group", "limit": None},
+            available=len(catalog.kept),
+            catalog=catalog,
+            split=split(catalog),
+        ),
+    )
+    found = [line for line in lines(console) if line.startswith("Warning") and "of 'defect'" in line]
+    assert len(found) == 1 and "of 120 pictures" in found[0] and "100 of them are near-duplicates" in found[0]
+    assert "--near-duplicates keep" in found[0]
 
 
 def test_no_more_left_out_files_are_listed_than_fit_a_screen(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from tuning import StudyError, database
+from tuning import StudyError, database, storage
 from tuning.folder import sqlite_url
 from tuning.trials import METRIC
 
@@ -32,21 +32,22 @@ def closed_databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             made.append(self)
             super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", Noted)
+    monkeypatch.setattr(storage, "RDBStorage", Noted)
     yield
-    for storage in made:
-        if hasattr(storage, "engine"):
-            storage.engine.dispose()
+    for one in made:
+        if hasattr(one, "engine"):
+            one.engine.dispose()
 
 
 def opened(folder: Path, name: str = "mushrooms", **changes: Any) -> optuna.Study:
     return database.open_study(
-        sqlite_url(folder),
+        database.connect(sqlite_url(folder), changes.get("own")),
         name,
         sampler=optuna.samplers.RandomSampler(seed=0),
         pruner=optuna.pruners.NopPruner(),
         identity=changes.get("identity", IDENTITY),
         first_trials=changes.get("first_trials", FIRST),
+        folder=changes.get("own"),
     )
 
 
@@ -201,7 +202,7 @@ def test_another_programs_study_of_the_same_name_is_refused(tmp_path: Path) -> N
 
 def test_a_study_that_has_been_run_is_loaded(tmp_path: Path) -> None:
     opened(tmp_path)
-    assert database.load_study(sqlite_url(tmp_path), "mushrooms").user_attrs["identity:seed"] == 0
+    assert database.load_study(sqlite_url(tmp_path), "mushrooms", tmp_path).user_attrs["identity:seed"] == 0
 
 
 @pytest.mark.parametrize("other", [None, "ours", "another program's"])
@@ -212,8 +213,11 @@ def test_loading_a_study_that_was_never_run_is_refused_and_creates_no_database(
         opened(tmp_path, "other")
     elif other:
         optuna.create_study(storage=sqlite_url(tmp_path), study_name="mushrooms", direction="maximize")
-    with pytest.raises(StudyError, match=r"study 'mushrooms' in sqlite:.*--study NAME"):
-        database.load_study(sqlite_url(tmp_path), "mushrooms")
+    with pytest.raises(StudyError) as caught:
+        database.load_study(sqlite_url(tmp_path), "mushrooms", tmp_path)
+    text = str(caught.value)
+    assert sqlite_url(tmp_path) in text and "--study NAME" in text
+    assert ("'other'" in text) == (other == "ours")
     assert (tmp_path / "study.db").exists() == bool(other)
 
 
@@ -262,9 +266,9 @@ def test_a_study_whose_database_is_missing_is_not_started_over(emptied: bool, tm
     file.unlink()
     if emptied:
         file.touch()
-    text = refusal(tmp_path)
-    assert text.startswith(f"{file} is {'empty' if emptied else 'missing'}")
-    assert str(tmp_path / "trials" / "0000") in text and "--study NAME" in text
+    text = refusal(tmp_path, own=tmp_path)
+    assert f"{sqlite_url(tmp_path)} {'is empty' if emptied else 'does not exist'}" in text
+    assert "'trials'" in text and "--study NAME" in text
     assert file.exists() == emptied
     file.write_bytes(whole)
     assert len(opened(tmp_path).get_trials()) == 2

@@ -269,22 +269,31 @@ def test_a_second_signal_stops_without_the_running_epoch(undisturbed: Tiny, tmp_
 
 
 @pytest.mark.long
-def test_a_closed_pipe_ends_the_run_and_its_workers(tiny: Tiny, tmp_path: Path) -> None:
-    """Like `study.py | head`. The workers ignore the SIGTERM with which Python ends daemon processes at its exit."""
+@pytest.mark.parametrize("shell", ['"$@" | head -n 1', '"$@" 2>&1 | true', '"$@" > /dev/full', '"$@" <&- >&- 2>&-'])
+def test_output_that_cannot_be_written_does_not_end_the_study(shell: str, tiny: Tiny, tmp_path: Path) -> None:
     study = tiny.at(tmp_path, "--workers", "1", "--trials", "3")
-    with subprocess.Popen(
-        [sys.executable, str(HERE / "study.py"), *study.arguments()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    command = ["bash", "-c", f"set -o pipefail; {shell}", "bash", sys.executable, str(HERE / "study.py")]
+    ended = subprocess.run([*command, *study.arguments()], capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0
+    assert ended.stderr.count("\n") == ("full" in shell)  # a full disk is said, a closed pipe is not
+    assert_finished(study, 3)
+
+
+@pytest.mark.long
+def test_ctrl_c_that_ends_the_reader_too_lets_the_running_epoch_finish(tiny: Tiny, tmp_path: Path) -> None:
+    """As with `study.py | tee log`: the line that says so cannot be printed, and ended the command at once."""
+    study = tiny.at(tmp_path, "--workers", "1", "--trials", "9", "--epochs", "50", "--scheduler", "none")
+    command = [sys.executable, str(HERE / "study.py"), *study.arguments()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         until(lambda: study.running(0) or process.poll() is not None, "a running trial")
         family = psutil.Process(process.pid).children(recursive=True)
         process.stdout.close()
-        until(lambda: process.poll() is not None, "the end of the command")
+        process.send_signal(signal.SIGINT)
         assert process.stderr.read() == ""
-        until(lambda: all(map(gone, family)), "the end of every process")
+    assert process.returncode == 130
+    until(lambda: all(map(gone, family)), "the end of every process")
+    assert study.epochs()[0] == ("RUNNING", len(checkpoint.load(study.directory(0) / "last.pt").history))
 
 
 def test_a_second_run_is_a_no_op_and_says_so(undisturbed: Tiny) -> None:

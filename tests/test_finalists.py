@@ -270,13 +270,13 @@ def test_mean_and_spread_over_the_seeds() -> None:
 def test_finalists_csv_has_one_line_per_run(tmp_path: Path) -> None:
     runs = (Trial(recorded([0.2, 0.5], seed=7)), Trial(recorded([], outcome=Outcome.DIVERGED, seed=8)))
     wild = Standing(candidate=candidate(2), runs=runs)
-    finalists.write_csv([wild, standing(0, 0.4, baseline=True)], tmp_path / "finalists.csv")
+    finalists.write_csv([wild, standing(0, 0.4, baseline=True)], tmp_path / "finalists.csv", "5eed")
     with (tmp_path / "finalists.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch"]
+    assert list(rows[0]) == ["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch", "study"]
     assert [list(row.values()) for row in rows] == [
-        ["trial 2", "2", "3", "7", "complete", "0.5", "1"],
-        ["trial 2", "2", "3", "8", "diverged", "", ""],
-        ["trial 0", "0", "3", "1", "complete", "0.4", "0"],
+        ["trial 2", "2", "3", "7", "complete", "0.5", "1", "5eed"],
+        ["trial 2", "2", "3", "8", "diverged", "", "", "5eed"],
+        ["trial 0", "0", "3", "1", "complete", "0.4", "0", "5eed"],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["finalists.csv"]

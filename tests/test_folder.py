@@ -40,6 +40,22 @@ def test_a_study_folder_on_a_file_system_without_writing_is_named() -> None:
         study_folder(Path("/proc/self"), "mushrooms")
 
 
+def test_a_folder_of_pictures_is_not_taken_for_a_studys(tmp_path: Path) -> None:
+    """`--data birds --results .` once wrote the study among the class folders."""
+    (tmp_path / "birds" / "owl").mkdir(parents=True)
+    with pytest.raises(StudyError) as caught:
+        study_folder(tmp_path, "birds")
+    assert str(tmp_path / "birds") in str(caught.value) and "'owl'" in str(caught.value)
+    assert [path.name for path in (tmp_path / "birds").iterdir()] == ["owl"]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "output.txt").touch()  # redirected there by the user
+    study_folder(tmp_path, "logs")
+    for part in ("trials", "settings.json", "study.db"):
+        (tmp_path / part / "plots").mkdir(parents=True)
+        (tmp_path / part / part).mkdir()
+        study_folder(tmp_path, part)
+
+
 def test_a_name_too_long_for_the_file_system_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"\(File name too long\)"):
         study_folder(tmp_path, "x" * 300)

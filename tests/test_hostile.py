@@ -406,6 +406,7 @@ def winner(**changes: Any) -> dict[str, Any]:
         "trained_on": ["train"],
         "weights": "trials/0000/best.pt",
         "temperature": None,
+        "calibration": None,
         "networks": "",
         "validation": {"recorded": 0.5},
         "results": None,
@@ -439,7 +440,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_configuration_with_any_value_is_valid_or_a_value_error(data: st.DataObject) -> None:
     values = config().to_dict()
@@ -522,6 +523,7 @@ def test_a_database_password_is_in_no_file_and_no_output(tiny: Tiny, tmp_path: P
     url = f"sqlite:///file:{tmp_path}/elsewhere.db?uri=true&password={SECRET}"
     ended = study.command("--workers", "1", "--trials", "1", "--storage", url)
     assert ended.code == 0, ended.err
+    assert "PGPASSFILE" in ended.out
     assert (tmp_path / "elsewhere.db").exists()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 5

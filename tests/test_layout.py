@@ -257,7 +257,7 @@ def layouts(draw: st.DrawFn) -> tuple[list[str], Truth]:
 
 
 @given(made=layouts(), enclosing=st.sampled_from(["", "set/", "set/set/"]))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_any_tree_is_understood_as_it_was_made_or_refused(made: tuple[list[str], Truth], enclosing: str):
     folders, truth = made
     root = Path(tempfile.mkdtemp())

@@ -17,7 +17,9 @@ from model.metrics import (
     BINS,
     TEMPERATURES,
     Z95,
+    calibrate,
     calibration_error,
+    chance_level,
     logits,
     measure,
     temperature,
@@ -55,7 +57,7 @@ def solved(hits: int, pictures: int, low: float, high: float) -> float:
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_wilson_solves_the_score_equation_and_holds_the_share(seen: tuple[int, int]) -> None:
     hits, pictures = seen
     share = hits / pictures
@@ -110,6 +112,18 @@ def test_the_calibration_error_of_perfect_and_of_confidently_wrong_predictions()
     assert calibration_error(honest, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize(("pictures", "classes"), [(8, 2), (60, 9)])
+def test_95_of_100_samples_with_the_right_probabilities_stay_below_the_chance_level(
+    pictures: int, classes: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    probabilities = (2 * torch.randn(pictures, classes, generator=generator, dtype=torch.float64)).softmax(dim=1)
+    labels = torch.multinomial(probabilities, 1000, replacement=True, generator=generator)
+    level = chance_level(probabilities)
+    below = sum(calibration_error(probabilities, drawn) <= level for drawn in labels.unbind(dim=1))
+    assert 920 <= below <= 980
+
+
 # -- temperature
 
 
@@ -155,6 +169,53 @@ def test_the_temperature_stays_in_its_bounds_where_none_is_best() -> None:
     assert cold * (1 - 1e-9) <= temperature(torch.zeros(30, 3), labels) <= hot * (1 + 1e-9)
 
 
+# -- calibration
+
+
+def drawn(seed: int, pictures: int, classes: int, overconfidence: float, networks: int = 1) -> tuple[Tensor, Tensor]:
+    """Return logits (S, N, C) that are too large by a factor, and labels (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = 2 * torch.randn(pictures, classes, generator=generator)
+    labels = torch.multinomial(scores.softmax(dim=1), 1, generator=generator)[:, 0]
+    return overconfidence * scores.repeat(networks, 1, 1), labels
+
+
+@given(st.integers(1, 200), st.integers(2, 5), st.floats(0.1, 30), st.integers(1, 3))
+@settings(max_examples=30)
+def test_pictures_without_a_mistake_determine_no_temperature(
+    pictures: int, classes: int, confidence: float, networks: int
+) -> None:
+    """The fit is on its bound: with 8 pictures, probabilities of 99.4 to 100 % were called calibrated."""
+    labels = torch.arange(pictures) % classes
+    outputs = (confidence * nn.functional.one_hot(labels, classes)).repeat(networks, 1, 1)
+    found = calibrate(outputs, labels)
+    assert found.temperature == 1
+    assert found.text.startswith(f"not calibrated: {pictures} validation pictures do not determine ")
+
+
+@given(st.integers(0, 2**31), st.sampled_from([8, 30, 100, 300]), st.integers(2, 9), st.floats(0.2, 8))
+@settings(max_examples=40)
+def test_a_temperature_is_used_if_1_and_both_bounds_are_less_likely_beyond_chance(
+    seed: int, pictures: int, classes: int, overconfidence: float
+) -> None:
+    outputs, labels = drawn(seed, pictures, classes, overconfidence)
+    fitted, found = temperature(outputs[0], labels), calibrate(outputs, labels)
+    rises = [loss(outputs[0], labels, heat) - loss(outputs[0], labels, fitted) for heat in (1.0, *TEMPERATURES)]
+    used = min(rises) > Z95**2 / (2 * pictures)
+    assert found.temperature == (fitted if used else 1.0)
+    assert found.text.startswith("not calibrated: ") == (not used)
+    assert f" {pictures} validation pictures" in found.text
+    again = calibrate(outputs.repeat(3, 1, 1), labels)  # no more pictures than before
+    assert (again.temperature, again.text) == (pytest.approx(found.temperature), found.text)
+
+
+def test_of_100_networks_that_are_calibrated_already_some_5_get_a_temperature() -> None:
+    found = [calibrate(*drawn(seed, 100, 4, 1.0)) for seed in range(100)]
+    assert sum(one.temperature != 1 for one in found) <= 12
+    assert any("no temperature is better than 1 beyond chance" in one.text for one in found)
+    assert all(calibrate(*drawn(seed, 100, 4, 3.0)).temperature > 2 for seed in range(20))
+
+
 # -- measure
 
 
@@ -169,7 +230,7 @@ def guesses(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @given(guesses())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_measurements_equal_a_slow_loop(guessed: tuple[Tensor, Tensor]) -> None:
     scores, labels = guessed
     pictures, classes = scores.shape
@@ -192,7 +253,7 @@ def test_the_measurements_equal_a_slow_loop(guessed: tuple[Tensor, Tensor]) -> N
 
 
 @given(guesses(), st.floats(0.05, 20))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_measurements_are_consistent(guessed: tuple[Tensor, Tensor], heat: float) -> None:
     scores, labels = guessed
     measured = measure(scores, labels, heat)
@@ -206,11 +267,12 @@ def test_the_measurements_are_consistent(guessed: tuple[Tensor, Tensor], heat: f
 
 
 @given(guesses(), st.floats(0.05, 20))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_temperature_changes_no_prediction(guessed: tuple[Tensor, Tensor], heat: float) -> None:
     scores, labels = guessed
     plain, tempered = measure(scores, labels, 1.0), measure(scores, labels, heat)
-    assert astuple(replace(tempered, loss=0, ece=0)) == astuple(replace(plain, loss=0, ece=0))
+    same = [astuple(replace(one, loss=0, ece=0, ece_chance=0)) for one in (plain, tempered)]
+    assert same[0] == same[1]
     assert tempered.loss == pytest.approx(loss(scores, labels, heat))
 
 

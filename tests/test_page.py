@@ -24,7 +24,7 @@ from reporting import page
 from reporting.sections import background, outcome
 from reporting.sections.parts import Facts
 from search_space import baselines
-from selection.retraining import best_so_far
+from selection.retraining import Winner, best_so_far
 from tests.stress.made_up_studies import CLASSES, made_up_study, made_up_trials, promoted, write_files, write_finals
 from tuning.session import OpenStudy
 from tuning.settings import Settings
@@ -213,7 +213,8 @@ class TestAfterRetraining:
         write_finals(study, tmp_path)
         won = top(read_trials(study), 2)[1]
         for epochs, compared in ((won.epochs, True), (2 * won.epochs, False)):
-            lines = ["name,trial,epochs,seed,outcome,top1,best_epoch", f"winner,{won.number},{epochs},1,complete,0.5,3"]
+            lines = ["name,trial,epochs,seed,outcome,top1,best_epoch"]
+            lines += [f"winner,{won.number},{epochs},{seed},complete,0.5,3" for seed in (1, 2)]
             (tmp_path / "finalists.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
             text = sentences(page.write(study, tmp_path).read_text(encoding="utf-8"))
             assert ("Its single run in the study was" in text) == compared
@@ -221,9 +222,28 @@ class TestAfterRetraining:
 
     def test_a_winner_that_was_not_the_studys_best_is_named(self, tested: str) -> None:
         """The report said of the study's best trial what the other one had reached."""
-        (won,) = re.findall(r"Over several seeds trial (\d+) is better", sentences(tested))
+        (won,) = re.findall(r"Trained again, trial (\d+) is better", sentences(tested))
         assert f"Trial {won} classifies" not in sentences(tested)
-        assert f"Of 3 finalists, trial {won} has the highest mean" in sentences(tested)
+        assert re.search(rf"Trial {won} won, with [\d.]+ % on average over its seeds", sentences(tested))
+
+    def test_of_one_seed_there_is_no_mean_no_range_and_no_deviation(
+        self, tmp_path: Path, trials: list[FrozenTrial]
+    ) -> None:
+        study = made_up_study(trials)
+        write_finals(study, tmp_path)
+        rows = (tmp_path / "finalists.csv").read_text(encoding="utf-8").splitlines()
+        (tmp_path / "finalists.csv").write_text("\n".join([rows[0], *rows[1::3]]), encoding="utf-8")
+        winner = Winner.load(tmp_path)
+        assert winner is not None and winner.results is not None
+        one = {"top1_sd": None, "seeds": winner.results["seeds"][:1]}
+        baselines = [winner.results["baselines"][0] | {"top1": [0.4], "top1_sd": None}]
+        replace(winner, results=winner.results | one | {"baselines": baselines}).save(tmp_path)
+        facts = page.read(study, tmp_path)
+        shown = str(outcome.finalists(facts)) + str(outcome.mistakes(facts))
+        assert "luck may have decided" in shown
+        for absent in ("on average over its seeds", "The mean over", "standard deviation", "Its single run"):
+            assert absent not in shown
+        assert not re.search(r"\d % \([\d.]+ to", str(outcome.finalists(facts)))
 
     def test_finalists_and_test_result_have_their_sections(self, tested: str) -> None:
         anchors = [attributes.get("id") for tag, attributes in Page(tested).elements if tag == "section"]

@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from pictures import class_folders
+from pictures import altered, class_folders
+from PIL import Image
 
 from data import DataError, cache, catalog, expanded, sources
 from data.catalog import UnusableDataError
+from data.findings import look_alikes
 from data.prepare import default_cache, find_pictures, identity
 from data.split import split
 
@@ -32,6 +34,15 @@ def test_a_limit_uses_fewer_pictures_than_there_are(tmp_path: Path) -> None:
     pictures = find_pictures(str(class_folders(tmp_path / "set")), limit=31, cache_dir=tmp_path)
     assert (len(pictures.catalog.kept), pictures.available) == (31, 36)
     assert sum(len(positions) for _, positions in pictures.split.named()) == 31
+
+
+def test_near_duplicates_are_treated_as_asked(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", size=96)
+    altered(Image.open(root / "Boletus" / "0002.jpg"))[0].save(root / "Boletus" / "near.jpg")
+    kept = find_pictures(str(root), near_duplicates="keep", cache_dir=tmp_path)
+    grouped = find_pictures(str(root), cache_dir=tmp_path)
+    assert (kept.near_duplicates, grouped.near_duplicates) == ("keep", "group")
+    assert (len(look_alikes(kept.catalog).groups), len(look_alikes(grouped.catalog).groups)) == (0, 1)
 
 
 def test_an_official_test_set_becomes_the_test_part(tmp_path: Path) -> None:

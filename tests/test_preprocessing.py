@@ -405,7 +405,7 @@ def test_a_file_cut_anywhere_is_an_error_or_whole(name: str):
     assert errors > 90
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(FORMATS), st.integers(0, 2**32), st.integers(1, 20))
 def test_damaged_bytes_give_a_picture_or_a_picture_error(name: str, seed: int, many: int):
     rng = np.random.default_rng(seed)
@@ -469,7 +469,7 @@ def test_decoding_in_threads_leaves_warning_filters_and_pillow_as_they_were():
     assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == before
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(16, 900), st.integers(16, 900), st.integers(16, 128))
 def test_a_reduced_jpeg_keeps_twice_the_requested_size(width: int, height: int, size: int):
     got = opened(encoded(Image.new("RGB", (width, height)), "JPEG"), at_least=size)

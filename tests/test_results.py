@@ -12,6 +12,7 @@ from rich.console import Console
 from studies import config, recorded
 
 from commands import results as screen
+from model.export.bundle import Bundle
 from model.export.card import Latency, Parity
 from model.export.formats import Published
 from selection.finalists import Candidate, Standing
@@ -37,6 +38,7 @@ RESULTS = {
     "top1_interval": [0.409, 0.929],
     "top3": 1.0,
     "ece": 0.05,
+    "ece_chance": 0.07,
     "per_class": [1.0, 0.5, None],
     "confusion": [[600, 0, 0], [3, 317, 314], [0, 0, 0]],
     "top1_mean": 0.76,
@@ -69,6 +71,7 @@ WINNER = Winner(
     trained_on=["train", "validation"],
     weights="best.pt",
     temperature=1.25,
+    calibration="temperature 1.25, fitted on 99 validation pictures",
     networks="a b",
     validation={"recorded": 0.9},
     results=RESULTS,
@@ -99,6 +102,16 @@ def test_the_standings_show_each_run_the_winner_and_the_luck_of_the_best_single_
     assert cells(console, "trial 12") == ["trial 12", "95.00", "60.00", "diverged", "60.00", "-", "3"]
     printed = " ".join(shown(console))
     assert "trial 3 wins. The best single run, trial 12, was 35.00 points above its mean over 1 seed." in printed
+
+
+def test_one_seed_has_no_mean_and_no_deviation(console: Console) -> None:
+    screen.print_standings(console, [replace(WON, runs=WON.runs[:1]), replace(LOST, runs=WON.runs[:1])])
+    assert shown(console)[1].split() == ["study", "seed", "1", "epochs"]
+    assert cells(console, "trial 3 ") == ["trial 3", "90.00", "70.00", "3"]
+    assert shown(console)[-1] == "trial 3 wins."
+    screen.print_tested(console, WINNER, RESULTS | {"top1_sd": None, "seeds": [{"seed": 1}]}, CLASSES)
+    assert cells(console, "trial 3, seed 1")[-1] == "100.00 %"
+    assert not any("mean" in line for line in shown(console))
 
 
 def test_a_baseline_that_diverged_with_every_seed_has_its_row(console: Console) -> None:
@@ -134,11 +147,13 @@ def test_the_test_results_of_the_winner_and_the_baselines(console: Console) -> N
     assert row == ["trial 3, seed 1: exported", "75.00 %", "40.9 - 92.9 %", "100.00 %", "76.00 %", "1.25 %"]
     row = cells(console, "hand-tuned recipe")
     assert row == ["hand-tuned recipe", "50.00 %", "40.0 - 60.0 %", "90.00 %", "50.00 %", "-"]
-    summary = "1,234 pictures, evaluated once; mean and sd over 2 seeds, 1 diverged; ECE 5.00 % at temperature 1.25."
+    summary = "1,234 pictures, evaluated once; mean and sd over 2 seeds, 1 diverged; "
+    summary += "ECE 5.00 % (chance level 7.00 %); temperature 1.25, fitted on 99 validation pictures."
     assert summary in " ".join(shown(console))
-    assert any(line.startswith("+26.00 points compared with 'hand-tuned recipe'") for line in shown(console))
-    assert cells(console, "Agaricus") == ["Agaricus", "600", "100.00 %"]
-    assert cells(console, "[bold]") == ["[bold]Boletus[/]", "634", "50.00 %", "Röhrling (314)"]
+    (gain,) = (line for line in shown(console) if "compared with 'hand-tuned recipe'" in line)
+    assert gain.startswith("+26.00 points (95 % interval +22.3 to +29.")
+    assert cells(console, "Agaricus") == ["Agaricus", "600", "100 % (99 to 100)"]
+    assert cells(console, "[bold]") == ["[bold]Boletus[/]", "634", "50 % (46 to 54)", "Röhrling (314)"]
     assert cells(console, "Röhrling") == ["Röhrling", "0", "-"]
 
 
@@ -166,10 +181,21 @@ def test_where_the_results_are_and_which_command_comes_next(console: Console) ->
     ]
 
 
+BUNDLE = Bundle(
+    model=config().model,
+    classes=CLASSES,
+    image_size=32,
+    temperature=1.0,
+    provenance={"calibration": "not calibrated: 8 validation pictures do not determine a temperature"},
+    results=None,
+)
+
+
 def published(folder: Path) -> Published:
     proof = Parity(probability=1e-7, log_probability=2.5e-7, disagreements=1, pictures=64, batch_sizes=(1, 7, 64))
     return Published(
         folder=folder,
+        bundle=BUNDLE,
         parity={"model.onnx": proof},
         latency=Latency(median=0.53, low=0.5, high=0.614),
         sizes={"README.md": 4321, "model.onnx": 1_234_567},
@@ -181,7 +207,8 @@ def test_the_bundles_files_and_how_to_use_them(console: Console) -> None:
     assert cells(console, "README.md") == ["README.md", "4"]
     assert any("model.onnx takes 0.53 ms (0.50 to 0.61) per picture" in line for line in shown(console))
     assert cells(console, "model.onnx  ") == ["model.onnx", "1,235", "2.5e-07", "1 of 192"]
-    assert shown(console)[-2:] == [
+    assert shown(console)[-3:] == [
+        "Probabilities: not calibrated: 8 validation pictures do not determine a temperature.",
         "Exported trial 3 to /results/x/best (test top-1 75.00 %).",
         "Use it:  python study.py predict PICTURE ... --model /results/x/best",
     ]

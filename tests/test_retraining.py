@@ -226,9 +226,8 @@ def test_the_temperature_is_fitted_to_the_finalists_validation_logits(tiny: Tiny
     for path in paths:
         network = retraining.load_network(POINT, path)
         scores.append(metrics.logits(network, EvaluationBatches(part(tiny, "validation"), device=CPU))[0])
-    labels = torch.from_numpy(part(tiny, "validation").labels).repeat(2)
-    fitted = retraining.fit_temperature(POINT, paths, evaluator(tiny))
-    assert fitted == metrics.temperature(torch.cat(scores), labels)
+    labels = torch.from_numpy(part(tiny, "validation").labels)
+    assert retraining.calibrate(POINT, paths, evaluator(tiny)) == metrics.calibrate(torch.stack(scores), labels)
 
 
 def test_the_winner_before_the_test_part_is_used(tiny: Tiny, standing: Standing, finals: FinalRuns) -> None:
@@ -244,7 +243,8 @@ def test_the_winner_before_the_test_part_is_used(tiny: Tiny, standing: Standing,
     assert known.environment == finals.runs[0].environment != {}
     assert tiny.study_folder / known.weights == weights(finals.folder, finals.runs[0])
     assert known.results is None
-    assert known.temperature == retraining.fit_temperature(POINT, paths, evaluator(tiny))
+    fitted = retraining.calibrate(POINT, paths, evaluator(tiny))
+    assert (known.temperature, known.calibration) == (fitted.temperature, fitted.text)
     assert known.trained_on == ["train", "validation"]
     assert (known.name, known.trial, known.epochs) == ("trial 3", 3, 5)
     assert Config.from_dict(known.config) == POINT
@@ -310,6 +310,7 @@ WINNER = Winner(
     trained_on=["train", "validation"],
     weights="retrained/trials/0000/best.pt",
     temperature=1.5,
+    calibration="temperature 1.50, fitted on 99 validation pictures",
     networks="a b",
     validation={"recorded": 0.9, "finalists_mean": 0.8, "finalists_sd": None},
     results={"top1": 0.8, "evaluations": 1},
@@ -337,7 +338,9 @@ def test_a_file_that_is_not_a_winner_is_an_error_naming_it(text: str, tmp_path: 
 def test_a_winner_of_an_earlier_version_is_an_error_that_says_so(tmp_path: Path) -> None:
     WINNER.save(tmp_path)
     path = tmp_path / "retrained.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"format": 3', '"format": 2'), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(f'"format": {retraining.FORMAT}', '"format": 2'), encoding="utf-8"
+    )
     with pytest.raises(StudyError, match=f"^cannot read {re.escape(str(path))} .*another version.*study.py retrain"):
         Winner.load(tmp_path)
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from studies import TINY
 
 from search_space import suggest
-from tuning.database import open_study
+from tuning.database import connect, open_study
 from tuning.folder import sqlite_url
 from tuning.sampling import PROPOSALS, SAMPLERS, STARTUP_TRIALS, draw_seed
 from tuning.space import FeasibleSpace, random_points
@@ -52,7 +52,7 @@ class Dying:
 
 def opened(folder: Path, sampler: BaseSampler) -> optuna.Study:
     """Open the study with new objects, as a new process does."""
-    study = open_study(sqlite_url(folder), "s", sampler=sampler, identity={}, first_trials={})
+    study = open_study(connect(sqlite_url(folder)), "s", sampler=sampler, identity={}, first_trials={})
     study.get_trials()
     return study
 

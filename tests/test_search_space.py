@@ -85,7 +85,7 @@ def point(seed: int, profile: Profile) -> Config:
     return next(random_points(lambda trial: suggest(trial, profile, CLASSES), 1, seed))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(profile=profiles, seed=st.integers(0, 2**32 - 1))
 def test_any_point_is_a_valid_config_that_survives_json_with_its_digest(profile: Profile, seed: int) -> None:
     config = point(seed, profile)
@@ -96,7 +96,7 @@ def test_any_point_is_a_valid_config_that_survives_json_with_its_digest(profile:
     assert config.training.epochs == profile.epochs
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(name=st.sampled_from(sorted(PROFILES)), short_side=st.sampled_from([16, 24]), seed=st.integers(0, 2**32 - 1))
 def test_any_point_builds_a_network_that_runs_forward_and_backward(name: str, short_side: int, seed: int) -> None:
     profile = FITTED[name].within(short_side)
@@ -113,7 +113,6 @@ def test_the_digest_is_the_same_as_when_earlier_studies_were_started() -> None:
     """It finds duplicates and old checkpoints: if it changed, a resumed study would train points twice."""
     profile = Profile(
         name="quick",
-        pictures=None,
         image_sizes=(32, 64, 16),
         widths=(0.25, 0.5, 0.125),
         shown=48_000,
@@ -161,7 +160,7 @@ def test_every_value_of_every_knob_makes_a_different_point(name: str) -> None:
         seen.add(digest)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_knob_that_a_choice_leaves_unused_has_one_fixed_value(seed: int) -> None:
     """Otherwise two equal trainings would count as different trials."""
@@ -181,7 +180,7 @@ def test_at_strength_0_all_kinds_of_augmentation_are_one_point() -> None:
         assert len(digests) == different
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(profile=profiles)
 def test_baselines_and_portfolio_are_in_the_space_and_have_a_value_for_each_of_their_knobs(profile: Profile) -> None:
     """Optuna samples what an enqueued trial leaves out, and only warns of a value outside; here a warning fails."""
@@ -196,7 +195,7 @@ def test_baselines_and_portfolio_are_in_the_space_and_have_a_value_for_each_of_t
         assert config.training.epochs == profile.epochs
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(profile=profiles)
 def test_a_study_begins_with_eleven_different_points(profile: Profile) -> None:
     """A duplicate would fail, and its place in the study would be lost."""

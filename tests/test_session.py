@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ import optuna_dashboard
 import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
-from pictures import class_folders
+from pictures import altered, class_folders
+from PIL import Image
 from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
 
 from data.prepare import find_pictures
@@ -130,60 +132,131 @@ def contents(folder: Path) -> dict[Path, bytes]:
     }
 
 
-def rename_study(folder: Path) -> Path:
-    rename_in_dashboard(sqlite_url(folder), "mushrooms")
-    return folder
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Two studies of one name, of which a test mixes the files."""
+
+    folder: Path
+    """Folder of the first study, of two trials."""
+    earlier: bytes
+    """Its database after one trial."""
+    other: Path
+    """Folder of the second study, likewise of two trials."""
 
 
-def delete_study(folder: Path) -> Path:
-    optuna.delete_study(study_name="tiny", storage=sqlite_url(folder))
-    return folder
+@pytest.fixture(scope="module")
+def two_studies(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    results = tmp_path_factory.mktemp("two")
+    with opened(tiny, results / "one", 1) as session:
+        list(session.run())
+        folder, earlier = session.folder, (session.folder / "study.db").read_bytes()
+    for place in ("one", "other"):
+        with opened(tiny, results / place, 2) as session:
+            list(session.run())
+    return Mixture(folder=folder, earlier=earlier, other=session.folder)
 
 
-def rename_folder(folder: Path) -> Path:
-    return folder.rename(folder.with_name("mushrooms"))
+@pytest.fixture
+def mixture(two_studies: Mixture, tmp_path: Path) -> Mixture:
+    """A copy of the two studies."""
+    folders = [
+        Path(shutil.copytree(place, tmp_path / place.parent.name / "tiny"))
+        for place in (two_studies.folder, two_studies.other)
+    ]
+    return replace(two_studies, folder=folders[0], other=folders[1])
 
 
-def copy_folder(folder: Path) -> Path:
-    return Path(shutil.copytree(folder, folder.with_name("mushrooms")))
+def rename_study(mixture: Mixture) -> Path:
+    rename_in_dashboard(sqlite_url(mixture.folder), "mushrooms")
+    return mixture.folder
 
 
-def copy_database(folder: Path) -> Path:
-    (folder.with_name("mushrooms")).mkdir()
-    shutil.copy(folder / "study.db", folder.with_name("mushrooms"))
-    return folder.with_name("mushrooms")
+def delete_study(mixture: Mixture) -> Path:
+    optuna.delete_study(study_name="tiny", storage=sqlite_url(mixture.folder))
+    return mixture.folder
 
 
-@pytest.mark.parametrize("change", [rename_study, delete_study, rename_folder, copy_folder, copy_database])
+def rename_folder(mixture: Mixture) -> Path:
+    return mixture.folder.rename(mixture.folder.with_name("mushrooms"))
+
+
+def copy_folder(mixture: Mixture) -> Path:
+    return Path(shutil.copytree(mixture.folder, mixture.folder.with_name("mushrooms")))
+
+
+def copy_database(mixture: Mixture) -> Path:
+    (mixture.folder.with_name("mushrooms")).mkdir()
+    shutil.copy(mixture.folder / "study.db", mixture.folder.with_name("mushrooms"))
+    return mixture.folder.with_name("mushrooms")
+
+
+def remove_database(mixture: Mixture) -> Path:
+    (mixture.folder / "study.db").unlink()
+    return mixture.folder
+
+
+def restore_an_older_database(mixture: Mixture) -> Path:
+    (mixture.folder / "study.db").write_bytes(mixture.earlier)
+    return mixture.folder
+
+
+def replace_database(mixture: Mixture) -> Path:
+    shutil.copy(mixture.other / "study.db", mixture.folder)
+    return mixture.folder
+
+
+def replace_settings(mixture: Mixture) -> Path:
+    shutil.copy(mixture.other / "settings.json", mixture.folder)
+    return mixture.folder
+
+
+HELD = {
+    rename_study: "holds 'mushrooms'",
+    delete_study: "holds no study",
+    rename_folder: "holds 'tiny'",
+    copy_folder: "holds 'tiny'",
+    copy_database: "holds 'tiny'",
+    remove_database: "study.db does not exist",
+    restore_an_older_database: "'trials/0001'",
+    replace_database: "'settings.json'",
+    replace_settings: "'settings.json'",
+}
+"""What the error says, by what was done to the study."""
+
+
+@pytest.mark.parametrize("change", HELD)
 def test_a_folder_and_a_database_that_do_not_belong_together_are_told_apart_before_anything_is_written(
-    change: Callable[[Path], Path], tiny: Tiny, tmp_path: Path
+    change: Callable[[Mixture], Path], mixture: Mixture, tiny: Tiny
 ) -> None:
     """It once began a new study in the old one's folder, overwrote its checkpoints and exported its winner."""
-    with opened(tiny, tmp_path, 1) as session:
-        list(session.run())
-        first = session.folder
-    folder = change(first)
+    folder = change(mixture)
     before = contents(folder)
-    with pytest.raises(StudyError) as refused, opened(tiny, tmp_path, 2, name=folder.name):
+    with pytest.raises(StudyError) as refused, opened(tiny, folder.parent, 3, name=folder.name):
         pass
-    held = "no study" if change is delete_study else "'tiny'" if folder.name == "mushrooms" else "'mushrooms'"
-    assert f" holds {held}" in str(refused.value)
+    assert HELD[change] in str(refused.value)
     assert str(folder) in str(refused.value)
     if change is not copy_database:  # which no later command finds
         with pytest.raises(StudyError, match=re.escape(str(folder))):
-            find_study(tmp_path, folder.name)
+            find_study(folder.parent, folder.name)
     assert contents(folder) == before
 
 
-def test_a_study_renamed_in_the_dashboard_goes_on_once_its_folder_has_the_new_name(tiny: Tiny, tmp_path: Path) -> None:
-    with opened(tiny, tmp_path, 1) as session:
+def test_a_study_renamed_in_the_dashboard_goes_on_once_its_folder_has_the_new_name(
+    mixture: Mixture, tiny: Tiny
+) -> None:
+    rename_study(mixture)
+    folder = rename_folder(mixture)
+    with opened(tiny, folder.parent, 3, name="mushrooms") as session:
         list(session.run())
-        folder = session.folder
-    rename_study(folder)
-    rename_folder(folder)
-    with opened(tiny, tmp_path, 2, name="mushrooms") as session:
+        assert count_trials(read_trials(session.study)) == 3
+
+
+def test_a_study_whose_files_were_deleted_trains_the_remaining_trials(mixture: Mixture, tiny: Tiny) -> None:
+    shutil.rmtree(mixture.folder / "trials")
+    with opened(tiny, mixture.folder.parent, 3) as session:
         list(session.run())
-        assert count_trials(read_trials(session.study)) == 2
+        assert count_trials(read_trials(session.study)) == 3
+    assert [path.name for path in (mixture.folder / "trials").iterdir()] == ["0002"]
 
 
 def test_a_loop_that_is_left_early_is_resumed_by_the_next_session(tiny: Tiny, tmp_path: Path) -> None:
@@ -248,6 +321,19 @@ def test_an_invalid_study_name_is_refused_and_writes_nothing(tiny: Tiny, tmp_pat
         with pytest.raises(StudyError, match=f"{name!r}"), opened(tiny, tmp_path, 1, name=name):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_later_commands_treat_near_duplicates_as_the_study_did(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", size=96)
+    altered(Image.open(root / "Boletus" / "0002.jpg"))[0].save(root / "Boletus" / "near.jpg")
+    pictures = find_pictures(str(root), near_duplicates="keep", cache_dir=tmp_path)
+    with open_session(
+        pictures, plan=Plan(trials=1), profile=TINY, results=tmp_path / "results", cache_dir=tmp_path, slots=[Slot()]
+    ):
+        pass
+    again = find_study(tmp_path / "results", "set").reopen([16], cache_dir=tmp_path, slots=[Slot()])
+    assert again.pictures.catalog.fingerprint == pictures.catalog.fingerprint
+    assert again.pictures.catalog.fingerprint != find_pictures(str(root), cache_dir=tmp_path).catalog.fingerprint
 
 
 def test_a_study_that_has_been_run_is_found_and_its_winner_retrained(tiny: Tiny, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import ImageEnhance
 
 from data import DataError
 from data.catalog import MIN_KEPT, Catalog
+from data.findings import look_alikes
 from data.split import PART_SHARES, split
 
 hashes = st.integers(0, 2**128 - 1).map(lambda number: f"{number:032x}")
@@ -47,7 +48,7 @@ def sides(catalog: Catalog) -> dict[str, str] | None:
     return {catalog.kept[p].content_hash: name for name, positions in parts.named() for p in positions}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(catalogs(), st.randoms(use_true_random=False))
 def test_the_split_is_disjoint_and_complete_keeps_groups_whole_and_ignores_order(catalog: Catalog, random):
     where = sides(catalog)
@@ -67,7 +68,7 @@ def test_the_split_is_disjoint_and_complete_keeps_groups_whole_and_ignores_order
     assert sides(again) == where and again.fingerprint == catalog.fingerprint
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(catalogs(), st.lists(hashes, max_size=30, unique=True))
 def test_added_pictures_move_old_ones_only_to_fill_empty_parts(catalog: Catalog, added: list[str]):
     new = [content for content in added if all(content != p.content_hash for p in catalog.pictures)]
@@ -123,9 +124,20 @@ def test_with_an_official_validation_part_only_the_test_part_is_taken_from_train
     assert {catalog.kept[p].label for p in parts.test} == set(NAMES[:3])
 
 
-def test_a_class_of_near_duplicates_cannot_be_split(tmp_path: Path):
+def test_a_class_of_look_alikes_is_split_like_any_other(tmp_path: Path):
+    """It was refused as "1 distinct picture", as were the pictures of a production line."""
     root = class_folders(tmp_path / "set")
     for seed in range(12):
         ImageEnhance.Brightness(picture(0, label=1)).enhance(1 + seed / 50).save(root / "Amanita" / f"{seed:04d}.jpg")
-    with pytest.raises(DataError, match=r"'Amanita' of .*set \(1 distinct picture,.* train, validation, test"):
-        split(scanned(root, tmp_path / "cache"))
+    catalog = scanned(root, tmp_path / "cache")
+    (scene,) = look_alikes(catalog).scenes
+    assert len(scene) == 12 and {p.label for p in scene} == {"Amanita"}
+    assert all(len(set(catalog.labels[positions])) == 3 for _, positions in split(catalog).named())
+
+
+@pytest.mark.parametrize(("pictures", "fix"), [(12, "--near-duplicates keep"), (2, "remove the folder")])
+def test_a_class_that_cannot_be_in_every_part_is_an_error_that_names_the_cause(pictures: int, fix: str):
+    others = large_catalog(60).pictures
+    few = [made_up_picture(f"{n:032x}", "few", f"{n // 6:032x}") for n in range(pictures)]
+    with pytest.raises(DataError, match=rf"'few' .*\({pictures} pictures.*train, validation, test.* {fix}$"):
+        split(made_up_catalog([*others, *few]))

@@ -23,7 +23,16 @@ ROOT = Path(__file__).parents[1]
 
 OPTIONS = {
     (): {
-        *("--data", "--test-data", "--parts", "--follow-links", "--pictures", "--study", "--profile"),
+        *(
+            "--data",
+            "--test-data",
+            "--parts",
+            "--follow-links",
+            "--near-duplicates",
+            "--pictures",
+            "--study",
+            "--profile",
+        ),
         *("--trials", "--epochs", "--timeout", "--patience", "--target"),
         *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--no-flips", "--seed"),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
@@ -50,7 +59,10 @@ OPTIONS = {
     },
     ("report",): {"--study", "--storage", "--results"},
     ("dashboard",): {"--study", "--port", "--storage", "--results"},
-    ("check-data",): {"--data", "--test-data", "--parts", "--follow-links", "--report", "--sheet", "--json", "--cache"},
+    ("check-data",): {
+        *("--data", "--test-data", "--parts", "--follow-links", "--near-duplicates"),
+        *("--report", "--sheet", "--json", "--cache"),
+    },
     ("clean",): {"NAMES", "--results", "--cache"},
 }
 """Every command and its options. Whoever adds one adds it here and to the README."""
@@ -159,7 +171,7 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
         ("--epochs 0", "--epochs must be >= 1, but got 0; see python study.py --help"),
         ("--timeout -3", "--timeout must be > 0, but got -3.0; see python study.py --help"),
         ("--timeout nan", "--timeout must be > 0, but got nan; see python study.py --help"),
-        ("--timeout soon", "--timeout must be a number, but got 'soon'; see python study.py --help"),
+        ("--timeout soon", "--timeout must be a number of minutes, but got 'soon'; see python study.py --help"),
         ("--seed -1", "--seed must be >= 0, but got -1; see python study.py --help"),
         ("--seed 4294967296", "--seed must be < 4294967296, but got 4294967296; see python study.py --help"),
         (
@@ -172,6 +184,22 @@ def test_help_names_the_commands_and_every_choice(run: Run) -> None:
             "--target 0.9",
             "--target must be a percentage of at least 1 (did you mean 90?), but got 0.9; see python study.py --help",
         ),
+        (
+            "--timeout 1.5h",
+            "--timeout must be a number of minutes, but got '1.5h' (did you mean 90?); see python study.py --help",
+        ),
+        (
+            "--max-flops 50M",
+            "--max-flops must be a number, but got '50M' (did you mean 50000000?); see python study.py --help",
+        ),
+        ("--max-flops inf", "--max-flops must be < inf, but got inf; see python study.py --help"),
+        ("--target 90%", "--target must be a number, but got '90%' (did you mean 90?); see python study.py --help"),
+        ("--target 90,5", "--target must be a number, but got '90,5' (did you mean 90.5?); see python study.py --help"),
+        (
+            "--pictures 1,000",
+            "--pictures must be an integer, but got '1,000' (did you mean 1000?); see python study.py --help",
+        ),
+        ("--trials 1e2", "--trials must be an integer, but got '1e2' (did you mean 100?); see python study.py --help"),
         ("--trails 5", "unknown option --trails (did you mean --trials?); see python study.py --help"),
         ("-x", "unknown option -x; see python study.py --help"),
         (
@@ -244,6 +272,26 @@ def test_an_unavailable_device_is_named_with_those_that_are_available(
     assert torch.__version__ in line
     assert line.rpartition(": ")[2].startswith("use --device ")
     assert "cpu" in line.rpartition(": ")[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "facts"),
+    [
+        ("--target", "1", ("(did you mean 100?)", "most common class")),
+        ("--target", "50", ("50.00 %", "most common class")),
+        ("--max-flops", "50", ("(did you mean 5e+07?)", "FLOPs")),
+        ("--max-params", "0.3", ("(did you mean 300000?)", "parameters")),
+        ("--max-params", "300", ("(did you mean 300000?)", "parameters")),
+    ],
+)
+def test_a_limit_that_says_nothing_or_allows_nothing_is_asked_back(
+    option: str, value: str, facts: tuple[str, ...], refused: Callable[..., str], pictures: Path, tmp_path: Path
+) -> None:
+    """A study ended after one trial, or drew 20 networks that were over budget, because the unit was another one."""
+    line = refused("--data", pictures, "--profile", "quick", option, value)
+    assert line.startswith(f"{option} {value} ")
+    assert [fact for fact in facts if fact not in line] == []
+    assert not (tmp_path / "results").exists()
 
 
 # -- pictures that cannot be used

@@ -182,7 +182,7 @@ def test_finalists_have_a_point_per_run_and_their_mean(tmp_path: Path) -> None:
         ("trial 3", 0.7),
         ("&lt;b&gt;b&lt;/b&gt; &amp; c", 0.4),
     ]
-    assert list(means.y) == pytest.approx([0.6, 0.4])
+    assert dict(zip(means.x, means.y, strict=True)) == {"trial 3": pytest.approx(0.6)}  # one run has no mean
 
 
 # -- every kind of study

@@ -94,6 +94,7 @@ def test_a_complete_trial_is_read_as_the_coordinator_wrote_it(trained: Tiny) -> 
         per_class=list(best.per_class),
         confusion=[list(row) for row in best.confusion],
     )
+    assert best.top3 is None and "best_top3" not in first.frozen.user_attrs  # of three classes; no column of trials.csv
     assert first.seconds == pytest.approx(sum(metrics.seconds for metrics in history), abs=0.01)
     assert first.reason == "trained to its last epoch"
     assert [first.baseline, second.baseline] == [first.name, second.name] == [ORIGINAL, HAND_TUNED]

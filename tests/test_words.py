@@ -35,6 +35,13 @@ def test_a_share_may_have_fewer_digits() -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "whole", "text"), [(2, 3, "67 % (21 to 94)"), (1, 1, "100 % (21 to 100)"), (0, 0, "-")]
+)
+def test_a_share_of_few_has_its_interval_and_one_of_nothing_is_none(part: int, whole: int, text: str) -> None:
+    assert words.share_of(part, whole) == text
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [
         (0, "0"),

@@ -31,6 +31,7 @@ from tuning.folder import remove_file, replace_file, trial_directory
 from tuning.jobs import Assignment, FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady, Workers
 from tuning.sampling import one_seed
 from tuning.scheduling import Decision, Resume, Retire, Scheduler
+from tuning.storage import Storage
 from tuning.trials import (
     Outcome,
     Trial,
@@ -166,6 +167,8 @@ class Coordinator:
         It can be called from a signal handler.
         """
         self._stops += 1
+        if isinstance(storage := self._study._storage, Storage):  # pyright: ignore[reportPrivateUsage]
+            storage.stop_waiting()
 
     def run(self) -> Generator[StudyEvent]:
         """Train until the plan is fulfilled or a stop is requested, and yield the study's events.
@@ -175,7 +178,6 @@ class Coordinator:
         """
         deadline = time.monotonic() + (self._plan.timeout or float("inf"))
         trials = read_trials(self._study)
-        self._adopted.extend(trial.number for trial in trials if trial.is_running and not trial.is_paused)
         self._seen = {trial.key: trial.number for trial in reversed(trials) if trial.key and not trial.is_duplicate}
         self._remove_checkpoints()
         try:
@@ -223,10 +225,17 @@ class Coordinator:
                     yield self._ended_outside(slot, trial, error)
 
     def _next_action(self) -> Resume | Retire | optuna.Trial | None:
-        """Return a trial left by an earlier run, else the scheduler's choice, else a new one; None if there is none."""
+        """Return a running trial that has no slot, else the scheduler's choice, else a new one; None if there is none.
+
+        An earlier run may have left such a trial, or a database whose answer was lost.
+        """
+        trials = read_trials(self._study)
+        if not self._adopted:
+            here = {live.trial.number for live in self._live.values()}
+            running = (trial.number for trial in trials if trial.is_running and not trial.is_paused)
+            self._adopted.extend(number for number in running if number not in here)
         if self._adopted:
             return live_trial(self._study, self._adopted.popleft())
-        trials = read_trials(self._study)
         unfinished = len(self._live) + sum(trial.is_paused for trial in trials)
         fulfilled = self._fulfilled(trials, unfinished)
         if fulfilled is not Ending.TARGET:

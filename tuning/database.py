@@ -20,9 +20,10 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 
 from model.plain_json import few
-from tuning import StudyError
-from tuning.settings import FILE as SETTINGS
+from tuning import StudyError, ownership
+from tuning.settings import STUDY_ID
 from tuning.space import refuse_changes
+from tuning.storage import Storage, is_away, reason
 from tuning.trials import METRIC
 
 IDENTITY = "identity:"
@@ -37,6 +38,10 @@ WAYS_OUT = {
     "disk is full": "free some space, then run the same command again to resume",
     "disk i/o error": "repair the disk or raise its quota, then run the same command again to resume",
     "gone": f"put it back, or {ANOTHER}",
+    "password": "keep the password in the file that PGPASSFILE names, by default ~/.pgpass",
+    "permission denied": "grant the role SELECT, INSERT, UPDATE and DELETE on all tables and sequences",
+    "read-only": "connect to a server and with a role that may write",
+    "away": "start the server, or give its address with --storage URL, then run the same command again to resume",
     "malformed": f"restore it from a backup, or {ANOTHER}",
 }
 """Fixes to suggest, each by a phrase in the database's error message."""
@@ -61,6 +66,11 @@ def without_password(text: str) -> str:
     text = re.sub(r"(://[^:/]*:|^[^:/\\]{2,}:(?!/)|^[^:/\\]{2,}:/[^:/]*:).*@", r"\1***@", text, flags=re.DOTALL)
     text = re.sub(r"(://[^:/@]*:)(?!\d+$)[^@/?]+$", r"\1***", text)  # neither an @ nor a port
     return re.sub(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&]*", r"\1***", text, flags=re.IGNORECASE)
+
+
+def shown(url: str) -> str:
+    """Return a storage URL as errors show it: without its password, an SQLite file with its absolute path."""
+    return without_password(absolute(url))
 
 
 def absolute(url: str) -> str:
@@ -88,15 +98,13 @@ def explained(url: str) -> Generator[None]:
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
-        file = _file(url)
+        said, file = reason(error), _file(url)
         if file is not None and not file.exists():
-            reason += " (its file is gone)"  # SQLite calls a file that was removed read-only
-        way_out = next((way for part, way in WAYS_OUT.items() if part in reason.lower()), f"repair it, or {ANOTHER}")
-        raise StudyError(f"cannot use the database {without_password(url)} ({reason}): {way_out}") from error
+            said += " (its file is gone)"  # SQLite calls a file that was removed read-only
+        way_out = next((way for part, way in WAYS_OUT.items() if part in said.lower()), f"repair it, or {ANOTHER}")
+        if is_away(error) and file is None:
+            way_out = WAYS_OUT["away"]
+        raise StudyError(f"cannot use the database {without_password(url)} ({said}): {way_out}") from error
 
 
 @contextlib.contextmanager
@@ -119,16 +127,14 @@ def _file(url: str) -> Path | None:
     return Path(named.removeprefix("file:")) if named and named != ":memory:" else None
 
 
+def _is_empty(file: Path) -> bool:
+    """Return whether connecting would make a new database."""
+    return not (file.exists() and file.stat().st_size)
+
+
 def _check(file: Path) -> None:
-    """Raise an error if an SQLite database is damaged, or missing although its trials are still there."""
-    there = file.stat().st_size if file.is_file() else 0
-    trials = sorted(file.parent.glob("trials/[0-9][0-9][0-9][0-9]/*"))
-    if not there and not file.is_dir() and trials:
-        raise StudyError(
-            f"{file} is {'empty' if file.exists() else 'missing'}, but {trials[0].parent} belongs to a study: restore "
-            "the database from a backup, or start another study with --study NAME"
-        )
-    if there:
+    """Raise an error if an SQLite database is damaged."""
+    if file.is_file() and file.stat().st_size:
         with contextlib.closing(sqlite3.connect(file, timeout=LOCKED_SECONDS)) as connection:
             # Left alone, SQLite finds a damaged page only when it reads it: in the middle of a study.
             (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
@@ -136,8 +142,12 @@ def _check(file: Path) -> None:
             raise sqlite3.DatabaseError(f"database disk image is malformed: {' '.join(found.split())}")
 
 
-def connect(url: str) -> optuna.storages.BaseStorage:
-    """Return the storage at a URL. Raises StudyError if there is none, or if another Optuna version created it."""
+def connect(url: str, folder: Path | None = None) -> Storage:
+    """Return the storage at a URL; `folder` is that of the study for which a new SQLite file may be made.
+
+    Raises StudyError if there is no database server, if another Optuna version created the database, or if there is no
+    file although the folder holds a study's files.
+    """
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -151,16 +161,17 @@ def connect(url: str) -> optuna.storages.BaseStorage:
             "and : as %3A"
         )
     file = _file(url)
-    arguments = {"connect_args": {"timeout": LOCKED_SECONDS}} if parsed.get_backend_name() == "sqlite" else {}
+    if file is not None and folder is not None and _is_empty(file) and ownership.leftovers(folder):
+        raise ownership.missing_study(folder, shown(url), "is empty" if file.exists() else "does not exist")
     try:
         with explained(url):
             if file is not None:
                 _check(file)
-            return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=arguments))
+            return Storage(url, shown=without_password(url), locked_seconds=LOCKED_SECONDS)
     except ImportError as error:
         raise StudyError(
-            f"no driver for --storage {without_password(url)} is installed: pip install psycopg2-binary for "
-            "PostgreSQL, or mysqlclient for MySQL"
+            f"no driver for --storage {without_password(url)} is installed: pip install -e '.[cluster]' for "
+            "PostgreSQL, or pip install mysqlclient for MySQL"
         ) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -170,7 +181,7 @@ def connect(url: str) -> optuna.storages.BaseStorage:
 
 
 def open_study(
-    url: str,
+    storage: Storage,
     name: str,
     *,
     sampler: BaseSampler,
@@ -180,6 +191,7 @@ def open_study(
     portfolio: Sequence[dict[str, Any]] = (),
     metric: str = METRIC,
     folder: Path | None = None,
+    study_id: str | None = None,
 ) -> optuna.Study:
     """Open a study and check its identity, or create it with its first trials enqueued.
 
@@ -188,18 +200,23 @@ def open_study(
         first_trials: Parameters by the baseline's name, enqueued when the study is created.
         portfolio: Parameters that are enqueued after them.
         metric: What the dashboard calls a trial's value.
-        folder: The study's folder, if it has one of its own.
+        folder: The study's folder, which is checked to belong to it.
+        study_id: Random id that the study must have, or gets; by default a new one.
 
-    Raises StudyError if another program created the study, its identity differs, its folder holds another study's
-    files, or the database cannot be used.
+    Raises StudyError if another program created the study, its identity differs, folder and database do not belong
+    together, or the database cannot be used.
     """
-    storage = connect(url)
+    url = storage.url
+    file = _file(url)
+    own = folder is not None and file is not None and file.resolve().parent == folder.resolve()
+    left = folder is not None and ownership.leftovers(folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     now = {name: json.loads(json.dumps(value)) for name, value in identity.items()}
     with explained(url):
         with _legible(url):
-            if folder is not None:
-                _refuse_another(storage, url, name, folder)
+            there = optuna.get_all_study_names(storage)
+            if folder is not None and name not in there and (left or (own and there)):
+                raise ownership.missing_study(folder, shown(url), _held(name, there))
             study = optuna.create_study(
                 storage=storage,
                 study_name=name,
@@ -210,13 +227,27 @@ def open_study(
             )
             trials = study.get_trials(deepcopy=False)
             stored = {key[len(IDENTITY) :]: v for key, v in study.user_attrs.items() if key.startswith(IDENTITY)}
-        if study.directions != [StudyDirection.MAXIMIZE] or (trials and now and not stored):
+        owner = ownership.study_id(study)
+        # A study without trials in its folder's own database was left by an interrupted start.
+        theirs = bool(trials) or (name in there and not own and folder is not None and study_id is None)
+        ours = stored or owner or not now or not theirs
+        if study.directions != [StudyDirection.MAXIMIZE] or not ours:
             raise StudyError(f"study '{name}' in {without_password(url)} was not created by this program: {ANOTHER}")
+        if study_id is not None and owner not in (None, study_id):
+            raise StudyError(
+                f"'{name}' in {shown(url)} belongs to an earlier study of this name: rename or delete it in the "
+                "dashboard, or start another study with --study NAME"
+            )
+        if folder is not None:
+            with _legible(url):
+                ownership.refuse_strange_files(study, folder, shown(url))
+                ownership.refuse_second_folder(study, folder, shown(url))
         if trials:
             with _legible(url):
                 refuse_changes(stored, now, name)
-        else:
-            # No trial yet: overwrite whatever an interrupted start has left.
+        ownership.identify(study, study_id)
+        if not trials:
+            # Overwrite whatever an interrupted start has left.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([metric])
@@ -230,53 +261,42 @@ def open_study(
     return study
 
 
-def _refuse_another(storage: optuna.storages.BaseStorage, url: str, name: str, folder: Path) -> None:
-    """Raise StudyError if a database lacks the study to which the folder's files belong, or is another study's own.
-
-    That is so after a study was renamed or deleted in the dashboard, or its folder renamed or copied: a new study in
-    the same folder would overwrite the files of the old one, and later commands would take them for its own.
-    """
-    there = optuna.get_all_study_names(storage)
-    if name in there:
-        return
-    others = [other for other in there if not other.startswith(f"{name}-")]  # those of its finalists and final runs
-    held = f"holds {few(others)}" if others else "holds no study"
-    if (folder / SETTINGS).exists():
-        raise StudyError(
-            f"study '{name}' has files in {folder}, but {without_password(url)} {held}: if it was renamed, give study "
-            "and folder the same name again; if it was deleted, remove its files with python study.py clean, or start "
-            "another study with --study NAME"
-        )
-    file = _file(url)
-    if others and file is not None and file.resolve().parent == folder.resolve():
-        raise StudyError(
-            f"{file} {held}, not '{name}': give study and folder the same name again, or start another study with "
-            "--study NAME"
-        )
-
-
-def load_study(url: str, name: str) -> optuna.Study:
-    """Return an existing study. Raises StudyError if it does not exist, or if the database cannot be used."""
-    missing = StudyError(
-        f"no study '{name}' in {without_password(url)}: run it first with python study.py, or name another with "
-        "--study NAME"
-    )
+def load_study(url: str, name: str, folder: Path) -> optuna.Study:
+    """Return an existing study. Raises StudyError if it does not exist, if its folder and database do not belong
+    together, or if the database cannot be used."""
     if url.startswith("sqlite:///") and (file := _file(url)) is not None and not file.exists():
-        raise missing  # connecting would make an empty database
+        # Connecting would make an empty database.
+        raise ownership.missing_study(folder, shown(url), "does not exist")
     storage = connect(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with explained(url), _legible(url):
-        try:
-            study = optuna.load_study(study_name=name, storage=storage)
-        except KeyError:
-            there = optuna.get_all_study_names(storage)
-            if not there:
-                raise missing from None
-            raise StudyError(
-                f"no study '{name}' in {without_password(url)}, which holds {few(there)}: if it was renamed, give "
-                "study and folder the same name again, or name another with --study NAME"
-            ) from None
+        there = optuna.get_all_study_names(storage)
+        if name not in there:
+            raise ownership.missing_study(folder, shown(url), _held(name, there))
+        study = optuna.load_study(study_name=name, storage=storage)
         study.get_trials(deepcopy=False)
         if not any(key.startswith(IDENTITY) for key in study.user_attrs):
             raise StudyError(f"study '{name}' in {without_password(url)} was not created by this program: {ANOTHER}")
+        ownership.refuse_strange_files(study, folder, shown(url))
     return study
+
+
+def sibling(study: optuna.Study, kind: str) -> str:
+    """Return the name of the study of these runs: finalists, final runs or audited trials.
+
+    It keeps its name when the study itself is renamed.
+    """
+    name, storage = f"{study.study_name}-{kind}", study._storage  # pyright: ignore[reportPrivateUsage]
+    ours = [
+        other_study.study_name
+        for other_study in storage.get_all_studies()
+        if other_study.user_attrs.get(STUDY_ID, "") == ownership.study_id(study)
+        and other_study.user_attrs.get(IDENTITY + "runs") == kind
+    ]
+    return name if name in ours or not ours else ours[0]
+
+
+def _held(name: str, there: Sequence[str]) -> str:
+    """Say which studies a database holds, apart from the finalists and final runs of the named one."""
+    others = [other for other in there if not other.startswith(f"{name}-")]
+    return f"holds {few(others)}" if others else "holds no study"

@@ -8,15 +8,32 @@ from pathlib import Path
 
 import sqlalchemy
 
-from model.files import replacing
+from model.files import is_hidden, replacing
+from model.plain_json import few
 from tuning import StudyError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 """Default folder of all studies."""
+OUTPUTS = (
+    "settings.json",
+    "trials",
+    "trials.csv",
+    "data_report.csv",
+    "report.html",
+    "plots",
+    "artifacts",
+    "finalists.csv",
+    "finalists",
+    "retrained.json",
+    "retrained",
+    "audit",
+    "best",
+)
+"""What a study writes into its folder, without its lock and its database."""
 
 
 def study_folder(results: Path, name: str) -> Path:
-    """Create the folder of a study. Raises StudyError if it cannot be created or written."""
+    """Create the folder of a study. Raises StudyError if it cannot be written, or if it is a folder of other things."""
     if not name.strip(" .") or not name.isprintable() or any(character in name for character in '/\\:*?"<>|'):
         raise StudyError(
             f"{name!r} is not a valid name for a study and its folder: choose one without "
@@ -24,6 +41,13 @@ def study_folder(results: Path, name: str) -> Path:
         )
     folder = results / name
     try:
+        if folder.is_dir() and not any((folder / part).exists() for part in (*OUTPUTS, "study.db")):
+            others = [path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
+            if others:
+                raise StudyError(
+                    f"{folder} is not a study's folder, as it holds other folders ({few(others)}): choose another name "
+                    "with --study NAME, or another place with --results DIR"
+                )
         (folder / "trials").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

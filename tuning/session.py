@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -27,7 +27,7 @@ from data.report import describe_changes, write_report
 from data.sources import NAMES
 from model.training import Precision
 from search_space import PROFILES, Config, Profile, baselines, portfolio, suggest
-from tuning import StudyError, database, devices, forecast, settings
+from tuning import StudyError, database, devices, forecast, ownership, settings
 from tuning.coordinator import KEPT_CHECKPOINTS, Coordinator, Plan, search
 from tuning.database import IDENTITY, load_study, open_study
 from tuning.devices import Slot
@@ -39,6 +39,7 @@ from tuning.sampling import SAMPLERS
 from tuning.scheduling import SCHEDULERS, MakeScheduler, Scheduler, trained_share
 from tuning.settings import Settings
 from tuning.space import FeasibleSpace, describe_space
+from tuning.storage import Storage
 from tuning.timing import Timing, settle_precision, typical
 from tuning.trials import read_trials, write_trials_csv
 from tuning.workers import LocalWorkers
@@ -81,6 +82,11 @@ class OpenStudy:
         return self.folder.name
 
     @property
+    def storage(self) -> Storage:
+        """The study's database."""
+        return cast(Storage, self.study._storage)  # pyright: ignore[reportPrivateUsage]
+
+    @property
     def data_identity(self) -> str:
         """Text that identifies the pictures and their split."""
         return self.study.user_attrs[IDENTITY + "data"]
@@ -93,7 +99,7 @@ class OpenStudy:
     @contextmanager
     def locked(self) -> Generator[None]:
         """Hold the study's lock, and turn errors of its database into StudyError."""
-        with sole_coordinator(self.folder), database.explained(self.url):
+        with sole_coordinator(self.folder), database.explained(self.url), self.storage.sole_coordinator(self.name):
             yield
 
     def reopen(
@@ -123,6 +129,7 @@ class OpenStudy:
             test_data=tested,
             parts=parts or self.settings.parts,
             follow_links=self.settings.follow_links,
+            near_duplicates=self.settings.near_duplicates,
             limit=self.settings.pictures,
             cache_dir=cache_dir,
             track=track,
@@ -255,7 +262,7 @@ def open_session(
     """Start a study, or resume it, and hold its lock.
 
     Args:
-        pictures: The data set, from `find_pictures` with the profile's limit.
+        pictures: The data set, from `find_pictures`.
         plan: How many trials are trained, and when the run stops. The FLOPs budget is by default the profile's.
         name: Name of the study and of its folder; by default the data set's.
         profile: What a trial may cost; image sizes that would only enlarge the pictures are left out.
@@ -302,9 +309,10 @@ def open_session(
             "seed": seed,
         }
         url = storage or sqlite_url(folder)
-        with database.explained(url):
+        opened = database.connect(url, folder)
+        with database.explained(url), opened.sole_coordinator(name):
             study = open_study(
-                url,
+                opened,
                 name,
                 sampler=SAMPLERS[sampler](seed, feasible) if isinstance(sampler, str) else sampler,
                 identity=facts | describe_space(draw),
@@ -312,6 +320,7 @@ def open_session(
                 portfolio=affordable,
                 folder=folder,
             )
+            session_id = ownership.begin_session(study, folder)
             write_report(pictures.catalog, folder / "data_report.csv", pictures.split)
             started = Settings(
                 data=pictures.source if pictures.source in NAMES else _absolute(Path(pictures.source)),
@@ -319,6 +328,9 @@ def open_session(
                 parts=pictures.parts,
                 follow_links=pictures.follow_links,
                 pictures=pictures.limit,
+                near_duplicates=pictures.near_duplicates,
+                study_id=ownership.study_id(study),
+                session=session_id,
                 storage=database.without_password(database.absolute(storage)) if storage else None,
                 argv=list(argv),
             )
@@ -357,7 +369,7 @@ def find_study(results: Path = RESULTS, name: str | None = None, storage: str | 
     """Open a study that has been run: the named one, or the one that was run last. Raises StudyError."""
     folder, started = settings.recall(results, name)
     url = settings.url(started, folder, storage)
-    return OpenStudy(study=load_study(url, folder.name), folder=folder, url=url, settings=started)
+    return OpenStudy(study=load_study(url, folder.name, folder), folder=folder, url=url, settings=started)
 
 
 def _settled(

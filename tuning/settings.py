@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from data import NearDuplicates
 from model import plain_json
 from model.files import printable, why
 from tuning import StudyError
 from tuning.folder import replace_file, sqlite_url
 
 FILE = "settings.json"
+STUDY_ID = "study id"
+"""Name of a study's random id in its database, also in the studies of its finalists, final runs and audit, and in the
+bundle that was exported from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +34,17 @@ class Settings:
     """Largest number of pictures in use; None for all."""
     storage: str | None
     """The database's URL without its password; None for the SQLite file in the study's folder."""
+    near_duplicates: NearDuplicates = "group"
+    """Whether near-duplicates stay in one part of the split."""
     argv: list[str] = field(default_factory=list[str])
     """Command-line arguments after `study.py`, without passwords."""
     parts: str | None = None
     """A value of `--parts`; None if the folders themselves tell."""
     follow_links: bool = False
+    study_id: str | None = None
+    """Random id of the study to which the folder belongs; None in earlier versions."""
+    session: str | None = None
+    """Random id of the last run in this folder; None in earlier versions."""
 
     def save(self, folder: Path) -> None:
         """Write settings.json. Raises StudyError if that fails."""
@@ -57,10 +67,7 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
     names = [study] if study is not None else _by_time(results)
     path = results / names[0] / FILE if names else results / "*" / FILE
     try:
-        values = plain_json.read(path)
-        if isinstance(values, dict) and "words" in values:  # the name of `argv` in earlier versions
-            values["argv"] = values.pop("words")
-        return path.parent, plain_json.fill(Settings, values)
+        return path.parent, _read(path)
     except FileNotFoundError:
         there = f" (there are: {', '.join(map(printable, _by_time(results)))})" if names and _by_time(results) else ""
         raise StudyError(
@@ -72,6 +79,14 @@ def recall(results: Path, study: str | None) -> tuple[Path, Settings]:
             f"cannot read {printable(path)} ({why(error)}): run the study again with its original command, which "
             "rewrites it"
         ) from error
+
+
+def found(folder: Path) -> Settings | None:
+    """Return the settings in a study's folder; None if there are none, or if they cannot be read."""
+    try:
+        return _read(folder / FILE)
+    except (OSError, ValueError):
+        return None
 
 
 def url(settings: Settings, folder: Path, given: str | None) -> str:
@@ -87,6 +102,14 @@ def url(settings: Settings, folder: Path, given: str | None) -> str:
             "PostgreSQL password in ~/.pgpass)"
         )
     return settings.storage or sqlite_url(folder)
+
+
+def _read(path: Path) -> Settings:
+    """Return the settings in a file. Raises OSError and ValueError."""
+    values = plain_json.read(path)
+    if isinstance(values, dict) and "words" in values:  # the name of `argv` in earlier versions
+        values["argv"] = values.pop("words")
+    return plain_json.fill(Settings, values)
 
 
 def _by_time(results: Path) -> list[str]:

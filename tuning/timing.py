@@ -47,7 +47,6 @@ HOPELESS = 0.5
 TIMINGS = "precision timings"
 """Study attribute with the `Comparison.gains` of every machine on which the study has been opened."""
 
-
 FLOAT32: Sequence[Precision] = ("float32",)
 Floats = NDArray[np.float64]
 

@@ -228,7 +228,7 @@ class Trial:
         return Result(
             epoch=stored["best_epoch"],
             top1=stored["best_top1"],
-            top3=stored["best_top3"],
+            top3=stored.get("best_top3"),
             seconds=stored["seconds"],
             peak_memory=stored.get("peak_memory"),
             per_class=stored.get("per_class"),
@@ -453,7 +453,7 @@ def write_result(
             "peak_memory": max(metrics.peak_memory for metrics in history),
         }
         for name, value in facts.items():
-            if len(json.dumps(value)) <= LONGEST_ATTRIBUTE:
+            if value is not None and len(json.dumps(value)) <= LONGEST_ATTRIBUTE:
                 trial.set_user_attr(name, value)
     trial.set_user_attr("reason", reason[-LONGEST_ATTRIBUTE // 2 :])
     trial.set_user_attr("outcome", outcome)

@@ -75,7 +75,7 @@ class Bundle:
     ranges: Ranges = field(default_factory=dict[str, list[float]])
     """Ranges by which pictures with more than 8 bits are scaled, as in training."""
     temperature: float
-    """Divisor of the logits with which softmax gives calibrated probabilities; 1 if it was not fitted."""
+    """Divisor of the logits with which softmax gives calibrated probabilities; 1 if they could not be calibrated."""
     provenance: dict[str, Any]
     """Provenance as plain JSON: study, trial, data fingerprint, versions and so on; shown but not used."""
     results: dict[str, Any] | None
@@ -96,6 +96,11 @@ class Bundle:
             if not low <= value <= high:
                 raise ValueError(f"`{low:g} <= {name} <= {high:g}` must hold, but got {value}")
         check_ranges(self.ranges)
+
+    @property
+    def calibration(self) -> str:
+        """How the temperature was found, or why the probabilities could not be calibrated, as the provenance says."""
+        return str(self.provenance.get("calibration", f"temperature {self.temperature:.2f}"))
 
 
 @dataclass(frozen=True, kw_only=True)

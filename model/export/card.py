@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from model.export.bundle import Bundle
 from model.files import printable
+from model.metrics import wilson
 from model.network import cost
 from model.preprocessing import Ranges
 
@@ -62,6 +63,8 @@ class Results(TypedDict):
     top3_interval: Sequence[float] | None
     ece: float
     """Expected calibration error, after the temperature."""
+    ece_chance: float
+    """Chance level of the ECE, below which 95 % of test sets of this size stay if every probability is right."""
     loss: float
     per_class: Sequence[float | None]
     """Top-1 within each class; None for a class without test pictures."""
@@ -173,7 +176,7 @@ With ONNX Runtime, Pillow and NumPy alone, in this folder:
 {WITH_ONNXRUNTIME}
 ```
 
-`model.onnx` and `model.pt2` take uint8 pictures of shape (n, {size}, {size}, 3), for any n, and return calibrated
+`model.onnx` and `model.pt2` take uint8 pictures of shape (n, {size}, {size}, 3), for any n, and return
 probabilities: normalisation and temperature are part of the graph. The preprocessing before that is in
 `preprocessing.py`, the file that mushroom-study itself uses, so that both give the same answer for every picture: turn
 it upright, scale values of more than 8 bits{_scaled(bundle.ranges)}, put transparent areas onto white, resize the
@@ -272,32 +275,41 @@ def _spread(results: Results) -> list[str]:
         names = {"top1": "top-1", "top3": "top-3", "ece": "ECE"}
         shown = {name: head for name, head in names.items() if all(s[name] is not None for s in seeds)}
         rows = [(str(s["seed"]), *(_percent(s[name]) for name in shown)) for s in seeds]
-        parts += [
-            f"Trained with {runs}, the same recipe reached {_mean(results.get('top1_mean'), results.get('top1_sd'))}. "
-            "This model is from the first seed.",
-            _table(("seed", *shown.values()), rows),
-        ]
+        reached = _mean(results.get("top1_mean"), results.get("top1_sd"))
+        parts += (
+            [f"Trained with {runs}, the same recipe reached {reached}. This model is from the first seed."]
+            if len(seeds) > 1
+            else [f"Trained with {runs}: how much of the result is luck is not known."]
+        )
+        parts.append(_table(("seed", *shown.values()), rows))
     if validation := results.get("validation"):
-        gap = 100 * (validation["recorded"] - validation["finalists_mean"])
+        mean, sd = validation["finalists_mean"], validation["finalists_sd"]
+        gap = 100 * (validation["recorded"] - mean)
         parts.append(
             f"In the search, a single run of this configuration reached {_percent(validation['recorded'])} on the "
-            "validation pictures. Trained again with several seeds, it reached "
-            f"{_mean(validation['finalists_mean'], validation['finalists_sd'])} there: the single run was "
-            f"{abs(gap):.2f} points {'above' if gap >= 0 else 'below'} the mean over seeds."
+            "validation pictures. "
+            + (
+                f"Trained again with another seed, it reached {_percent(mean)} there."
+                if sd is None
+                else f"Trained again with several seeds, it reached {_mean(mean, sd)} there: the single run was "
+                f"{abs(gap):.2f} points {'above' if gap >= 0 else 'below'} the mean over seeds."
+            )
         )
     if baselines := results.get("baselines"):
+        spread = any(b["top1_sd"] is not None for b in baselines)
         rows = [
             (
                 _text(b["name"]),
                 _percent(b["top1_mean"]),
-                _points(b["top1_sd"]),
+                *[_points(b["top1_sd"])] * spread,
                 _runs(len(b["top1"]), b.get("diverged", 0)),
             )
             for b in baselines
         ]
+        head = ("recipe", "mean top-1", "standard deviation") if spread else ("recipe", "top-1")
         parts += [
             "Baselines, trained by the same code on the same data with the same seeds:",
-            _table(("recipe", "mean top-1", "standard deviation", "runs"), rows),
+            _table((*head, "runs"), rows),
         ]
     return parts
 
@@ -307,21 +319,32 @@ def _runs(trained: int, diverged: int) -> str:
 
 
 def _per_class(classes: tuple[str, ...], results: Results) -> str:
-    confusion = results.get("confusion")
-    counts = [f"{sum(row):,}" for row in confusion] if confusion else ["-"] * len(classes)
-    accuracies = map(_percent, results["per_class"])
-    return _table(("class", "top-1", "pictures"), zip(map(_text, classes), accuracies, counts, strict=True))
+    rows = results.get("confusion") or [[]] * len(classes)
+    cells = [
+        (
+            _text(name),
+            _percent(share),
+            _interval(wilson(row[label], sum(row))) if sum(row) else "-",
+            f"{sum(row):,}" if row else "-",
+        )
+        for label, (name, share, row) in enumerate(zip(classes, results["per_class"], rows, strict=True))
+    ]
+    return _table(("class", "top-1", "95 % interval", "pictures"), cells)
 
 
 def _calibration(bundle: Bundle, results: Results | None) -> str:
-    text = (
-        f"Before the softmax the logits are divided by the temperature {bundle.temperature:.4g}, fitted on validation "
-        "pictures: of the predictions made with a probability of 70 %, about 70 in 100 should be right."
+    found = _text(bundle.calibration)
+    text = f"{found[0].upper()}{found[1:]}. " + (
+        "The logits are divided by the temperature before the softmax: of the predictions made with a probability of "
+        "70 %, about 70 in 100 should be right."
         if bundle.temperature != 1
-        else "The temperature is 1: the probabilities are the network's own, and most networks are overconfident."
+        else "The probabilities are the network's own, and most networks are overconfident."
     )
     if results is not None:
-        text += f" On the test pictures the probabilities are off by {_points(results['ece'])} on average (ECE)."
+        text += (
+            f" On the test pictures the probabilities are off by {_points(results['ece'])} on average (ECE); if they "
+            f"were exactly right, 95 % of test sets of this size would stay below {_points(results['ece_chance'])}."
+        )
     return f"## Calibration\n\n{text} This holds only for pictures like those in the data."
 
 
@@ -375,7 +398,7 @@ or people either.
 
 
 def _provenance(bundle: Bundle) -> str:
-    rest = {name: value for name, value in bundle.provenance.items() if name not in ("data", "config")}
+    rest = {name: value for name, value in bundle.provenance.items() if name not in ("data", "config", "calibration")}
     return f"## Provenance\n\n{_listed(rest)}"
 
 
@@ -439,7 +462,7 @@ def _points(share: float | None) -> str:
 
 
 def _mean(mean: float | None, sd: float | None) -> str:
-    return f"{_percent(mean)} on average" + ("" if sd is None else f" (standard deviation {_points(sd)})")
+    return f"{_percent(mean)} on average (standard deviation {_points(sd)})"
 
 
 def _interval(interval: Sequence[float]) -> str:

@@ -70,7 +70,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Deployed(nn.Module):
-    """Maps squares, uint8 (N, S, S, 3), to calibrated probabilities, float32 (N, classes).
+    """Maps squares, uint8 (N, S, S, 3), to probabilities, float32 (N, classes).
 
     model.pt2 and model.onnx contain it: everything after the resize, so that no other program has to reimplement it.
     """
@@ -89,6 +89,7 @@ class Published:
     """A published bundle, with how well each format agrees with the network."""
 
     folder: Path
+    bundle: Bundle
     parity: dict[str, Parity]
     """Agreement of each format with the network, by file name."""
     latency: Latency
@@ -135,7 +136,7 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
     finally:
         shutil.rmtree(new, ignore_errors=True)
     sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
-    return Published(folder=target, parity=parity, latency=latency, sizes=sizes)
+    return Published(folder=target, bundle=bundle, parity=parity, latency=latency, sizes=sizes)
 
 
 def compare(folder: Path, bundle: Bundle, network: MushroomCNN, check: Pictures) -> dict[str, Parity]:
@@ -208,7 +209,7 @@ def write_graphs(folder: Path) -> None:
         f"uint8 (n, {size}, {size}, 3): upright RGB, shorter side resized to {size} pixels (bicubic, antialiased), "
         "central square"
     )
-    probabilities.doc_string = f"float32 (n, {len(bundle.classes)}): calibrated"
+    probabilities.doc_string = f"float32 (n, {len(bundle.classes)}): {bundle.calibration}"
     del model.graph.value_info[:]  # intermediate shapes, under the exporter's names
     for part in (*model.graph.node, pictures, probabilities):
         del part.metadata_props[:]  # the exporter's own notes, stack traces among them

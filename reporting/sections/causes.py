@@ -33,7 +33,7 @@ def mattered(facts: Facts) -> Section | None:
     else:
         section.parts.extend(_importances(facts.importances))
     few = min(50, max(5, len(ended) // 10))
-    found = analysis.leanings(facts.trials, few)[:3] if len(ended) >= 10 else []
+    found = analysis.leanings(facts.trials, few)[:3]
     text = (
         f"The {few} best trials prefer {listed([_leaning(one) for one in found])}." if found else "Interactive plots:"
     )

@@ -7,7 +7,17 @@ from typing import Any
 
 from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Part, Section, Table, interval, trial_table
-from reporting.words import configuration, listed, percent, plural, points, stopped_baselines, times, trial_name
+from reporting.words import (
+    configuration,
+    listed,
+    percent,
+    plural,
+    points,
+    share_of,
+    stopped_baselines,
+    times,
+    trial_name,
+)
 from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
@@ -90,7 +100,7 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
     if best.baseline:
         text += "No sampled configuration has beaten this baseline yet. "
     if facts.retrained and test:
-        text += "" if facts.retrained.trial == best.number else f"Over several seeds {facts.retrained.name} is better. "
+        text += "" if facts.retrained.trial == best.number else f"Trained again, {facts.retrained.name} is better. "
         text += (
             f"Retrained on training and validation pictures, {facts.retrained.name} classifies "
             f"{percent(test['top1'], 1)} of "
@@ -110,16 +120,20 @@ def finalists(facts: Facts) -> Section | None:
     single = {str(trial.number): trial for trial in facts.trials}
     rows: list[tuple[str, ...]] = []
     texts: list[str] = []
+    many = any(len(runs) > 1 for runs in groups.values())
     for name, runs in groups.items():
         values = [float(run["top1"]) for run in runs if run["outcome"] == Outcome.COMPLETE and run["top1"]]
         mean, trial = sum(values) / len(values) if values else None, single.get(runs[0]["trial"])
         recorded = trial.reached if trial else None
         alike = trial is None or int(runs[0].get("epochs", trial.epochs)) == trial.epochs
         partly = f" after {plural(trial.epochs, 'epoch')}" if trial and not alike else ""
-        spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if values else ""
+        spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
         rows.append((name, f"{len(values)} of {len(runs)}", percent(mean, 1) + spread, percent(recorded, 1) + partly))
         if mean is not None and not texts:
-            texts.append(f"Of {len(groups)} finalists, {name} has the highest mean over its seeds, {percent(mean, 1)}.")
+            if len(values) == 1:
+                texts.append(f"With one seed, {name} won with {percent(mean, 1)}: luck may have decided.")
+                continue
+            texts.append(f"{name[:1].upper()}{name[1:]} won, with {percent(mean, 1)} on average over its seeds.")
             if recorded is not None and not partly:
                 side = "above" if recorded >= mean else "below"
                 texts.append(f"Its single run in the study was {points(recorded - mean)} {side} that.")
@@ -129,8 +143,8 @@ def finalists(facts: Facts) -> Section | None:
         parts=[
             Paragraph(text=" ".join(texts) or "No run of a finalist was trained to the end."),
             Table(
-                title="Validation top-1 over several seeds",
-                head=("finalist", "runs trained", "mean (range)", "in the study"),
+                title="Validation top-1, trained again",
+                head=("finalist", "runs trained", "mean (range)" if many else "top-1", "in the study"),
                 rows=rows,
                 numeric=frozenset({1, 2, 3}),
             ),
@@ -147,8 +161,8 @@ def mistakes(facts: Facts) -> Section | None:
     names = [facts.class_name(label) for label in range(len(confusion))]
     part = "test" if test else "validation"
     section = Section(anchor="mistakes", title="Test result" if test else "Mistakes")
-    if test:
-        section.parts.extend(_tested(test))
+    if facts.retrained and test:
+        section.parts.extend(_tested(test, facts.retrained.calibration))
     found = analysis.mistakes(confusion, 3)
     wrong = sum(sum(row) - row[label] for label, row in enumerate(confusion))
     who = "The retrained network" if test else f"Trial {facts.best.number}"
@@ -173,13 +187,14 @@ def mistakes(facts: Facts) -> Section | None:
     return section
 
 
-def _tested(test: dict[str, Any]) -> list[Part]:
+def _tested(test: dict[str, Any], calibration: str | None) -> list[Part]:
     top3 = "" if test["top3"] is None else f" and {percent(test['top3'], 1)} top-3"
     text = (
         f"On {plural(test['pictures'], 'test picture')}, which the study has not used, the exported network reaches "
         f"{percent(test['top1'], 1)} top-1 (95 % interval {interval(*test['top1_interval'])}){top3}. "
-        f"Its probabilities are off by {percent(test['ece'], 1)} on average "
-        "(expected calibration error). "
+        f"Its probabilities ({calibration}) are off by {percent(test['ece'], 1)} on average (expected calibration "
+        f"error); if they were exactly right, 95 % of test sets of this size would stay below "
+        f"{percent(test['ece_chance'], 1)}. "
     )
     lost = f" ({test['diverged']} more diverged)" if test["diverged"] else ""
     if test["top1_sd"] is not None:
@@ -197,15 +212,17 @@ def _tested(test: dict[str, Any]) -> list[Part]:
         )
     tested = [("retrained winner", test, len(test["seeds"]))]
     tested += [(one["name"], one, len(one["top1"])) for one in test["baselines"]]
+    spread = any(one["top1_sd"] is not None for _, one, _ in tested)
     rows: list[tuple[str, ...]] = []
     for name, one, seeds in tested:
         lost = f", {one['diverged']} diverged" if one["diverged"] else ""
-        rows.append((name, percent(one["top1_mean"], 1), percent(one["top1_sd"], 1), f"{seeds}{lost}"))
+        sd = [percent(one["top1_sd"], 1)] * spread
+        rows.append((name, percent(one["top1_mean"], 1), *sd, f"{seeds}{lost}"))
     if len(rows) > 1:
         parts.append(
             Table(
                 title="The winner and the baselines on the test set",
-                head=("network", "mean top-1", "standard deviation", "seeds"),
+                head=("network", *(("mean top-1", "standard deviation") if spread else ("top-1",)), "seeds"),
                 rows=rows,
                 numeric=frozenset({1, 2, 3}),
             )
@@ -224,12 +241,11 @@ def _per_class(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Tabl
         row, whole = confusion[label], sum(confusion[label])
         others = [count if other != label else 0 for other, count in enumerate(row)]
         worst = max(range(len(row)), key=lambda other: others[other])
-        low, high = analysis.wilson(row[label] / whole, whole)
         rows.append(
             (
                 names[label],
                 f"{whole:,}",
-                f"{percent(row[label] / whole, 0)} ({100 * low:.0f} to {100 * high:.0f})",
+                share_of(row[label], whole),
                 f"{names[worst]} ({others[worst]:,})" if others[worst] else "-",
             )
         )

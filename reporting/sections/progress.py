@@ -16,6 +16,8 @@ from tuning.trials import Outcome, Trial, count_trials
 DRAWN = 800
 """Largest number of points in a chart: more would hide each other and enlarge the page."""
 DRAWN_CURVES = 150
+STRONG = 0.7
+"""Rank correlation between early and final values from which the early order can be relied on."""
 SHOWN_REASONS = 12
 
 
@@ -52,7 +54,7 @@ def search(facts: Facts) -> Section | None:
 def _history_says(facts: Facts, best: analysis.Points) -> str:
     if not best:
         return "No trial was trained to its last epoch, so there is no best value yet."
-    last, rises = facts.trials[-1].number, len(best) - 2
+    last, rises = int(best[-1][0]), len(best) - 2
     (number, value), (_, first) = best[-2], best[0]
     if last == 0:
         return f"The first trial reached {percent(first, 1)}; it is the only one so far."
@@ -107,21 +109,26 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
             else f"Pruning began after epoch {first}."
         )
         if found := analysis.agreement(facts.trials, first):
-            rho, count = found
-            verdict = (
-                "mostly ended ahead, too"
-                if rho >= 0.7
-                else "often did not end ahead"
-                if rho >= 0.4
-                else "rarely ended ahead: early values say little here, so try --scheduler none"
-            )
             texts.append(
-                f"Of {plural(count, 'trial')} trained to the end, those ahead at that point {verdict} (rank "
-                f"correlation {rho:.2f})."
+                f"Of {plural(found.trials, 'trial')} trained to the end, {_order_says(found)} (rank correlation "
+                f"{found.correlation:.2f}, 95 % interval {found.low:.2f} to {found.high:.2f})."
             )
     elif len(order) > 1:
         texts.append("No trial was pruned.")
     return " ".join(texts) or f"Trained for {plural(order[0].epochs, 'epoch')}."
+
+
+def _order_says(found: analysis.Agreement) -> str:
+    """Say whether trials that were ahead early ended ahead, as far as the interval of the correlation tells."""
+    if found.high < STRONG:
+        return (
+            "those ahead at that point rarely ended ahead: early values say little here, so try --scheduler none"
+            if found.low <= 0
+            else "those ahead at that point often did not end ahead"
+        )
+    if found.low <= 0:
+        return "too few to say whether those ahead at that point end ahead"
+    return "those ahead at that point mostly ended ahead, too"
 
 
 def _training_says(number: int, history: Sequence[EpochMetrics], at: int) -> str:

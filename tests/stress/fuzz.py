@@ -240,6 +240,7 @@ def configs(folder: Path) -> list[bytes]:
         trained_on=["train", "validation"],
         weights="trials/0003/best.pt",
         temperature=1.2,
+        calibration="temperature 1.20, fitted on 6 validation pictures",
         networks="a b",
         validation={"recorded": 0.5},
         results={"top1": 0.5},
