@@ -277,12 +277,11 @@ def sibling(study: optuna.Study, kind: str) -> str:
     It keeps its name when the study itself is renamed.
     """
     name, storage = f"{study.study_name}-{kind}", study._storage  # pyright: ignore[reportPrivateUsage]
-    ours = [
-        other.study_name
-        for other in storage.get_all_studies()
-        if other.user_attrs.get(STUDY_ID, "") == ownership.study_id(study)
-        and other.user_attrs.get(IDENTITY + "runs") == kind
-    ]
+    owner, ours = ownership.study_id(study), list[str]()
+    for other_study in storage.get_all_studies():
+        known = other_study.user_attrs
+        if owner is not None and known.get(STUDY_ID) == owner and known.get(IDENTITY + "runs") == kind:
+            ours.append(other_study.study_name)
     return name if name in ours or not ours else ours[0]
 
 
