@@ -265,10 +265,21 @@ def load_study(url: str, name: str, folder: Path) -> optuna.Study:
             raise ownership.missing_study(folder, shown(url), _held(name, there))
         study = optuna.load_study(study_name=name, storage=storage)
         study.get_trials(deepcopy=False)
-        if not any(key.startswith(IDENTITY) for key in study.user_attrs):
+        ours = any(key.startswith(IDENTITY) for key in study.user_attrs)
+        if study.directions != [StudyDirection.MAXIMIZE] or not ours:
             raise StudyError(f"study '{name}' in {without_password(url)} was not created by this program: {ANOTHER}")
         ownership.refuse_strange_files(study, folder, shown(url))
     return study
+
+
+def load_sibling(study: optuna.Study, kind: str) -> optuna.Study | None:
+    """Return the study of these runs; None if there is none, or if it is an earlier study's of the same name."""
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    try:
+        runs = optuna.load_study(study_name=sibling(study, kind), storage=storage)
+    except KeyError:
+        return None
+    return runs if ownership.study_id(runs) in (None, ownership.study_id(study)) else None
 
 
 def sibling(study: optuna.Study, kind: str) -> str:
