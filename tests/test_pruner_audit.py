@@ -89,7 +89,7 @@ def made_up(*curves: tuple[list[float], Outcome], seed: int = 3) -> OpenStudy:
 
 
 def read(study: OpenStudy) -> PrunerAudit | None:
-    return read_audit(study.study, study.study._storage)
+    return read_audit(study.study)
 
 
 def audit_of(study: OpenStudy, *runs: tuple[int, float | None]) -> PrunerAudit:
@@ -160,7 +160,7 @@ def test_the_audit_is_a_plain_study_beside_the_searched_one(audited: tuple[Tiny,
 def test_the_command_prints_what_is_stored(audited: tuple[Tiny, Finished]) -> None:
     study, finished = audited
     opened = optuna.load_study(study_name="tiny", storage=sqlite_url(study.study_folder))
-    audit = read_audit(opened, opened._storage)
+    audit = read_audit(opened)
     assert audit is not None
     assert audit.best == opened.best_value
     assert [number for number, _, _ in audit.pruned] == sorted(

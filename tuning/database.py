@@ -275,10 +275,21 @@ def load_study(url: str, name: str, folder: Path) -> optuna.Study:
             raise ownership.missing_study(folder, shown(url), _held(name, there))
         study = optuna.load_study(study_name=name, storage=storage)
         study.get_trials(deepcopy=False)
-        if not any(key.startswith(IDENTITY) for key in study.user_attrs):
+        ours = any(key.startswith(IDENTITY) for key in study.user_attrs)
+        if study.directions != [StudyDirection.MAXIMIZE] or not ours:
             raise StudyError(f"study '{name}' in {without_password(url)} was not created by this program: {ANOTHER}")
         ownership.refuse_strange_files(study, folder, shown(url))
     return study
+
+
+def load_sibling(study: optuna.Study, kind: str) -> optuna.Study | None:
+    """Return the study of these runs; None if there is none, or if it is an earlier study's of the same name."""
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    try:
+        runs = optuna.load_study(study_name=sibling(study, kind), storage=storage)
+    except KeyError:
+        return None
+    return runs if ownership.study_id(runs) in (None, ownership.study_id(study)) else None
 
 
 def sibling(study: optuna.Study, kind: str) -> str:
@@ -287,12 +298,11 @@ def sibling(study: optuna.Study, kind: str) -> str:
     It keeps its name when the study itself is renamed.
     """
     name, storage = f"{study.study_name}-{kind}", study._storage  # pyright: ignore[reportPrivateUsage]
-    ours = [
-        other_study.study_name
-        for other_study in storage.get_all_studies()
-        if other_study.user_attrs.get(STUDY_ID, "") == ownership.study_id(study)
-        and other_study.user_attrs.get(IDENTITY + "runs") == kind
-    ]
+    owner, ours = ownership.study_id(study), list[str]()
+    for other_study in storage.get_all_studies():
+        known = other_study.user_attrs
+        if owner is not None and known.get(STUDY_ID) == owner and known.get(IDENTITY + "runs") == kind:
+            ours.append(other_study.study_name)
     return name if name in ours or not ours else ours[0]
 
 

@@ -65,7 +65,7 @@ def missing_study(folder: Path, where: str, held: str) -> StudyError:
     return StudyError(
         f"{folder} holds files of a study ({plain_json.few(leftovers(folder) or ['study.db'])}), but {where} {held}: "
         f"{given}if it was renamed, give study and folder the same name again; if its database was moved, put it back; "
-        "if it was deleted, remove its files with python study.py clean, or start another study with --study NAME"
+        "if it was deleted, move its files elsewhere or start another study with --study NAME"
     )
 
 
@@ -119,7 +119,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, str | None, set[int]]]:
         bundle = cast(dict[str, Any], bundle)
         yield folder / "best", bundle.get(STUDY_ID), _numbers([bundle.get("trial")])
     finalists = _rows(folder / "finalists.csv")
-    for made_by in {row.get("study") or None for row in finalists}:
+    for made_by in {row.get("study_id") or None for row in finalists}:
         yield folder / "finalists.csv", made_by, _numbers(row.get("trial") for row in finalists)
     trials = [row for row in _rows(folder / "trials.csv") if row.get("state") != TrialState.WAITING.name]
     yield folder / "trials.csv", None, _numbers(row.get("number") for row in trials)
