@@ -185,7 +185,7 @@ def test_a_smaller_audit_shows_only_its_own_trials(audited: tuple[Tiny, Finished
     study = copied(audited[0], tmp_path)
     fewer = study.command(*COMMAND, "--audit-pruner", "1")
     assert "Pruner audit" not in fewer.out
-    assert " of 1 pruned trials" in fewer.out
+    assert " of 1 pruned trial " in fewer.out
 
 
 def test_an_audit_without_pruned_trials_is_an_error_of_one_line(unpruned: tuple[Tiny, Finished]) -> None:

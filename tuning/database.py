@@ -207,6 +207,7 @@ def open_study(
     together, or the database cannot be used.
     """
     url = storage.url
+    storage.read_again()
     file = _file(url)
     own = folder is not None and file is not None and file.resolve().parent == folder.resolve()
     left = folder is not None and ownership.leftovers(folder)

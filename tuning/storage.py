@@ -110,6 +110,10 @@ class Storage(_CachedStorage):
         if self._patient is not None:
             self._patient.patience = 0.0
 
+    def read_again(self) -> None:
+        """At the next look at a study, read all of its unfinished trials."""
+        self._read_again_at.clear()
+
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
