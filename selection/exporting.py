@@ -55,7 +55,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
         temperature=winner.temperature or fit_temperature(config, [weights], evaluator),
         provenance={
             "study": session.name,
-            STUDY_ID: ownership.study_id(session.study),
+            STUDY_ID: ownership.identify(session.study),
             "trial": winner.trial,
             "data": {
                 "name": pictures.name,
