@@ -255,8 +255,11 @@ def open_study(
 
 
 def load_study(url: str, name: str, folder: Path) -> optuna.Study:
-    """Return an existing study. Raises StudyError if it does not exist, if its folder and database do not belong
-    together, or if the database cannot be used."""
+    """Return an existing study.
+
+    Raises StudyError if it does not exist, if its folder and database do not belong together, or if the database cannot
+    be used.
+    """
     if (file := _file(url)) is not None and not file.exists():
         # Connecting would make an empty database.
         raise ownership.missing_study(folder, shown(url), "does not exist")

@@ -24,8 +24,8 @@ from tuning import StudyError, settings
 from tuning.settings import STUDY_ID
 
 SESSION = "session"
-"""Study attribute that says where the study was last run: `id`, which is in that folder's settings too, `folder` and
-`host`."""
+"""Study attribute that says where a study was last run: `folder`, `host`, and a random `id`, which that folder's settings
+have, too."""
 OUTPUTS = (
     settings.FILE,
     "trials",
@@ -41,7 +41,7 @@ OUTPUTS = (
     "audit",
     "best",
 )
-"""What a study writes into its folder, without its lock and its database."""
+"""Names of what a study writes into its folder, without its database and its lock."""
 
 
 def study_id(study: optuna.Study) -> str | None:
@@ -87,8 +87,8 @@ def missing_study(folder: Path, where: str, held: str) -> StudyError:
 def refuse_strange_files(study: optuna.Study, folder: Path, where: str) -> None:
     """Raise StudyError if a folder holds files that the study in the database has not written.
 
-    They are another study's, or the database is older than they are. A database that is newer than its folder is used:
-    only files are missing.
+    They are another study's, or the database was restored from an older backup. A folder that is older than its database
+    only lacks files, and is used.
     """
     files = list(_files(folder))  # before the trials: a running study adds a trial first
     trials = study.get_trials(deepcopy=False)
