@@ -24,8 +24,8 @@ from tuning import StudyError, settings
 from tuning.settings import STUDY_ID
 
 SESSION = "session"
-"""Study attribute that says where a study was last run: `folder`, `host`, and a random `id`, which that folder's settings
-have, too."""
+"""Study attribute that says where a study was last run: `folder`, `host`, and a random `id` that the folder's settings
+hold as well."""
 OUTPUTS = (
     settings.FILE,
     "trials",
@@ -87,8 +87,8 @@ def missing_study(folder: Path, where: str, held: str) -> StudyError:
 def refuse_strange_files(study: optuna.Study, folder: Path, where: str) -> None:
     """Raise StudyError if a folder holds files that the study in the database has not written.
 
-    They are another study's, or the database was restored from an older backup. A folder that is older than its database
-    only lacks files, and is used.
+    They are another study's, or the database was restored from an older backup. A folder older than its database lacks
+    files but has no wrong ones, and is accepted.
     """
     files = list(_files(folder))  # before the trials: a running study adds a trial first
     trials = study.get_trials(deepcopy=False)
@@ -114,7 +114,7 @@ def refuse_second_folder(study: optuna.Study, folder: Path, where: str) -> None:
     forget = ["optuna", "study", "set-user-attr", f"--storage={where}", f"--study-name={name}", f"--key={SESSION}"]
     raise StudyError(
         f"study '{name}' in {where} was last run in {printable(place)} on {host}, not in {folder}: run it there with "
-        f"--results DIR, move that folder here, or start another study with --study NAME; if it is lost: "
+        f"--results DIR, move that folder here, or start another study with --study NAME; if that folder is lost: "
         f"{shlex.join([*forget, '--value=lost'])}"
     )
 
