@@ -58,7 +58,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
         temperature=temperature,
         provenance={
             "study": session.name,
-            STUDY_ID: ownership.study_id(session.study),
+            STUDY_ID: ownership.identify(session.study),
             "trial": winner.trial,
             "data": {
                 "name": pictures.name,

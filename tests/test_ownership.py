@@ -144,7 +144,7 @@ WRITERS = {write_winner: True, write_bundle: True, write_finalists: True, write_
 
 
 @given(st.sampled_from(list(WRITERS)), st.sampled_from(["ours", "another", None]), st.integers(0, BEGUN + 2))
-@examples(max_examples=25, deadline=None)
+@examples(max_examples=15, deadline=None)
 def test_a_file_belongs_if_it_names_no_other_study_and_no_trial_that_was_not_begun(
     made: Path, tmp_path_factory: pytest.TempPathFactory, write: Callable[..., str], author: str | None, trial: int
 ) -> None:

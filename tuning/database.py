@@ -75,11 +75,11 @@ def shown(url: str) -> str:
 
 def absolute(url: str) -> str:
     """Return a storage URL that works from any working directory: an SQLite file gets its absolute path."""
-    try:
-        file, parsed = _file(url), sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # reported when it is opened
+    file = _file(url)
+    if file is None or file.is_absolute():
         return url
-    if file is None or file.is_absolute() or str(parsed.database) != str(file):
+    parsed = sqlalchemy.make_url(url)
+    if str(parsed.database) != str(file):
         return url
     return parsed.set(database=str(file.absolute())).render_as_string(hide_password=False)
 
@@ -121,8 +121,11 @@ def _legible(url: str) -> Generator[None]:
 
 
 def _file(url: str) -> Path | None:
-    """Return the path of an SQLite database's file; None for any other database."""
-    parsed = sqlalchemy.make_url(url)
+    """Return the path of an SQLite database's file; None for any other database, or a URL that `connect` refuses."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return None
     named = parsed.database if parsed.get_backend_name() == "sqlite" else None
     return Path(named.removeprefix("file:")) if named and named != ":memory:" else None
 
@@ -263,9 +266,12 @@ def open_study(
 
 
 def load_study(url: str, name: str, folder: Path) -> optuna.Study:
-    """Return an existing study. Raises StudyError if it does not exist, if its folder and database do not belong
-    together, or if the database cannot be used."""
-    if url.startswith("sqlite:///") and (file := _file(url)) is not None and not file.exists():
+    """Return an existing study.
+
+    Raises StudyError if it does not exist, if its folder and database do not belong together, or if the database cannot
+    be used.
+    """
+    if (file := _file(url)) is not None and not file.exists():
         # Connecting would make an empty database.
         raise ownership.missing_study(folder, shown(url), "does not exist")
     storage = connect(url)
