@@ -26,6 +26,7 @@ def clean(
     from commands import console as screen
     from data.prepare import default_cache
     from tuning import cleaning
+    from tuning.settings import found
 
     console = screen.make_console()
     items = cleaning.find(results, cache or default_cache())
@@ -33,5 +34,6 @@ def clean(
     if not chosen:
         screen.print_sizes(console, items)
     for item in chosen:
+        kept = found(item.path)
         cleaning.remove(item)
-        screen.print_removed(console, item)
+        screen.print_removed(console, item, kept.storage if kept else None)

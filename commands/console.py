@@ -624,6 +624,9 @@ def print_sizes(console: Console, items: list[Item]) -> None:
         console.print("Remove with: python study.py clean NAME ...")
 
 
-def print_removed(console: Console, item: Item) -> None:
-    """Print what was removed."""
+def print_removed(console: Console, item: Item, storage: str | None) -> None:
+    """Print what was removed, and where the trials of a study are that has its database elsewhere."""
     console.print(Text(f"removed {item.name} ({item.size / 2**20:,.1f} MB)"))
+    if storage is not None:
+        rest = f"Its trials are still in {storage}: delete it there in optuna-dashboard, or run it again to resume it."
+        console.print(Text(rest), soft_wrap=True)

@@ -286,6 +286,8 @@ def _grouped(pictures: Sequence[Picture], thumbnails: Sequence[bytes]) -> list[P
     # A duplicate that is left out has the group of the kept one; of a conflict none is kept, so each is its own group.
     return [
         replace(picture, group=group_of.get(content, content), scene=scene_of.get(content, ""))
+        if group_of.get(content, content) != content or content in scene_of
+        else picture
         for picture in pictures
         for content in [picture.content_hash]
     ]

@@ -61,7 +61,7 @@ def _spread(side: dict[str, int]) -> str:
 
 
 def _sizes(catalog: Catalog) -> dict[str, dict[str, int]]:
-    sides = np.array([sorted((picture.width, picture.height)) for picture in catalog.kept]).reshape(-1, 2)
+    sides = np.sort(np.array([(picture.width, picture.height) for picture in catalog.kept]).reshape(-1, 2))
     return {
         name: {"least": int(side.min()), "median": int(np.median(side)), "most": int(side.max())}
         for name, side in zip(("short_side", "long_side"), sides.T, strict=True)

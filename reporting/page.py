@@ -82,7 +82,7 @@ def read(
         retrained=Winner.load(folder),
         importances=found,
         gallery=_gallery(study, best, folder / "artifacts") if best is not None else None,
-        audit=read_audit(study, study._storage),  # pyright: ignore[reportPrivateUsage]
+        audit=read_audit(study),
         plots=plots.figures(trials, found),
         study_options=study_options or shlex.join(["--study", study.study_name]),
         argv=argv,

@@ -6,7 +6,8 @@ from data.cache import open_part
 from model.export.bundle import Bundle, BundleError
 from model.export.formats import Published, publish
 from search_space import Config
-from selection.retraining import Evaluator, Winner, best_so_far, calibrate, load_network
+from selection.fixed_runs import is_of_another_run
+from selection.retraining import Evaluator, Winner, best_so_far, calibrate, exported_run, load_network
 from tuning import StudyError, ownership
 from tuning.environment import processor, versions
 from tuning.session import OpenStudy, Session
@@ -19,13 +20,19 @@ CHECKED = 64
 def winner_of(study: OpenStudy) -> Winner:
     """Return the retrained winner, or the best trial, untested, of a study that has not been retrained.
 
-    Raises StudyError if there is neither, or if retrained.json cannot be used.
+    Raises StudyError if there is neither, if retrained.json cannot be used, or if the weights are of another run.
     """
     winner = Winner.load(study.folder) or best_so_far(study)
     if winner.pictures != study.data_identity:
         raise StudyError(
             f"{study.folder / 'retrained.json'} was made with other pictures ({winner.pictures}) than the study "
             f"({study.data_identity}): run python study.py retrain again"
+        )
+    path, run = study.folder / winner.weights, exported_run(study, winner)
+    if run is not None and is_of_another_run(path, run):
+        raise StudyError(
+            f"{path} holds the weights of another run than {winner.name} of study '{study.name}': put its own file "
+            "back, or remove it and run python study.py retrain, which trains what is missing"
         )
     return winner
 
@@ -51,7 +58,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
         temperature=temperature,
         provenance={
             "study": session.name,
-            STUDY_ID: ownership.study_id(session.study),
+            STUDY_ID: ownership.identify(session.study),
             "trial": winner.trial,
             "data": {
                 "name": pictures.name,

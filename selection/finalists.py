@@ -245,7 +245,7 @@ def write_csv(standings: list[Standing], path: Path, study_id: str | None) -> No
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch", "study"])
+            table.writerow(["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch", "study_id"])
             for standing in standings:
                 one = standing.candidate
                 for run in standing.runs:

@@ -14,6 +14,7 @@ import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from model import checkpoint
 from tuning import StudyError, ownership
 from tuning.coordinator import Coordinator, Plan
 from tuning.database import open_study, shown, sibling
@@ -136,7 +137,18 @@ def expected_seconds(study: optuna.Study) -> float:
 
 def _has_weights(trial: Trial, folder: Path) -> bool:
     """Return whether a finished run still has its checkpoint; a diverged run does not need one."""
-    return trial.value is None or weights(folder, trial).is_file()
+    path = weights(folder, trial)
+    return trial.value is None or (path.is_file() and not is_of_another_run(path, trial))
+
+
+def is_of_another_run(path: Path, trial: Trial) -> bool:
+    """Return whether a run's best checkpoint ends with another result than the run; its loader refuses damaged ones."""
+    try:
+        history = checkpoint.load(path).history
+    except checkpoint.CheckpointError:
+        return False
+    result = trial.result
+    return result is not None and [(one.epoch, one.top1) for one in history[-1:]] != [(result.epoch, result.top1)]
 
 
 def weights(folder: Path, trial: Trial) -> Path:

@@ -13,8 +13,8 @@ import numpy as np
 import optuna
 
 from selection.fixed_runs import FixedRun, Follow, run_silently, train
-from tuning import StudyError, ownership
-from tuning.database import sibling
+from tuning import StudyError
+from tuning.database import load_sibling
 from tuning.jobs import Assignment
 from tuning.session import OpenStudy, Session
 from tuning.trials import METRIC, Outcome, Trial, read_trials, top
@@ -73,14 +73,11 @@ def _run(trial: Trial) -> FixedRun | None:
     )
 
 
-def read_audit(study: optuna.Study, storage: optuna.storages.BaseStorage) -> PrunerAudit | None:
+def read_audit(study: optuna.Study) -> PrunerAudit | None:
     """Return the audit that is stored for a study; None if there is none."""
-    try:
-        runs = optuna.load_study(study_name=sibling(study, KIND), storage=storage)
-    except KeyError:
+    runs = load_sibling(study, KIND)
+    if runs is None:
         return None
-    if ownership.study_id(runs) not in (None, ownership.study_id(study)):
-        return None  # an earlier study's of this name
     ended = [trial for trial in read_trials(runs) if trial.counts]
     return _compare(study, ended) if ended else None
 

@@ -30,7 +30,8 @@ from selection.finalists import KIND as FINALISTS
 from selection.finalists import Candidate, Standing, candidates, final_seeds
 from selection.fixed_runs import FixedRun, Follow, run_silently, train, weights
 from tuning import StudyError, ownership
-from tuning.folder import replace_file
+from tuning.database import load_sibling
+from tuning.folder import replace_file, trial_directory
 from tuning.jobs import Assignment
 from tuning.session import OpenStudy, Session
 from tuning.trials import Outcome, Trial, count_trials, read_trials
@@ -337,6 +338,14 @@ def best_so_far(study: OpenStudy) -> Winner:
         validation={"recorded": best.recorded},
         results=None,
     )
+
+
+def exported_run(study: OpenStudy, winner: Winner) -> Trial | None:
+    """Return the run that trained the winner's weights; None if the database does not have it."""
+    path = Path(winner.weights)
+    runs = load_sibling(study.study, FINAL_RUNS) if path.is_relative_to(FINAL_RUNS) else study.study
+    trials = [] if runs is None else read_trials(runs)
+    return next((trial for trial in trials if trial_directory(Path(), trial.number).name == path.parent.name), None)
 
 
 def compare_curves(trial: Trial, again: Trial) -> tuple[float | None, int | None]:

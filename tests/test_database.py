@@ -205,12 +205,17 @@ def test_a_study_that_has_been_run_is_loaded(tmp_path: Path) -> None:
     assert database.load_study(sqlite_url(tmp_path), "mushrooms", tmp_path).user_attrs["identity:seed"] == 0
 
 
-@pytest.mark.parametrize("other", [None, "ours", "another program's"])
+@pytest.mark.parametrize("other", [None, "ours", "another program's", "turned"])
 def test_loading_a_study_that_was_never_run_is_refused_and_creates_no_database(
     other: str | None, tmp_path: Path
 ) -> None:
     if other == "ours":
         opened(tmp_path, "other")
+    elif other == "turned":
+        opened(tmp_path)
+        with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+            connection.execute("UPDATE study_directions SET direction = 'MINIMIZE'")
+            connection.commit()
     elif other:
         optuna.create_study(storage=sqlite_url(tmp_path), study_name="mushrooms", direction="maximize")
     with pytest.raises(StudyError) as caught:

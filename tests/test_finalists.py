@@ -273,7 +273,7 @@ def test_finalists_csv_has_one_line_per_run(tmp_path: Path) -> None:
     finalists.write_csv([wild, standing(0, 0.4, baseline=True)], tmp_path / "finalists.csv", "5eed")
     with (tmp_path / "finalists.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch", "study"]
+    assert list(rows[0]) == ["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch", "study_id"]
     assert [list(row.values()) for row in rows] == [
         ["trial 2", "2", "3", "7", "complete", "0.5", "1", "5eed"],
         ["trial 2", "2", "3", "8", "diverged", "", "", "5eed"],

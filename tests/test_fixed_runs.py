@@ -164,6 +164,7 @@ def test_the_sibling_study_is_a_plain_optuna_study_of_the_same_pictures(runs: li
         assert (kind, plain.metric_names) == ("finalists", ["top-1"])
         seen.append(states(plain))
         end(plain, session.folder / "finalists", Outcome.COMPLETE)
+        session.storage.read_again()
         if coordinator.wanted:
             raise KeyboardInterrupt
 

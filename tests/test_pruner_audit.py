@@ -89,7 +89,7 @@ def made_up(*curves: tuple[list[float], Outcome], seed: int = 3) -> OpenStudy:
 
 
 def read(study: OpenStudy) -> PrunerAudit | None:
-    return read_audit(study.study, study.study._storage)
+    return read_audit(study.study)
 
 
 def audit_of(study: OpenStudy, *runs: tuple[int, float | None]) -> PrunerAudit:
@@ -160,7 +160,7 @@ def test_the_audit_is_a_plain_study_beside_the_searched_one(audited: tuple[Tiny,
 def test_the_command_prints_what_is_stored(audited: tuple[Tiny, Finished]) -> None:
     study, finished = audited
     opened = optuna.load_study(study_name="tiny", storage=sqlite_url(study.study_folder))
-    audit = read_audit(opened, opened._storage)
+    audit = read_audit(opened)
     assert audit is not None
     assert audit.best == opened.best_value
     assert [number for number, _, _ in audit.pruned] == sorted(
@@ -185,7 +185,7 @@ def test_a_smaller_audit_shows_only_its_own_trials(audited: tuple[Tiny, Finished
     study = copied(audited[0], tmp_path)
     fewer = study.command(*COMMAND, "--audit-pruner", "1")
     assert "Pruner audit" not in fewer.out
-    assert " of 1 pruned trials" in fewer.out
+    assert " of 1 pruned trial " in fewer.out
 
 
 def test_an_audit_without_pruned_trials_is_an_error_of_one_line(unpruned: tuple[Tiny, Finished]) -> None:

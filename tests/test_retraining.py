@@ -271,6 +271,13 @@ def test_final_runs_that_diverged_are_left_out(tiny: Tiny, standing: Standing, f
         retraining.conclude(session, standing, replace(finals, runs=(wild, wild)), evaluator(tiny))
 
 
+def test_weights_are_known_to_be_of_their_run(standing: Standing, finals: FinalRuns) -> None:
+    for folder, runs in ((finals.folder.with_name(retraining.FINALISTS), standing.runs), (finals.folder, finals.runs)):
+        for run in runs:
+            assert not fixed_runs.is_of_another_run(weights(folder, run), run)
+    assert fixed_runs.is_of_another_run(weights(finals.folder, finals.runs[0]), standing.runs[0])
+
+
 def spoiled(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 

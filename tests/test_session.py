@@ -34,6 +34,7 @@ from data.prepare import find_pictures
 from model.predict import Classifier
 from model.training import EpochMetrics
 from search_space import Config, Profile, portfolio, suggest
+from selection.exporting import winner_of
 from selection.finalists import train_finalists
 from selection.retraining import retrain_winner
 from tuning import StudyError
@@ -257,6 +258,16 @@ def test_a_study_whose_files_were_deleted_trains_the_remaining_trials(mixture: M
         list(session.run())
         assert count_trials(read_trials(session.study)) == 3
     assert [path.name for path in (mixture.folder / "trials").iterdir()] == ["0002"]
+
+
+def test_the_weights_of_another_trial_are_not_exported(mixture: Mixture) -> None:
+    study = find_study(mixture.folder.parent)
+    winner = winner_of(study)
+    path = mixture.folder / winner.weights
+    (other,) = {*mixture.folder.glob("trials/*/best.pt")} - {path}
+    shutil.copy(other, path)
+    with pytest.raises(StudyError, match=rf"{re.escape(str(path))} .*'tiny'"):
+        winner_of(study)
 
 
 def test_a_loop_that_is_left_early_is_resumed_by_the_next_session(tiny: Tiny, tmp_path: Path) -> None:

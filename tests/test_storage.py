@@ -47,14 +47,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def running() -> Iterator[Server]:
     programs = server_programs()
-    with ExitStack() as stack:
-        folder = tmp_path_factory.mktemp("postgres")
-        for parent in folder.relative_to(root := Path(tempfile.gettempdir())).parents:
-            if parent.name:  # pytest's own folders are closed to the server's account
-                (root / parent).chmod(0o711)
-        server = Server(folder, programs)
+    # Not in pytest's folders, which are closed to the account of the server.
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        server = Server(Path(folder), programs)
         stack.callback(server.stop)
         yield server
 

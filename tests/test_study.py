@@ -17,7 +17,7 @@ from pictures import class_folders
 import study
 from commands.options import argv
 from tuning.lock import sole_coordinator
-from tuning.settings import command_line
+from tuning.settings import Settings, command_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -477,6 +477,9 @@ def test_clean_lists_everything_and_removes_what_is_named(
     assert "birds, mushrooms" in line
     assert run("clean", "mushrooms", *places).out == "removed mushrooms (0.0 MB)\n"
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["birds"]
+    kept = Settings(data="field-guide", test_data=None, pictures=None, storage="postgresql://me@host/name")
+    kept.save(tmp_path / "results" / "birds")
+    assert "still in postgresql://me@host/name" in run("clean", "birds", *places).out
 
 
 def test_clean_says_that_there_is_nothing_to_remove(run: Run, tmp_path: Path) -> None:

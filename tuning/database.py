@@ -75,11 +75,11 @@ def shown(url: str) -> str:
 
 def absolute(url: str) -> str:
     """Return a storage URL that works from any working directory: an SQLite file gets its absolute path."""
-    try:
-        file, parsed = _file(url), sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # reported when it is opened
+    file = _file(url)
+    if file is None or file.is_absolute():
         return url
-    if file is None or file.is_absolute() or str(parsed.database) != str(file):
+    parsed = sqlalchemy.make_url(url)
+    if str(parsed.database) != str(file):
         return url
     return parsed.set(database=str(file.absolute())).render_as_string(hide_password=False)
 
@@ -121,8 +121,11 @@ def _legible(url: str) -> Generator[None]:
 
 
 def _file(url: str) -> Path | None:
-    """Return the path of an SQLite database's file; None for any other database."""
-    parsed = sqlalchemy.make_url(url)
+    """Return the path of an SQLite database's file; None for any other database, or a URL that `connect` refuses."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return None
     named = parsed.database if parsed.get_backend_name() == "sqlite" else None
     return Path(named.removeprefix("file:")) if named and named != ":memory:" else None
 
@@ -207,6 +210,7 @@ def open_study(
     together, or the database cannot be used.
     """
     url = storage.url
+    storage.read_again()
     file = _file(url)
     own = folder is not None and file is not None and file.resolve().parent == folder.resolve()
     left = folder is not None and ownership.leftovers(folder)
@@ -262,9 +266,12 @@ def open_study(
 
 
 def load_study(url: str, name: str, folder: Path) -> optuna.Study:
-    """Return an existing study. Raises StudyError if it does not exist, if its folder and database do not belong
-    together, or if the database cannot be used."""
-    if url.startswith("sqlite:///") and (file := _file(url)) is not None and not file.exists():
+    """Return an existing study.
+
+    Raises StudyError if it does not exist, if its folder and database do not belong together, or if the database cannot
+    be used.
+    """
+    if (file := _file(url)) is not None and not file.exists():
         # Connecting would make an empty database.
         raise ownership.missing_study(folder, shown(url), "does not exist")
     storage = connect(url)
@@ -275,10 +282,21 @@ def load_study(url: str, name: str, folder: Path) -> optuna.Study:
             raise ownership.missing_study(folder, shown(url), _held(name, there))
         study = optuna.load_study(study_name=name, storage=storage)
         study.get_trials(deepcopy=False)
-        if not any(key.startswith(IDENTITY) for key in study.user_attrs):
+        ours = any(key.startswith(IDENTITY) for key in study.user_attrs)
+        if study.directions != [StudyDirection.MAXIMIZE] or not ours:
             raise StudyError(f"study '{name}' in {without_password(url)} was not created by this program: {ANOTHER}")
         ownership.refuse_strange_files(study, folder, shown(url))
     return study
+
+
+def load_sibling(study: optuna.Study, kind: str) -> optuna.Study | None:
+    """Return the study of these runs; None if there is none, or if it is an earlier study's of the same name."""
+    storage = study._storage  # pyright: ignore[reportPrivateUsage]
+    try:
+        runs = optuna.load_study(study_name=sibling(study, kind), storage=storage)
+    except KeyError:
+        return None
+    return runs if ownership.study_id(runs) in (None, ownership.study_id(study)) else None
 
 
 def sibling(study: optuna.Study, kind: str) -> str:
@@ -287,12 +305,11 @@ def sibling(study: optuna.Study, kind: str) -> str:
     It keeps its name when the study itself is renamed.
     """
     name, storage = f"{study.study_name}-{kind}", study._storage  # pyright: ignore[reportPrivateUsage]
-    ours = [
-        other_study.study_name
-        for other_study in storage.get_all_studies()
-        if other_study.user_attrs.get(STUDY_ID, "") == ownership.study_id(study)
-        and other_study.user_attrs.get(IDENTITY + "runs") == kind
-    ]
+    owner, ours = ownership.study_id(study), list[str]()
+    for other_study in storage.get_all_studies():
+        known = other_study.user_attrs
+        if owner is not None and known.get(STUDY_ID) == owner and known.get(IDENTITY + "runs") == kind:
+            ours.append(other_study.study_name)
     return name if name in ours or not ours else ours[0]
 
 

@@ -29,7 +29,7 @@ OUTPUTS = (
     "audit",
     "best",
 )
-"""What a study writes into its folder, without its lock and its database."""
+"""Names of what a study writes into its folder, without its database and its lock."""
 
 
 def study_folder(results: Path, name: str) -> Path:

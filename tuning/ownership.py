@@ -25,8 +25,8 @@ from tuning.folder import OUTPUTS
 from tuning.settings import STUDY_ID
 
 SESSION = "session"
-"""Study attribute that says where the study was last run: `id`, which is in that folder's settings too, `folder` and
-`host`."""
+"""Study attribute that says where a study was last run: `folder`, `host`, and a random `id` that the folder's settings
+hold as well."""
 
 
 def study_id(study: optuna.Study) -> str | None:
@@ -65,15 +65,15 @@ def missing_study(folder: Path, where: str, held: str) -> StudyError:
     return StudyError(
         f"{folder} holds files of a study ({plain_json.few(leftovers(folder) or ['study.db'])}), but {where} {held}: "
         f"{given}if it was renamed, give study and folder the same name again; if its database was moved, put it back; "
-        "if it was deleted, remove its files with python study.py clean, or start another study with --study NAME"
+        "if it was deleted, move its files elsewhere or start another study with --study NAME"
     )
 
 
 def refuse_strange_files(study: optuna.Study, folder: Path, where: str) -> None:
     """Raise StudyError if a folder holds files that the study in the database has not written.
 
-    They are another study's, or the database is older than they are. A database that is newer than its folder is used:
-    only files are missing.
+    They are another study's, or the database was restored from an older backup. A folder older than its database lacks
+    files but has no wrong ones, and is accepted.
     """
     files = list(_files(folder))  # before the trials: a running study adds a trial first
     trials = study.get_trials(deepcopy=False)
@@ -99,7 +99,7 @@ def refuse_second_folder(study: optuna.Study, folder: Path, where: str) -> None:
     forget = ["optuna", "study", "set-user-attr", f"--storage={where}", f"--study-name={name}", f"--key={SESSION}"]
     raise StudyError(
         f"study '{name}' in {where} was last run in {printable(place)} on {host}, not in {folder}: run it there with "
-        f"--results DIR, move that folder here, or start another study with --study NAME; if it is lost: "
+        f"--results DIR, move that folder here, or start another study with --study NAME; if that folder is lost: "
         f"{shlex.join([*forget, '--value=lost'])}"
     )
 
@@ -119,7 +119,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, str | None, set[int]]]:
         bundle = cast(dict[str, Any], bundle)
         yield folder / "best", bundle.get(STUDY_ID), _numbers([bundle.get("trial")])
     finalists = _rows(folder / "finalists.csv")
-    for made_by in {row.get("study") or None for row in finalists}:
+    for made_by in {row.get("study_id") or None for row in finalists}:
         yield folder / "finalists.csv", made_by, _numbers(row.get("trial") for row in finalists)
     trials = [row for row in _rows(folder / "trials.csv") if row.get("state") != TrialState.WAITING.name]
     yield folder / "trials.csv", None, _numbers(row.get("number") for row in trials)

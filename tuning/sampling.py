@@ -14,14 +14,14 @@ from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.space import FeasibleSpace, SpacePoint
-from tuning.trials import Trial, furthest
+from tuning.trials import Trial
 
 STARTUP_TRIALS = 10
 """Number of trials before the sampler begins to learn, including the baselines: Optuna's default for TPE."""
@@ -34,11 +34,6 @@ def one_seed(*numbers: int) -> int:
 
 PROPOSALS = 50
 """Number of infeasible proposals of TPE in a row after which a trial gets a random point."""
-
-
-PARENTS, CHANGES, EXPLORED, REACH = 4, 2.0, 0.15, 0.15
-"""Of evolution: number of parents, mean number of changed parameters, share of random points, and how far a continuous
-parameter moves, as a standard deviation in ranges."""
 
 
 def draw_seed(seed: int, number: int, names: Iterable[str], attempt: int = 0) -> int:
@@ -54,20 +49,16 @@ class FeasibleRandomSampler(RandomSampler):
         self._seed = seed
         self._space = space
 
-    def _point(self, study: Study, trial: FrozenTrial) -> SpacePoint | None:
-        """Return the trial's point; equal arguments return equal points."""
-        return _random_point(self._space, self._seed, trial)
-
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters of the trial's point."""
-        point = self._point(study, trial)
+        point = _random_point(self._space, self._seed, trial)
         return point.distributions if point else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the trial's point."""
-        point = self._point(study, trial)
+        point = _random_point(self._space, self._seed, trial)
         return point.params if point else {}
 
     def sample_independent(
@@ -76,29 +67,6 @@ class FeasibleRandomSampler(RandomSampler):
         """Sample a parameter of a trial for which no feasible point was found."""
         self._rng.rng.seed(draw_seed(self._seed, trial.number, [param_name]))
         return super().sample_independent(study, trial, param_name, param_distribution)
-
-
-class EvolutionSampler(FeasibleRandomSampler):
-    """Evolution: each point is one of the best so far with a few parameters changed, or now and then a random one.
-
-    Like regularized evolution (Real et al. 2019, arXiv:1802.01548), but the parents are the trials that were trained
-    furthest, and among those the best. Paused trials count where they are, running ones do not.
-    """
-
-    def _point(self, study: Study, trial: FrozenTrial) -> SpacePoint | None:
-        earlier = map(Trial, study.get_trials(deepcopy=False)[: trial.number])
-        parents = furthest((other for other in earlier if other.is_finished or other.is_paused), PARENTS)
-        rng = np.random.default_rng(draw_seed(self._seed, trial.number, ["child"]))
-        if len(parents) < PARENTS or rng.random() < EXPLORED:
-            return super()._point(study, trial)
-        for _ in range(PROPOSALS):
-            parent = parents[int(rng.integers(PARENTS))].frozen
-            changed = [name for name in parent.params if rng.random() < CHANGES / len(parent.params)]
-            neighbours = {name: neighbour(parent.distributions[name], parent.params[name], rng) for name in changed}
-            point = self._space.point(int(rng.integers(2**32)), parent.params | neighbours | _fixed(trial), attempts=1)
-            if point and point.params != parent.params:
-                return point
-        return super()._point(study, trial)
 
 
 class FeasibleTPESampler(TPESampler):
@@ -158,24 +126,6 @@ class FeasibleTPESampler(TPESampler):
         return super().sample_independent(_paused_as_pruned(study), trial, param_name, param_distribution)
 
 
-def neighbour(distribution: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
-    """Return a value near another one: another choice, the next or second next step, or REACH of a log scale away."""
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            others = [choice for choice in choices if choice != value] or [value]
-            return others[int(rng.integers(len(others)))]
-        case FloatDistribution(low=low, high=high, log=True):
-            moved = value * (high / low) ** (REACH * rng.standard_normal())
-            return float(min(max(moved, low), high))
-        case FloatDistribution(low=low, high=high, step=step) | IntDistribution(low=low, high=high, step=step):
-            size = step or REACH * (high - low)
-            steps = rng.choice([-2, -1, 1, 2]) if step else rng.standard_normal()
-            moved = min(max(value + steps * size, low), high)
-            return int(moved) if isinstance(distribution, IntDistribution) else float(moved)
-        case _:
-            raise TypeError(f"unknown distribution: {distribution}")
-
-
 def _has_learned(study: Study) -> bool:
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     return len(ended) >= STARTUP_TRIALS
@@ -215,6 +165,5 @@ def _paused_as_pruned(study: Study) -> Study:
 SAMPLERS: dict[str, Callable[[int, FeasibleSpace], BaseSampler]] = {
     "tpe": FeasibleTPESampler,
     "random": FeasibleRandomSampler,
-    "evolution": EvolutionSampler,
 }
 """Samplers by their name in `--sampler`, each made from the seed and the space."""

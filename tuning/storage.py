@@ -110,32 +110,36 @@ class Storage(_CachedStorage):
         if self._patient is not None:
             self._patient.patience = 0.0
 
+    def read_again(self) -> None:
+        """At the next look at a study, read all of its unfinished trials."""
+        self._read_again_at.clear()
+
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         """Store a parameter."""
-        self._note(trial_id)
-        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        with self._writing(trial_id):
+            super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Store a state; return False for a waiting trial that another process has begun meanwhile."""
-        self._note(trial_id)
-        return super().set_trial_state_values(trial_id, state, values)
+        with self._writing(trial_id):
+            return super().set_trial_state_values(trial_id, state, values)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """Store the value of a step."""
-        self._note(trial_id)
-        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        with self._writing(trial_id):
+            super().set_trial_intermediate_value(trial_id, step, intermediate_value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store a user attribute."""
-        self._note(trial_id)
-        super().set_trial_user_attr(trial_id, key, value)
+        with self._writing(trial_id):
+            super().set_trial_user_attr(trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store a system attribute."""
-        self._note(trial_id)
-        super().set_trial_system_attr(trial_id, key, value)
+        with self._writing(trial_id):
+            super().set_trial_system_attr(trial_id, key, value)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial; one that has not finished is a copy, which Optuna's `Trial` changes."""
@@ -146,21 +150,31 @@ class Storage(_CachedStorage):
         trial = self._studies[study_id].trials[number]
         return trial if trial.state.is_finished() else copy.deepcopy(trial)
 
-    def _note(self, trial_id: int) -> None:
-        if trial_id in self._trial_id_to_study_id_and_number:
-            study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
-            self._written.setdefault(study_id, set()).add(trial_id)
+    @contextmanager
+    def _writing(self, trial_id: int) -> Generator[None]:
+        """Have the trial read again after the body, even if that fails: another program may have ended the trial."""
+        try:
+            yield
+        finally:
+            if trial_id in self._trial_id_to_study_id_and_number:
+                study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
+                self._written.setdefault(study_id, set()).add(trial_id)
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         begin = time.monotonic()
-        if begin >= self._read_again_at.get(study_id, 0.0):
-            super()._read_trials_from_remote_storage(study_id)
-            end = time.monotonic()
-            self._read_again_at[study_id] = end + max(REREAD_SECONDS, (end - begin) / REREAD_SHARE)
-        elif written := self._written.get(study_id):
-            trials = self._backend._get_trials(study_id, None, written, LARGEST_ID)  # pyright: ignore[reportPrivateUsage]
-            self._add_trials_to_cache(study_id, trials)
-        self._written[study_id] = set()
+        written = self._written.pop(study_id, None)  # before reading: another thread may write meanwhile
+        try:
+            if begin >= self._read_again_at.get(study_id, 0.0):
+                super()._read_trials_from_remote_storage(study_id)
+                end = time.monotonic()
+                self._read_again_at[study_id] = end + max(REREAD_SECONDS, (end - begin) / REREAD_SHARE)
+            elif written:
+                trials = self._backend._get_trials(study_id, None, written, LARGEST_ID)  # pyright: ignore[reportPrivateUsage]
+                with self._lock:
+                    self._add_trials_to_cache(study_id, trials)
+        except BaseException:
+            self.read_again()
+            raise
 
 
 class PatientBackend:

@@ -97,15 +97,17 @@ def _screening(share: float, expected: float) -> SimulatedStudy:
 
 
 def promotion_sweep(table: Table, shares: Sequence[float], keeps: Sequence[float]) -> Iterator[tuple[str, Policy]]:
-    """Yield a promotion policy for every one or two rungs at these shares of the horizon, and every share to keep."""
+    """Yield this program with one or two rungs at these shares of the horizon, for every share to keep."""
+    names = [row.name for row in table.rows if not row.is_random]
     for rungs in (*combinations(sorted(shares), 1), *combinations(sorted(shares), 2)):
         epochs = tuple(max(1, round(share * table.points)) for share in rungs)
         for keep in keeps:
             yield (
                 f"rungs {', '.join(f'{share:g}' for share in rungs)}, keep {keep:g}",
                 SimulatedStudy(
-                    sampler="random",
+                    sampler="tpe",
                     scheduler=promotion_scheduler(epochs, keep),
                     share=lambda epochs, rungs=rungs, keep=keep: promoted_share(rungs, keep),
+                    first=names,
                 ),
             )
