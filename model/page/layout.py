@@ -3,8 +3,8 @@
     MushroomCNN -> `lay_out` -> Layout -> JSON in the page -> network.js
                                                            -> `answer`, the same steps in NumPy, by which it is verified
 
-Map 0 is the normalised picture; layer n computes map n + 1. Every layer is one convolution. Its numbers are the
-weights, [outputs / 8][kernel][kernel][inputs][8], for the eight output channels that kernel.c sums at once, and one bias
+Map 0 is the normalised picture; layer n computes map n + 1. Every layer is one convolution. Its numbers are its
+weights, [outputs / 8][kernel][kernel][inputs][8], for the eight output channels that kernel.c sums at once, and a bias
 per output. After the layers come the head's weights, [classes][features], and its biases.
 """
 

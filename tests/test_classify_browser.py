@@ -1,0 +1,245 @@
+"""The page as people use it: pictures through its own input, in Chromium, compared with `predict`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import deep_png, exif_block, picture
+from PIL import Image, ImageCms
+from test_card import HOSTILE, bundle, full
+from test_classify_page import make_network
+
+from model.export.bundle import save
+from model.network import ModelConfig
+from model.page.write import page
+from model.predict import Classifier
+from tests.stress.chromium import CHROMIUM, DESK, DRIVER, PHONE, chromium, emulate, resize
+
+pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="chromium and chromedriver are not on PATH")
+
+LOSSLESS, LOSSY = 1e-5, 0.02
+"""Largest difference of a probability from that of `predict`, of formats that every decoder decodes alike, and of JPEG,
+AVIF and lossy WebP, whose decoders round differently."""
+ORIENTATION = 0x0112
+PHOTOS = os.environ.get("STUDY_PHOTOS")
+BROKEN = ("torn.jpg", "words.png", "stack.tif")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A bundle with its page."""
+
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return (self.folder / "classify.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("best")
+    one = bundle(results=full(len(HOSTILE)))
+    network = make_network(one.model, seed=3)
+    save(folder, one, network.state_dict())
+    (folder / "classify.html").write_text(page(one, network), encoding="utf-8")
+    return Exported(folder=folder)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return pictures of every kind that a browser decodes, and real photographs where there are some."""
+    folder = tmp_path_factory.mktemp("kinds")
+    base, tall = picture(3).resize((641, 427)), picture(4).resize((427, 641))
+    grey, seen = base.convert("L"), base.convert("RGBA")
+    seen.putalpha(grey)
+
+    def turned(number: int) -> Image.Exif:
+        exif = Image.Exif()
+        exif[ORIENTATION] = number
+        return exif
+
+    base.save(folder / "rgb.png")
+    grey.save(folder / "grey.png")
+    base.convert("1").save(folder / "bits.png")
+    base.convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "palette.png", transparency=3)
+    seen.save(folder / "alpha.png")
+    seen.convert("LA").save(folder / "grey alpha.png")
+    seen.save(folder / "alpha.webp", lossless=True)
+    base.save(folder / "lossy.webp", quality=80)
+    base.save(folder / "one.gif")
+    base.save(folder / "animated.gif", save_all=True, append_images=[tall])
+    base.save(folder / "plain.bmp")
+    base.save(folder / "turned.avif", quality=90, exif=turned(6))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    base.save(folder / "profile.png", icc_profile=srgb)
+    for number in range(1, 9):
+        base.save(folder / f"turned {number}.jpg", quality=92, exif=turned(number))
+        tall.save(folder / f"turned {number}.png", exif=turned(number))
+        base.save(folder / f"turned {number}.webp", lossless=True, exif=turned(number))
+    for width, height in ((61, 900), (17, 20), (64, 64), (900, 65), (64, 300)):
+        base.resize((width, height)).save(folder / f"{width} x {height}.png")
+    base.convert("CMYK").save(folder / "cmyk.jpg", quality=90)
+    grey.save(folder / "grey.jpg")
+    base.save(folder / "progressive.jpg", progressive=True)
+    base.save(folder / "whole chroma.jpg", subsampling=0)
+    base.resize((2000, 1500)).save(folder / "reduced.jpg", quality=88)
+    base.save(folder / "damaged.jpg", exif=b"Exif\0\0" + exif_block([(0x010F, 2, 40, 50_000), (ORIENTATION, 3, 1, 6)]))
+    deep, deep_grey = np.asarray(base).astype(np.uint16) * 257, np.asarray(grey).astype(np.uint16) * 257
+    (folder / "deep.png").write_bytes(deep_png(deep))
+    (folder / "deep grey.png").write_bytes(deep_png(deep_grey))
+    (folder / "deep alpha.png").write_bytes(deep_png(np.dstack([deep, deep_grey])))
+    if PHOTOS:
+        found = sorted(Path(PHOTOS).rglob("*.jpg"))
+        for number, path in enumerate(random.Random(0).sample(found, 30)):
+            shutil.copy(path, folder / f"photo {number}.jpg")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return a Chromium that reaches nothing but files, and saves them in its folder `downloads`."""
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    downloads = tmp_path_factory.mktemp("downloads")
+    with chromium(downloads) as driver:
+        driver.downloads = downloads
+        yield driver
+
+
+def give(browser: Any, files: list[Path]) -> str:
+    """Choose files and wait until all of them have an answer; return what the page says then."""
+    browser.find_element("id", "choose").send_keys("\n".join(map(str, files)))
+    deadline = time.monotonic() + 60
+    while "to go" in (said := browser.find_element("id", "status").text) or not said:
+        assert time.monotonic() < deadline, said
+        time.sleep(0.02)
+    return said
+
+
+def table(browser: Any) -> dict[str, dict[str, str]]:
+    """Save the table and return its rows by file name."""
+    file = browser.downloads / "classified.csv"
+    file.unlink(missing_ok=True)
+    browser.find_element("id", "save").click()
+    deadline = time.monotonic() + 20
+    while not file.exists():
+        assert time.monotonic() < deadline, "no table was saved"
+        time.sleep(0.02)
+    return {row["path"].removeprefix("./"): row for row in csv.DictReader(io.StringIO(file.read_text("utf-8-sig")))}
+
+
+def differences(exported: Exported, files: list[Path], rows: dict[str, dict[str, str]]) -> dict[str, float]:
+    """Return by file name how far a probability of the three likeliest classes is from that of `predict`."""
+    found: dict[str, float] = {}
+    classes = json.loads((exported.folder / "config.json").read_text())["classes"]
+    for one in Classifier.load(exported.folder).predict(files, top=len(classes)):
+        assert not one.error, one
+        row, ours = rows[one.path.name], sorted((p for _, p in one.classes), reverse=True)
+        theirs = [float(row[f"probability_{place}"]) for place in (1, 2, 3)]
+        found[one.path.name] = max(abs(a - b) for a, b in zip(ours, theirs, strict=False))
+    return found
+
+
+def errors(browser: Any) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser")]
+
+
+def test_every_kind_of_picture_has_the_probabilities_of_predict(
+    browser: Any, exported: Exported, kinds: list[Path]
+) -> None:
+    browser.get(exported.address)
+    assert give(browser, kinds) == f"{len(kinds)} pictures"
+    found = differences(exported, kinds, table(browser))
+    lossy = {name for name in found if name.endswith((".jpg", ".avif")) or name == "lossy.webp"}
+    assert {name: value for name, value in found.items() if value > (LOSSY if name in lossy else LOSSLESS)} == {}
+    assert len(found) == len(kinds) and errors(browser) == []
+
+
+def test_nothing_is_requested_but_the_page_and_its_worker(browser: Any, exported: Exported, kinds: list[Path]) -> None:
+    browser.get_log("performance")
+    browser.get(exported.address)
+    give(browser, kinds[:2])
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith(("blob:", "data:"))] == [exported.address]
+
+
+def test_where_no_worker_and_no_webassembly_is_allowed_the_answers_are_the_same(
+    browser: Any, exported: Exported, kinds: list[Path]
+) -> None:
+    few = [path for path in kinds if path.suffix == ".png"][:6]
+    script = {"source": "delete window.Worker; delete window.WebAssembly"}
+    added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
+    try:
+        browser.get(exported.address)
+        assert browser.execute_script("return [typeof Worker, typeof WebAssembly]") == ["undefined"] * 2
+        give(browser, few)
+        assert max(differences(exported, few, table(browser)).values()) <= LOSSLESS
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+def test_a_file_that_is_no_picture_is_a_line_and_the_others_go_on(
+    browser: Any, exported: Exported, kinds: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "torn.jpg").write_bytes(picture(1).tobytes()[:200])
+    (tmp_path / "words.png").write_text("a text")
+    picture(2).save(tmp_path / "stack.tif")
+    browser.get(exported.address)
+    assert give(browser, [*(tmp_path / name for name in BROKEN), kinds[0]]) == "1 picture, 3 not read"
+    rows = table(browser)
+    assert [name for name in BROKEN if rows[name]["error"] and "\n" not in rows[name]["error"]] == list(BROKEN)
+    assert "TIFF" in rows["stack.tif"]["error"]
+    assert rows[kinds[0].name]["error"] == ""
+
+
+def test_pictures_can_be_removed_and_all_be_started_again(browser: Any, exported: Exported, kinds: list[Path]) -> None:
+    browser.get(exported.address)
+    give(browser, kinds[:3])
+    browser.find_element("css selector", "#cards .remove").click()
+    assert browser.find_element("id", "status").text == "2 pictures"
+    browser.find_element("id", "again").click()
+    assert browser.find_elements("css selector", "#cards li") == []
+
+
+@pytest.mark.parametrize("width", [DESK, PHONE])
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_lies_outside_the_window_and_targets_are_large(
+    browser: Any, exported: Exported, kinds: list[Path], width: int, dark: bool
+) -> None:
+    resize(browser, width)
+    emulate(browser, dark=dark)
+    browser.get(exported.address)
+    give(browser, kinds[:3])
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    small = browser.execute_script(
+        "return [...document.querySelectorAll('button, label.button')].filter(e => e.checkVisibility())"
+        ".map(e => [e.textContent.trim(), e.getBoundingClientRect()])"
+        ".filter(([, r]) => Math.min(r.width, r.height) < 24).map(([text]) => text)"
+    )
+    assert small == []
+    camera = browser.find_element("css selector", "label[for=camera]").is_displayed()
+    assert camera == (width == PHONE)
+
+
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_two_classes_and_a_thousand(browser: Any, tmp_path: Path, kinds: list[Path], classes: int) -> None:
+    names = tuple(f"class {number}" for number in range(classes))
+    one = bundle(names)
+    network = make_network(ModelConfig(classes=classes, width=0.25))
+    (tmp_path / "classify.html").write_text(page(one, network), encoding="utf-8")
+    browser.get((tmp_path / "classify.html").as_uri())
+    give(browser, kinds[:1])
+    assert len(browser.find_elements("css selector", "#cards .guess")) == min(3, classes)
