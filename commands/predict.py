@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +14,15 @@ from cyclopts import Parameter
 from commands.options import DATA, SHOWN, DeviceOption, ResultsOption, StudyOption, count, flag
 from commands.output import essential_output
 from tuning import StudyError
-from tuning.folder import RESULTS
+from tuning.folder import RESULTS, make_folder, replace_file
 
 if TYPE_CHECKING:
     from model.predict import Prediction
 
 MUCH = 0.01
 """Share of a picture's values outside the range that is worth a word; one in a thousand at each end is the rule."""
+LONGEST_STEM = 50
+"""Number of characters of a picture's name that are kept: four bytes each, they fit every file system."""
 
 
 def predict(
@@ -29,6 +32,7 @@ def predict(
     top: Annotated[int, count(SHOWN)] = 3,
     as_json: Annotated[bool, flag(SHOWN, "--json")] = False,
     as_csv: Annotated[bool, flag(SHOWN, "--csv")] = False,
+    explain: Annotated[Path | None, Parameter(group=SHOWN, metavar="DIR")] = None,
     device: DeviceOption = "cpu",
     results: ResultsOption = RESULTS,
 ) -> None:
@@ -46,6 +50,8 @@ def predict(
         Print one JSON array instead of a table.
     as_csv
         Print CSV instead of a table.
+    explain
+        Write a picture for each one into this folder: what the network sees of it, and where it looked.
     """
     from commands import predictions
     from model.export.bundle import BundleError
@@ -58,6 +64,9 @@ def predict(
         raise StudyError("no pictures to classify: name a picture or folder; see python study.py predict --help")
     if as_json and as_csv:
         raise StudyError("got both --json and --csv: choose one of them")
+    if explain is not None:
+        _refuse_within(explain, pictures)
+        make_folder(explain)
     failures = shown = 0
     several: list[Prediction] = []
     outside: list[Prediction] = []
@@ -71,6 +80,10 @@ def predict(
                 several.append(one)
             if one.traits.clipped > MUCH:
                 outside.append(one)
+            if explain is not None and one.error is None:
+                drawn = classifier.explain(one.path, one.classes[0][0])
+                name = f"{shown:04d} {one.path.stem[:LONGEST_STEM]}.png"
+                replace_file(explain / name, partial(drawn.save, format="PNG"))
             yield one
 
     try:
@@ -106,7 +119,19 @@ def predict(
         if found:
             where = f"in {len(found)} of {failures + shown} files, such as {printable(found[0].path)}"
             print(f"{what} {where}", file=sys.stderr)
+    if explain is not None and shown:
+        print(f"Where the network looked: {printable(explain)}", file=sys.stderr)
     if failures:
         print(f"{failures} of {failures + shown} pictures could not be classified", file=sys.stderr)
     if not shown:
         raise StudyError("no picture was classified: name at least one picture, or a folder with pictures")
+
+
+def _refuse_within(explain: Path, pictures: Iterable[Path]) -> None:
+    """Raise StudyError for a folder whose own pictures would be classified, too."""
+    for given in pictures:
+        if given.is_dir() and explain.resolve().is_relative_to(given.resolve()):
+            raise StudyError(
+                f"--explain {shlex.quote(str(explain))} is within {shlex.quote(str(given))}, whose pictures are "
+                "classified: choose another folder"
+            )

@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
+from model.evidence import evidence, spotlight
 from model.export.bundle import Bundle, load
 from model.files import is_hidden, open_regular, printable
 from model.limits import cpus
@@ -91,6 +93,20 @@ class Classifier:
         with torch.inference_mode():
             logits = self._network(normalise(torch.tensor(pictures, device=self._device)))
             return torch.softmax(logits.float() / self.bundle.temperature, dim=1).cpu()
+
+    def explain(self, path: Path, name: str, *, side: int = 256) -> Image.Image:
+        """Return what the network sees of a picture and, to the right of it, where it looked for the class `name`.
+
+        Both are `side` pixels wide and high; see `model.evidence`. Raises PictureError if the file cannot be used.
+        """
+        square, _ = square_of(path, self.bundle.image_size, self.bundle.ranges)
+        pictures = normalise(torch.tensor(square[None], device=self._device))
+        label = torch.tensor([self.bundle.classes.index(name)], device=self._device)
+        parts = evidence(self._network, pictures, label)[0].float().cpu().numpy()
+        both = Image.new("RGB", (2 * side, side))
+        both.paste(Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC))
+        both.paste(spotlight(square, parts, side), (side, 0))
+        return both
 
     def _predict(self, paths: Iterable[str | Path], top: int, batch_size: int) -> Iterator[Prediction]:
         coming = map(Path, paths)

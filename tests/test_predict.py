@@ -289,3 +289,32 @@ print(next(classifier.predict([{str(picture)!r}])))
     assert done.stderr == ""
     assert done.stdout.startswith("Prediction(path=")
     assert all(name in done.stdout for name in NAMES[:3])
+
+
+# Where it looked
+
+
+def test_each_picture_is_explained_beside_what_the_network_sees(best: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "torn.jpg").write_bytes(b"torn")
+    given = [folder / NAMES[0] / "0001.jpg", tmp_path / "torn.jpg", folder / NAMES[1] / "0001.jpg"]
+    ended = run_here("predict", *map(str, given), "--model", str(best), "--explain", str(tmp_path / "new" / "looked"))
+    assert ended.code == 0
+    assert str(tmp_path / "new" / "looked") in ended.err
+    drawn = sorted((tmp_path / "new" / "looked").iterdir())
+    assert [path.name for path in drawn] == ["0001 0001.png", "0002 0001.png"]  # of the two that could be read
+    for path, source in zip(drawn, given[::2], strict=True):
+        square = Image.fromarray(square_of(source, 24, {})[0])
+        with Image.open(path) as both:
+            assert both.size == (512, 256)
+            seen = np.asarray(both.crop((0, 0, 256, 256)))
+            looked = np.asarray(both.crop((256, 0, 512, 256)))
+        assert np.array_equal(seen, np.asarray(square.resize((256, 256), Image.Resampling.BICUBIC)))
+        assert (looked <= seen).all() and looked.mean() < seen.mean()
+
+
+def test_explanations_are_not_written_among_the_pictures_that_are_classified(best: Path, folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    ended = run_here("predict", str(folder), "--model", str(best), "--explain", str(folder / "looked"))
+    assert (ended.code, ended.out) == (2, "")
+    assert "--explain" in ended.err and str(folder) in ended.err
+    assert sorted(folder.rglob("*")) == before

@@ -54,7 +54,7 @@ OPTIONS = {
     },
     ("export",): {"--study", "--data", "--test-data", "--parts", "--storage", "--results", "--cache"},
     ("predict",): {
-        *("PICTURES", "--model", "--study", "--top", "--json", "--csv"),
+        *("PICTURES", "--model", "--study", "--top", "--json", "--csv", "--explain"),
         *("--device", "--results"),
     },
     ("report",): {"--study", "--storage", "--results"},

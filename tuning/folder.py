@@ -60,7 +60,7 @@ def study_folder(results: Path, name: str) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder inside a study's folder. Raises StudyError if that fails."""
+    """Create a folder and its parents. Raises StudyError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
