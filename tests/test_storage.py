@@ -57,8 +57,9 @@ def running() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(running: Server) -> Iterator[Server]:
+def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Return the server with an empty database; in the end close all connections, of which psycopg would warn."""
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.1)
     made: list[Any] = []
 
     def note(connection: Any, record: object) -> None:
@@ -199,7 +200,7 @@ def crash(server: Server) -> None:
 
 def stop_for_seconds(server: Server) -> None:
     server.stop("fast")
-    threading.Timer(2.5, server.start).start()
+    threading.Timer(1.0, server.start).start()
 
 
 @pytest.mark.parametrize("disturb", [cut_connections, crash, stop_for_seconds])
