@@ -1,5 +1,6 @@
 """The exported formats: each computes what the network computes, and only a proven bundle takes its place."""
 
+import importlib.util
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import class_folders, deep_png, exif_block, picture
 from PIL import Image
 
@@ -236,6 +239,39 @@ def test_the_printed_programs_for_onnxruntime_say_what_predict_says(
         assert float(re.findall(r"\d\.\d+(?:e-\d+)?", line)[0]) == pytest.approx(probability, abs=1e-5), expected.path
         answers.add(round(probability, 4))
     assert len(answers) > 5  # pictures that look different
+
+
+MODES = {"1": "png", "L": "png", "LA": "png", "P": "gif", "RGB": "bmp", "RGBA": "webp", "CMYK": "tif", "YCbCr": "jpg",
+         "I;16": "png", "I": "tif", "F": "tif"}  # fmt: skip
+"""Modes of pictures, each with a format that stores it."""
+
+
+@settings(max_examples=60)
+@given(
+    mode=st.sampled_from(list(MODES)),
+    sides=st.tuples(st.integers(16, 300), st.integers(16, 300)),
+    values=st.floats(0.0, 5000.0),
+    turned=st.integers(1, 8),
+)
+def test_the_bundles_own_preprocessing_sees_any_picture_as_predict_does(
+    exported: Exported, mode: str, sides: tuple[int, int], values: float, turned: int
+) -> None:
+    rows = np.random.default_rng(sides).random((sides[1], sides[0]))
+    if mode in ("I;16", "I", "F"):
+        drawn = Image.fromarray((rows * values).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    else:
+        drawn = Image.fromarray((rows * 255).astype(np.uint8)).convert("RGB").convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    path = exported.home / f"generated.{MODES[mode]}"
+    drawn.save(path, **({} if path.suffix in (".gif", ".bmp") else {"exif": exif}))
+    spec = importlib.util.spec_from_file_location("bundled", exported.folder / "preprocessing.py")
+    assert spec is not None and spec.loader is not None
+    bundled = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bundled)
+    with path.open("rb") as file:
+        square = bundled.load_square(file, BUNDLE.image_size, BUNDLE.ranges)
+    assert np.array_equal(square, square_of(path, BUNDLE.image_size, BUNDLE.ranges)[0])
 
 
 # What is refused
