@@ -110,16 +110,21 @@ class PromotionScheduler:
         return None
 
 
-RUNGS = (1 / 8, 0.4)
+RUNGS = (0.05, 0.125)
 """Shares of the horizon at which the promotion scheduler pauses a trial."""
-KEEP = 0.3
-"""Share of the trials that it promotes from each rung."""
+FINISHING = 0.25
+"""Share of the trials that it trains to the end; each rung keeps the same share of those that reach it."""
 
 
 def rungs(epochs: int) -> tuple[int, ...]:
     """Return the rungs of a horizon: numbers of epochs between 1 and `epochs`, without the last one."""
     found = sorted({max(1, round(share * epochs)) for share in RUNGS})
     return tuple(rung for rung in found if rung < epochs)
+
+
+def kept_share(epochs: int) -> float:
+    """Return the share of the trials that is promoted from each rung of a horizon."""
+    return FINISHING ** (1 / max(1, len(rungs(epochs))))
 
 
 def pauses(scheduler: str, epochs: int) -> tuple[int, ...]:
@@ -148,7 +153,7 @@ def trained_share(scheduler: str, epochs: int) -> float:
     if scheduler != "promote":
         # Median: 253, 280, 298 of 400 in `quick` studies.
         return 1.0 if first_pruning(scheduler, epochs) is None else 0.7
-    return promoted_share([rung / epochs for rung in rungs(epochs)], KEEP)
+    return promoted_share([rung / epochs for rung in rungs(epochs)], kept_share(epochs))
 
 
 def promoted_share(ends: Sequence[float], keep: float) -> float:
@@ -160,7 +165,7 @@ def promoted_share(ends: Sequence[float], keep: float) -> float:
 MakeScheduler = Callable[[optuna.Study, int], Scheduler]
 
 SCHEDULERS: dict[str, MakeScheduler] = {
-    "promote": lambda study, epochs: PromotionScheduler(rungs(epochs), KEEP),
+    "promote": lambda study, epochs: PromotionScheduler(rungs(epochs), kept_share(epochs)),
     "median": lambda study, epochs: PrunerScheduler(
         study, MedianPruner(n_startup_trials=5, n_warmup_steps=warmup_epochs(epochs), n_min_trials=3)
     ),

@@ -10,7 +10,7 @@ from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Section, Table, as_dot, drawn_of
 from reporting.words import duration, how_far, listed, numbered_epochs, percent, plural, points, times
 from selection.pruner_audit import PrunerAudit
-from tuning.scheduling import KEEP
+from tuning.scheduling import kept_share
 from tuning.trials import Outcome, Trial, count_trials
 
 DRAWN = 800
@@ -103,11 +103,11 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
     pruned = [trial.epochs for trial in order if trial.outcome is Outcome.PRUNED]
     if facts.rungs or pruned:
         first = facts.rungs[0] if facts.rungs else min(pruned)
-        texts.append(
-            f"Each trial pauses after {numbered_epochs(facts.rungs)}; the best {percent(KEEP, 0)} at each are resumed."
-            if facts.rungs
-            else f"Pruning began after epoch {first}."
-        )
+        if facts.rungs:
+            paused, kept = numbered_epochs(facts.rungs), percent(kept_share(facts.settings["epochs"]), 0)
+            texts.append(f"Each trial pauses after {paused}; the best {kept} at each are resumed.")
+        else:
+            texts.append(f"Pruning began after epoch {first}.")
         if found := analysis.agreement(facts.trials, first):
             texts.append(
                 f"Of {plural(found.trials, 'trial')} trained to the end, {_order_says(found)} (rank correlation "

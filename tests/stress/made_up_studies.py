@@ -25,7 +25,7 @@ from search_space import PROFILES, Config, baselines, suggest
 from selection.retraining import best_so_far
 from tuning.database import IDENTITY
 from tuning.folder import sqlite_url, trial_directory
-from tuning.scheduling import KEEP, rungs
+from tuning.scheduling import kept_share, rungs
 from tuning.session import OpenStudy
 from tuning.settings import Settings
 from tuning.space import describe_space
@@ -185,7 +185,7 @@ def promoted(trials: Sequence[FrozenTrial], *, paused: bool = False) -> list[Fro
     last = max(trial.datetime_complete for trial in made.values() if trial.datetime_complete is not None)
     for rung in rungs(PROFILE.horizon):
         going.sort(key=lambda trial, rung=rung: -max(trial.intermediate_values[epoch] for epoch in range(rung)))
-        kept = int(KEEP * len(going))
+        kept = int(kept_share(PROFILE.horizon) * len(going))
         for trial in going[kept:]:
             values = {epoch: trial.intermediate_values[epoch] for epoch in range(rung)}
             (begin, end), epochs = trial.user_attrs["spans"][0], len(trial.intermediate_values)
