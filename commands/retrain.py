@@ -34,7 +34,7 @@ def retrain(
     trial: Annotated[int | None, count(RETRAINING, least=0)] = None,
     finalists: Annotated[int, count(RETRAINING)] = 3,
     seeds: Annotated[int, count(RETRAINING)] = 3,
-    longer: Annotated[int, count(RETRAINING)] = 2,
+    longer: Annotated[int, count(RETRAINING)] = 4,
     baseline: Annotated[bool, flag(RETRAINING)] = False,
     retest: Annotated[bool, flag(RETRAINING)] = False,
     workers: WorkersOption = None,
@@ -58,7 +58,8 @@ def retrain(
     seeds
         Number of seeds for each of them. The best mean validation top-1 wins.
     longer
-        Also train the winner N times as long as in the study, and keep to that unless its mean is lower; 1 does not.
+        Also train the winner twice as long as in the study, and keep to that unless its mean is lower; double it again
+        as long as that gains half a point, up to N times the length in the study. 1 does not.
     baseline
         Also train the baselines that every study starts with, for as long as the winner, and the hand-tuned recipe
         once more without its warm-up.

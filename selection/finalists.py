@@ -8,6 +8,7 @@ runs were 0.08 to 0.44 points above their means.
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +29,10 @@ from tuning.trials import METRIC, Outcome, Trial, furthest, read_trials
 
 KIND = "finalists"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
-LONGER = 2
-"""How many times as long as in the study the winner is trained, unless --longer says otherwise."""
+LONGER = 4
+"""How many times as long as in the study the winner is trained at most, unless --longer says otherwise."""
+WORTH_DOUBLING = 0.005
+"""Gain in mean validation top-1 after which a winner that was trained twice as long is tried at twice that length."""
 STREAM = 2**32 - 1
 """Number used instead of a trial's to derive the finalists' seeds; no trial has such a high number."""
 
@@ -199,9 +202,10 @@ def train_finalists(
 ) -> list[Standing]:
     """Train every candidate, by default the best three trials, with the same seeds; return them ranked, winner first.
 
-    The winner is also trained `longer` times as long, and wins at that length unless its mean is lower. The baselines
-    then train for as much longer as the winner. Writes finalists.csv. Raises StudyError if all of the winner's runs
-    diverged, or naming a run that failed.
+    The winner is also trained twice as long, and wins at that length unless its mean is lower; while that gains at
+    least WORTH_DOUBLING, the length is doubled again, up to `longer` times that of the study. The baselines then train
+    for as much longer as the winner. Writes finalists.csv. Raises StudyError if all of the winner's runs diverged, or
+    naming a run that failed.
     """
     fixed = final_seeds(session, seeds)
 
@@ -212,12 +216,14 @@ def train_finalists(
 
     chosen = chosen or candidates(session.study, 3)
     standings = train_all(chosen)
-    stretch = stretched(standings[0].candidate, longer)
-    if longer > 1 and standings[0].complete:
-        chosen = [*chosen, stretch]
+    original, length, gain = standings[0].candidate, 1, math.inf
+    while standings[0].complete and length < longer and gain >= WORTH_DOUBLING:
+        before, length = standings[0].mean, min(2 * length, longer)
+        chosen = [*chosen, stretched(original, length)]
         standings = train_all(chosen)
+        gain = standings[0].mean - before
     if baselines:
-        factor = longer if standings[0].candidate is stretch else 1
+        factor = standings[0].candidate.config.training.epochs // original.config.training.epochs
         standings = train_all([*chosen, *(stretched(one, factor) for one in baselines)])
     write_csv(standings, session.folder / "finalists.csv", ownership.study_id(session.study))
     if not standings[0].complete:

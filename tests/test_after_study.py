@@ -32,6 +32,7 @@ from data.cache import open_part
 from model.export import formats
 from model.export.bundle import load
 from selection import test_set_uses
+from selection.finalists import WORTH_DOUBLING
 from tests.stress.sameness import essence
 from tuning import settings
 from tuning.folder import sqlite_url
@@ -326,30 +327,26 @@ def test_a_second_study_of_the_same_pictures_is_not_tested(retrained: Tiny, tmp_
     assert [use.study for use in test_set_uses.all_uses(study.results, study.data.fingerprint)] == ["elsewhere"]
 
 
-def test_the_winner_is_also_trained_longer_and_is_final_unless_its_mean_is_lower(
-    retrained: Tiny, tmp_path: Path
-) -> None:
+def test_the_winner_is_trained_twice_as_long_again_and_again_while_that_gains(retrained: Tiny, tmp_path: Path) -> None:
     """The other finalists' runs are those of before; the longer ones are added to them."""
     study = copied(retrained, tmp_path)
     before = written(study)
     finished = run_here(*study.after("retrain", *RUNS[:-2]))
     assert (finished.code, finished.err) == (0, "")
     assert f"Finalists: {SEEDS} runs left" in finished.out
-    runs = [Trial(frozen) for frozen in study.trials("tiny-finalists")]
-    assert [run.epochs for run in runs] == [EPOCHS] * 2 * SEEDS + [2 * EPOCHS] * SEEDS
-    assert essence([run.frozen for run in runs[: 2 * SEEDS]]) == essence(retrained.trials("tiny-finalists"))
+    assert essence(study.trials("tiny-finalists")[: 2 * SEEDS]) == essence(retrained.trials("tiny-finalists"))
 
     with (study.study_folder / "finalists.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    longer = f"{before['name']} (2x)"
-    assert [row["name"] for row in rows].count(longer) == SEEDS
-    means = {
-        name: sum(float(row["top1"]) for row in rows if row["name"] == name) / SEEDS
-        for name in {row["name"] for row in rows}
-    }
-    winner = longer if means[longer] >= means[before["name"]] else before["name"]
+    ladder = [before["name"], f"{before['name']} (2x)", f"{before['name']} (4x)"]
+    tried = [[row for row in rows if row["name"] == name] for name in ladder]
+    means = [sum(float(row["top1"]) for row in some) / SEEDS for some in tried if some]
+    for times, some in zip((1, 2, 4), tried, strict=True):
+        assert [int(row["epochs"]) for row in some] in ([times * EPOCHS] * SEEDS, [] if times == 4 else None)
+    assert (len(means) == 3) == (means[1] - means[0] >= WORTH_DOUBLING)
+    winner = next(name for name, mean in reversed(list(zip(ladder, means, strict=False))) if mean == max(means))
     assert written(study)["name"] == winner
-    assert f"{winner} wins." in finished.out and longer in finished.out
+    assert f"{winner} wins." in finished.out
 
     after = written(study)
     again = run_here(*study.after("retrain", *RUNS[:-2]))

@@ -157,6 +157,16 @@ def test_baselines_are_trained_for_as_much_longer_as_the_winner(tiny: Tiny, tmp_
     assert standings[0].mean == max(one.mean for one in standings[:2])
 
 
+@pytest.mark.parametrize(("worth", "lengths"), [(-1.0, {5, 10, 15}), (1.0, {5, 10})])
+def test_a_winner_is_doubled_up_to_the_limit_while_it_gains_enough(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, lengths: set[int]
+) -> None:
+    monkeypatch.setattr(finalists, "WORTH_DOUBLING", worth)
+    standings = train_finalists(tiny.at(tmp_path).session(), [CHOSEN], 1, longer=3)
+    assert {one.candidate.config.training.epochs for one in standings} == lengths
+    assert standings[0].mean == max(one.mean for one in standings)
+
+
 def test_finalists_that_all_diverge_are_an_error(tiny: Tiny, tmp_path: Path) -> None:
     wild = replace(POINT, training=replace(POINT.training, optimizer="sgd", lr=1e30))
     with pytest.raises(StudyError, match=r"^trial 3 diverged with every seed.*--trial N$"):
