@@ -128,8 +128,12 @@ def test_the_page_can_be_extended_without_a_change_to_its_parts() -> None:
 @pytest.mark.parametrize(
     ("one", "said", "not_said"),
     [
-        (bundle(), ["10 classes", "never tested", "calibrated"], ["version"]),
-        (replace(bundle(), temperature=1.0), ["never tested"], ["calibrated"]),
+        (bundle(), ["10 classes", "never tested", "percentages are calibrated"], ["version"]),
+        (
+            replace(bundle(calibration="not calibrated: too few"), temperature=1.0),
+            ["not calibrated: too few"],
+            ["are calibrated"],
+        ),
         (bundle(results=least(10)), ["67.6 % of 210 test pictures", "61.0 to 73.6 %"], ["None", "never tested"]),
         (bundle(results=full(10)), ["67.6 % of 210 test pictures", ", 2"], ["never tested"]),
         (bundle(data={"pictures": {"train": 1050, "test": 200}}), ["1,250 pictures"], []),

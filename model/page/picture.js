@@ -1,7 +1,7 @@
 // --- A picture file -> the square that the network sees: what model/preprocessing.py does, with the same pixels.
 //
-// The browser decodes, but neither turns the picture nor converts its colours. Only of a JPEG that Pillow's decoder makes
-// smaller on the way are the pixels not exactly the same: the colours of neighbouring pixels are then averaged otherwise.
+// The browser decodes, but neither turns the picture nor converts its colours. A JPEG that Pillow's decoder makes smaller on
+// the way is made smaller here in the same way, as far as the browser's pixels tell what the file holds.
 
 const MAX_BYTES = 2 ** 30, MAX_PIXELS = 1e8, MIN_SIDE = 16, SHOWN_SIDE = 384;
 const AS_STORED = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
@@ -31,7 +31,7 @@ async function readPicture(file, size, ranges) {
     const turn = makeTurn(facts.orientation), scale = Math.min(1, SHOWN_SIDE / Math.max(bitmap.width, bitmap.height));
     const [resizeWidth, resizeHeight] = [bitmap.width, bitmap.height].map(length => Math.max(1, Math.round(length * scale)));
     const small = await createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "high" });
-    return { square: toSquare(bitmap, turn, kind === "JPEG", size), small, turn };
+    return { square: toSquare(bitmap, turn, facts.stored, size), small, turn };
   } finally {
     bitmap.close();
   }
@@ -72,8 +72,8 @@ function readXmp(text) {
 }
 
 function readJpeg(bytes) {
-  const facts = { parts: [bytes.subarray(0, 2)] };
-  let exif = 0, xmp = 0, at = 2;
+  const facts = { parts: [bytes.subarray(0, 2)] }, tables = [];
+  let exif = 0, xmp = 0, transform = 1, planes = [], at = 2;
   while (at + 4 <= bytes.length && bytes[at] === 0xff) {
     const marker = bytes[at + 1], length = marker === 0xff ? -1 : 256 * bytes[at + 2] + bytes[at + 3];
     if (marker === 0xda) break;
@@ -82,12 +82,39 @@ function readJpeg(bytes) {
     if (isExif) exif ||= readExif(segment.subarray(10));
     else facts.parts.push(segment);
     if (marker === 0xe1 && name.startsWith("http://ns.adobe.com/xap/1.0/\0")) xmp ||= readXmp(new TextDecoder().decode(segment));
-    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker))
+    if (marker === 0xdb)
+      for (let n = 4; n < segment.length;) {
+        const wide = segment[n] >> 4, value = m => wide ? 256 * segment[m] + segment[m + 1] : segment[m], first = n + 1;
+        tables[segment[n] & 15] = Float32Array.from(ZIGZAG, place => value(first + (place << wide)));
+        n = first + (64 << wide);
+      }
+    if (marker === 0xee && name.startsWith("Adobe")) transform = segment[15];
+    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
       [facts.height, facts.width] = [5, 7].map(place => 256 * segment[place] + segment[place + 1]);
+      planes = Array.from({ length: segment[9] }, (_, n) => segment.subarray(10 + 3 * n, 13 + 3 * n));
+    }
     at += 2 + length;
   }
   facts.parts.push(bytes.subarray(at));
-  return { ...facts, orientation: exif || xmp };
+  return { ...facts, orientation: exif || xmp, stored: readStorage(planes, tables, transform) };
+}
+
+// Place of each of a block's 64 coefficients, line by line, in a file's table, which follows the diagonals
+const ZIGZAG = Array.from({ length: 64 }, (_, n) => ({ n, sum: (n >> 3) + (n & 7), way: (n >> 3) + n & 1 ? n >> 3 : n & 7 }))
+  .sort((a, b) => a.sum - b.sum || a.way - b.way)
+  .reduce((places, { n }, place) => Object.assign(places, { [n]: place }), []);
+
+// Return how a JPEG stores its colours: as red, green and blue, or as brightness and two differences; and of each its
+// quantisation table and how many pixels a sample covers across and down. Nothing is said of what is stored otherwise.
+function readStorage(planes, tables, transform) {
+  const known = planes.length === 1 || planes.length === 3, ids = String.fromCharCode(...planes.map(([id]) => id));
+  const [widest, highest] = known ? [planes[0][1] >> 4, planes[0][1] & 15] : [];
+  const stored = planes.map(([, sampling, table]) =>
+    ({ table: tables[table], covers: [widest / (sampling >> 4), highest / (sampling & 15)] }));
+  return {
+    isRgb: !known || !transform || ids === "RGB",
+    planes: stored.map(one => known && one.table && ["1,1", "2,1", "2,2"].includes(String(one.covers)) ? one : undefined),
+  };
 }
 
 async function readPng(bytes) {
@@ -199,14 +226,14 @@ function overWhite(value, alpha) {  // as Pillow's alpha_composite rounds
 // --- The square
 
 // Return the central square of a picture, size x size RGB bytes
-function toSquare(bitmap, turn, isJpeg, size) {
-  // Pillow's decoder makes a JPEG 1/2, 1/4 or 1/8 as large by averaging its pixels, before the picture is turned
+function toSquare(bitmap, turn, stored, size) {
+  // Pillow's decoder makes a JPEG 1/2, 1/4 or 1/8 as large, before the picture is turned
   const least = 2 * Math.max(size, MIN_SIDE), most = Math.min(Math.floor(bitmap.width / least), Math.floor(bitmap.height / least));
-  const by = isJpeg ? [8, 4, 2].find(factor => factor <= most) ?? 1 : 1;
-  const stored = [bitmap.width, bitmap.height].map(length => Math.ceil(length / by));
-  const [width, height] = turn.swap ? [stored[1], stored[0]] : stored, side = Math.min(width, height);
+  const by = stored ? [8, 4, 2].find(factor => factor <= most) ?? 1 : 1;
+  const reduced = [bitmap.width, bitmap.height].map(length => Math.ceil(length / by));
+  const [width, height] = turn.swap ? [reduced[1], reduced[0]] : reduced, side = Math.min(width, height);
   const across = makeTaps(width, (width - side) / 2, side, size), down = makeTaps(height, (height - side) / 2, side, size);
-  const pixels = readUpright(bitmap, turn, stored, across, down, by);
+  const pixels = readUpright(bitmap, turn, reduced, across, down, by, stored);
   const w = across.to - across.from, h = down.to - down.from;
   if (width === size && height === size) return pixels;
   if (height > size && height - size > 2 * (width - size)) {  // Pillow begins with the longer way of a tall picture
@@ -251,51 +278,197 @@ function resample(source, count, { lines, from }, line, step, lineOut, stepOut) 
   return target;
 }
 
-// Return the pixels that the taps reach, upright: each one the average of by x by stored ones
-function readUpright(bitmap, { swap, flipU, flipV }, [w, h], across, down, by) {
+// Return the pixels that the taps reach, upright, of the picture made 1/by as large
+function readUpright(bitmap, { swap, flipU, flipV }, [w, h], across, down, by, stored) {
   const [a, b] = swap ? [down, across] : [across, down];  // along the stored columns, along the stored rows
   const [u0, u1] = flipU ? [w - a.to, w - a.from] : [a.from, a.to], [v0, v1] = flipV ? [h - b.to, h - b.from] : [b.from, b.to];
-  const stored = readStored(bitmap, u0 * by, v0 * by, Math.min(bitmap.width, u1 * by), Math.min(bitmap.height, v1 * by), by);
-  if (!swap && !flipU && !flipV) return stored;
-  const columns = u1 - u0, rows = v1 - v0, width = swap ? rows : columns, upright = new Uint8ClampedArray(stored.length);
+  const source = by > 1 ? readReduced(bitmap, u0, v0, u1, v1, by, stored) : readStored(bitmap, u0, v0, u1, v1);
+  if (!swap && !flipU && !flipV) return source;
+  const columns = u1 - u0, rows = v1 - v0, width = swap ? rows : columns, upright = new Uint8ClampedArray(source.length);
   for (let n = 0, v = 0; v < rows; v++)
     for (let u = 0; u < columns; u++, n += 3) {
       const turnedU = flipU ? columns - 1 - u : u, turnedV = flipV ? rows - 1 - v : v;
       const to = 3 * (swap ? turnedU * width + turnedV : turnedV * width + turnedU);
-      upright[to] = stored[n];
-      upright[to + 1] = stored[n + 1];
-      upright[to + 2] = stored[n + 2];
+      upright[to] = source[n];
+      upright[to + 1] = source[n + 1];
+      upright[to + 2] = source[n + 2];
     }
   return upright;
 }
 
-// Return a rectangle as RGB over white, by x by pixels averaged; read in strips, so that no canvas is too large
-function readStored(bitmap, x0, y0, x1, y1, by) {
-  const width = x1 - x0, across = Math.ceil(width / by), target = new Uint8ClampedArray(3 * across * Math.ceil((y1 - y0) / by));
-  const strip = Math.max(1, Math.floor(1e6 / width / by)) * by, sums = new Float64Array(3 * across);
-  const pen = makeCanvas(width, Math.min(strip, y1 - y0)).getContext("2d", { willReadFrequently: true });
-  let at = 0;
+// Yield a rectangle in strips of `rows` rows, so that no canvas is too large, over white: { data, top, height }. Strips reach
+// `margin` rows into their neighbours.
+function* readStrips(bitmap, x0, y0, x1, y1, rows, margin) {
+  const width = x1 - x0, most = Math.min(rows + 2 * margin, bitmap.height);
+  const pen = makeCanvas(width, most).getContext("2d", { willReadFrequently: true });
   checkCanvas();
-  for (let top = y0; top < y1; top += strip) {
-    const height = Math.min(strip, y1 - top);
+  for (let start = y0; start < y1; start += rows) {
+    const top = Math.max(0, start - margin), height = Math.min(bitmap.height, start + rows + margin) - top;
     pen.fillStyle = "#fff";
     pen.fillRect(0, 0, width, height);
     pen.drawImage(bitmap, x0, top, width, height, 0, 0, width, height);
-    const { data } = pen.getImageData(0, 0, width, height);
-    for (let y = 0; y < height; y += by) {
-      const rows = Math.min(by, height - y);
-      sums.fill(0);
-      for (let n = 4 * y * width, row = 0; row < rows; row++)
-        for (let x = 0, sum = 0; x < width; sum += 3)
-          for (const end = Math.min(x + by, width); x < end; x++, n += 4) {
-            sums[sum] += data[n];
-            sums[sum + 1] += data[n + 1];
-            sums[sum + 2] += data[n + 2];
-          }
-      for (let n = 0; n < sums.length; n++) target[at++] = sums[n] / (rows * Math.min(by, width - Math.floor(n / 3) * by));
+    yield { data: pen.getImageData(0, 0, width, height).data, start, top, height };
+  }
+}
+
+const STRIP = 1e6;  // pixels
+
+// Return a rectangle as RGB over white
+function readStored(bitmap, x0, y0, x1, y1) {
+  const width = x1 - x0, target = new Uint8ClampedArray(3 * width * (y1 - y0));
+  let to = 0;
+  for (const { data } of readStrips(bitmap, x0, y0, x1, y1, Math.max(1, Math.floor(STRIP / width)), 0))
+    for (let from = 0; from < data.length && to < target.length; from += 4) {
+      target[to++] = data[from];
+      target[to++] = data[from + 1];
+      target[to++] = data[from + 2];
     }
+  return target;
+}
+
+// --- A JPEG made smaller. It holds 8 x 8 blocks of rounded coefficients, from which Pillow's decoder computes the averages of
+// 2 x 2, 4 x 4 or 8 x 8 pixels, and rounds them once. A browser gives the pixels: their coefficients are found again by
+// rounding, and averaged in the same way.
+
+// Return columns u0 to u1 and rows v0 to v1 of the picture made 1/by as large, as RGB
+function readReduced(bitmap, u0, v0, u1, v1, by, { isRgb, planes }) {
+  const left = Math.max(0, (u0 * by & ~15) - 16), right = Math.min(bitmap.width, ceil16(u1 * by) + 16), width = right - left;
+  const first = by < 8 ? 1 : planes.some(stored => stored?.covers[1] === 2) ? 2 : 8;  // what is averaged at once
+  const across = ceil16(width) / by, rows = Math.max(16, Math.floor(STRIP / width) & ~15);
+  const target = new Uint8ClampedArray(3 * (u1 - u0) * (v1 - v0)), end = Math.min(bitmap.height, v1 * by);
+  let to = 0;
+  for (const { data, start, top, height } of readStrips(bitmap, left, v0 * by & ~15, right, end, rows, 16)) {
+    const found = toPlanes(data, width, height, first, isRgb).map((plane, n) => reduce(plane, ceil16(width), first, by, planes[n]));
+    for (let v = Math.max(v0, start / by); v < Math.min(v1, (start + rows) / by); v++)
+      for (let n = (v - top / by) * across + u0 - left / by, last = n + u1 - u0; n < last; n++, to += 3) {
+        const y = found[0][n] + 128, blue = found[1][n], red = found[2][n];
+        target[to] = isRgb ? y : y + 1.402 * red;
+        target[to + 1] = isRgb ? blue + 128 : y - 0.344136 * blue - 0.714136 * red;
+        target[to + 2] = isRgb ? red + 128 : y + 1.772 * blue;
+      }
   }
   return target;
+}
+
+function ceil16(length) {
+  return length + 15 & ~15;
+}
+
+// Return the averages of by x by RGBA pixels as three planes, -128 to 127: red, green and blue, or brightness and the
+// differences of blue and red. The last column and row are repeated until blocks of 16 x 16 pixels are full.
+function toPlanes(data, width, height, by, isRgb) {
+  const across = ceil16(width) / by, down = ceil16(height) / by, planes = [0, 1, 2].map(() => new Float32Array(across * down));
+  for (let n = 0, line = 0; line < down; line++)
+    for (let column = 0; column < across; column++, n++) {
+      let r = 0, g = 0, b = 0;
+      for (let y = by * line; y < by * (line + 1); y++)
+        for (let x = by * column, first = Math.min(y, height - 1) * width; x < by * (column + 1); x++) {
+          const from = 4 * (first + Math.min(x, width - 1));
+          r += data[from];
+          g += data[from + 1];
+          b += data[from + 2];
+        }
+      r /= by * by;
+      g /= by * by;
+      b /= by * by;
+      const y = 0.299 * r + 0.587 * g + 0.114 * b;
+      planes[0][n] = (isRgb ? r : y) - 128;
+      planes[1][n] = isRgb ? g - 128 : (b - y) / 1.772;
+      planes[2][n] = isRgb ? b - 128 : (r - y) / 1.402;
+    }
+  return planes;
+}
+
+// Half a level is rounded up, also where the sum is not exact
+const toLevel = value => Math.floor(value + 0.501);
+
+// Return a plane made 1/by as large, of which each value is the average of first x first of `across` pixels in a line;
+// `stored` is how the file holds it, if that is known
+function reduce(plane, across, first, by, stored) {
+  if (!stored) return average(plane, across / first, by / first, by / first);
+  const { table, covers: [wide, high] } = stored, isPair = wide > high, left = isPair ? by : by / wide, line = across / wide;
+  if (left === 8) {  // the averages are the first coefficients of blocks, in eighths
+    const step = table[0] / 8, means = average(plane, across / first, 8 * wide / first, 8 * high / first);
+    const levels = means.map(mean => toLevel(step * Math.round(mean / step)));
+    return isPair ? Float32Array.from({ length: 2 * levels.length }, (_, n) => levels[n >> 1]) : levels;
+  }
+  const samples = average(plane, across / first, wide / first, high / first);
+  if (wide === 2) undouble(samples, line, samples.length / line, 1, line);
+  if (high === 2) undouble(samples, samples.length / line, line, line, 1);
+  const levels = averageStored(samples, line, left, table);
+  return isPair ? double(levels, line / left) : levels;
+}
+
+function average(plane, across, wide, high) {
+  if (wide === 1 && high === 1) return plane;
+  const width = across / wide, target = new Float32Array(plane.length / wide / high);
+  for (let n = 0, from = 0; from < plane.length; from += (high - 1) * across)
+    for (const end = n + width; n < end; n++, from += wide) {
+      let sum = 0;
+      for (let y = 0; y < high; y++) for (let x = 0; x < wide; x++) sum += plane[from + y * across + x];
+      target[n] = sum / wide / high;
+    }
+  return target;
+}
+
+// Give each sample of a line two pixels, as libjpeg does: three quarters of each come from its own sample, one from the next
+function double(plane, across) {
+  const target = new Float32Array(2 * plane.length);
+  plane.forEach((level, n) => {
+    const isFirst = n % across === 0, isLast = (n + 1) % across === 0;
+    target[2 * n] = isFirst ? level : Math.floor((3 * level + plane[n - 1] + 1) / 4);
+    target[2 * n + 1] = isLast ? level : Math.floor((3 * level + plane[n + 1] + 2) / 4);
+  });
+  return target;
+}
+
+// Turn averages of two pixels into the samples that were doubled to give these, in place. An average has an eighth of either
+// neighbour, which is solved by elimination. `step` and `next` are the ways to the next value and to the next line.
+function undouble(plane, length, lines, step, next) {
+  const pivots = new Float32Array(length);
+  for (let n = 0; n < length; n++) pivots[n] = (n % (length - 1) ? 0.75 : 0.875) - (n ? 1 / 64 / pivots[n - 1] : 0);
+  for (let line = 0; line < lines; line++) {
+    let at = line * next;
+    for (let n = 1; n < length; n++, at += step) plane[at + step] -= plane[at] / 8 / pivots[n - 1];
+    plane[at] /= pivots[length - 1];
+    for (let n = length - 2; n >= 0; n--, at -= step) plane[at - step] = (plane[at - step] - plane[at] / 8) / pivots[n];
+  }
+}
+
+const COSINES = Float64Array.from({ length: 64 }, (_, n) =>
+  (n < 8 ? Math.SQRT1_2 : 1) / 2 * Math.cos((2 * (n & 7) + 1) * (n >> 3) * Math.PI / 16));
+
+// Return a plane made 1/by as large, by averages of what its 8 x 8 blocks are if their coefficients are multiples of the
+// table's steps
+function averageStored(plane, across, by, table) {
+  const side = 8 / by, target = new Float32Array(plane.length / by / by), block = new Float64Array(64), other = new Float64Array(64);
+  const back = Float64Array.from({ length: 8 * side }, (_, n) => {  // the cosines of `by` neighbours, averaged
+    let sum = 0;
+    for (let m = 0; m < by; m++) sum += COSINES[8 * (n & 7) + by * (n >> 3) + m];
+    return sum / by;
+  });
+  for (let top = 0, to = 0; top < plane.length; top += 8 * across, to += (side - 1) * across / by)
+    for (let left = top; left < top + across; left += 8, to += side) {
+      for (let n = 0; n < 64; n++) block[n] = plane[left + (n >> 3) * across + (n & 7)];
+      transform(block, 8, COSINES, other);
+      transform(other, 8, COSINES, block);
+      for (let n = 0; n < 64; n++) block[n] = table[n] * Math.round(block[n] / table[n]);
+      transform(block, 8, back, other);
+      transform(other, side, back, block);
+      for (let n = 0; n < side * side; n++) target[to + Math.floor(n / side) * across / by + n % side] = toLevel(block[n]);
+    }
+  return target;
+}
+
+// Multiply the first lines of eight values by those of a matrix; the products are columns
+function transform(from, lines, matrix, to) {
+  for (let line = 0; line < lines; line++)
+    for (let k = 0; k < matrix.length; k += 8) {
+      const n = 8 * line;
+      to[k / 8 * lines + line] = from[n] * matrix[k] + from[n + 1] * matrix[k + 1] + from[n + 2] * matrix[k + 2] +
+        from[n + 3] * matrix[k + 3] + from[n + 4] * matrix[k + 4] + from[n + 5] * matrix[k + 5] +
+        from[n + 6] * matrix[k + 6] + from[n + 7] * matrix[k + 7];
+    }
 }
 
 function checkCanvas() {  // browsers that resist fingerprinting give noise instead of pixels, without an error

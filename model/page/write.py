@@ -61,6 +61,7 @@ def page(bundle: Bundle, network: MushroomCNN) -> str:
         warning=WARNING,
         facts=list(_facts(bundle)),
         calibrated=bundle.temperature != 1,
+        calibration=printable(bundle.calibration),
     )
 
 
