@@ -34,7 +34,7 @@ def retrain(
     trial: Annotated[int | None, count(RETRAINING, least=0)] = None,
     finalists: Annotated[int, count(RETRAINING)] = 3,
     seeds: Annotated[int, count(RETRAINING)] = 3,
-    longer: Annotated[int, count(RETRAINING)] = 4,
+    longer: Annotated[int, count(RETRAINING)] = 8,
     baseline: Annotated[bool, flag(RETRAINING)] = False,
     retest: Annotated[bool, flag(RETRAINING)] = False,
     workers: WorkersOption = None,

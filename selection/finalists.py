@@ -29,7 +29,7 @@ from tuning.trials import METRIC, Outcome, Trial, furthest, read_trials
 
 KIND = "finalists"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
-LONGER = 4
+LONGER = 8
 """How many times as long as in the study the winner is trained at most, unless --longer says otherwise."""
 WORTH_DOUBLING = 0.005
 """Gain in mean validation top-1 after which a winner that was trained twice as long is tried at twice that length."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import shlex
@@ -338,13 +339,14 @@ def test_the_winner_is_trained_twice_as_long_again_and_again_while_that_gains(re
 
     with (study.study_folder / "finalists.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    ladder = [before["name"], f"{before['name']} (2x)", f"{before['name']} (4x)"]
-    tried = [[row for row in rows if row["name"] == name] for name in ladder]
-    means = [sum(float(row["top1"]) for row in some) / SEEDS for some in tried if some]
-    for times, some in zip((1, 2, 4), tried, strict=True):
-        assert [int(row["epochs"]) for row in some] in ([times * EPOCHS] * SEEDS, [] if times == 4 else None)
-    assert (len(means) == 3) == (means[1] - means[0] >= WORTH_DOUBLING)
-    winner = next(name for name, mean in reversed(list(zip(ladder, means, strict=False))) if mean == max(means))
+    ladder = {times: f"{before['name']} ({times}x)" if times > 1 else before["name"] for times in (1, 2, 4, 8)}
+    tried = {times: [row for row in rows if row["name"] == name] for times, name in ladder.items()}
+    assert all(int(row["epochs"]) == times * EPOCHS for times, some in tried.items() for row in some)
+    means = [sum(float(row["top1"]) for row in some) / SEEDS for some in tried.values() if len(some) == SEEDS]
+    gains = [after - before for before, after in itertools.pairwise(means)]
+    assert all(gain >= WORTH_DOUBLING for gain in gains[:-1])
+    assert gains[-1] < WORTH_DOUBLING or len(means) == len(ladder)
+    winner = next(name for name, mean in reversed([*zip(ladder.values(), means, strict=False)]) if mean == max(means))
     assert written(study)["name"] == winner
     assert f"{winner} wins." in finished.out
 
