@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,10 +23,12 @@ import pytest
 import torch
 from pictures import deep_png, exif_block, picture
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 from test_card import HOSTILE, bundle, full
 from test_classify_page import make_network
 
-from model.export.bundle import save
+from model.evidence import evidence
+from model.export.bundle import load, save
 from model.network import ModelConfig, MushroomCNN
 from model.page.write import page
 from model.predict import Classifier
@@ -43,7 +46,7 @@ SPREAD = 1.25
 """Standard deviation of a class's logits over pictures."""
 REDUCED = ((267, 401), (1003, 701), (1700, 1301))
 """Sizes that Pillow's decoder reduces to a half, a quarter and an eighth."""
-BROKEN = ("torn.jpg", "words.png", "stack.tif")
+BROKEN = ("torn.jpg", "words.png", "stack.tif", "huge.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,19 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             folder / f"reduced {width} x {height}, {sampling}, {quality}.jpg", subsampling=sampling, quality=quality
         )
     grey.resize(REDUCED[1]).save(folder / "grey reduced.jpg", quality=85)
+    described = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    base.save(folder / "described.jpg", xmp=described.encode())
+    base.save(folder / "described.webp", lossless=True, xmp=described.encode())
+    for name, key, text in (
+        ("described", "XML:com.adobe.xmp", described),
+        ("magick", "Raw profile type exif", f"\nexif\n{len(turned(8).tobytes())}\n{turned(8).tobytes().hex()}\n"),
+    ):
+        info = PngInfo()
+        if name == "magick":
+            info.add_text(key, text, zip=True)
+        else:
+            info.add_itxt(key, text)
+        tall.save(folder / f"{name}.png", pnginfo=info)
     base.resize(REDUCED[1]).save(folder / "rgb reduced.jpg", quality=85, keep_rgb=True)
     base.save(folder / "damaged.jpg", exif=b"Exif\0\0" + exif_block([(0x010F, 2, 40, 50_000), (ORIENTATION, 3, 1, 6)]))
     deep, deep_grey = np.asarray(base).astype(np.uint16) * 257, np.asarray(grey).astype(np.uint16) * 257
@@ -250,11 +266,13 @@ def test_a_file_that_is_no_picture_is_a_line_and_the_others_go_on(
     (tmp_path / "torn.jpg").write_bytes(picture(1).tobytes()[:200])
     (tmp_path / "words.png").write_text("a text")
     picture(2).save(tmp_path / "stack.tif")
+    header = deep_png(np.zeros((1, 1), dtype=np.uint16))[:16] + struct.pack(">II", 20_000, 10_000)
+    (tmp_path / "huge.png").write_bytes(header + bytes([8, 2, 0, 0, 0, 0, 0, 0, 0]))
     browser.get(exported.address)
-    assert give(browser, [*(tmp_path / name for name in BROKEN), kinds[0]]) == "1 picture, 3 not read"
+    assert give(browser, [*(tmp_path / name for name in BROKEN), kinds[0]]) == "1 picture, 4 not read"
     rows = table(browser)
     assert [name for name in BROKEN if rows[name]["error"] and "\n" not in rows[name]["error"]] == list(BROKEN)
-    assert "TIFF" in rows["stack.tif"]["error"]
+    assert "TIFF" in rows["stack.tif"]["error"] and "200 megapixels" in rows["huge.png"]["error"]
     assert rows[kinds[0].name]["error"] == ""
 
 
@@ -296,3 +314,105 @@ def test_two_classes_and_a_thousand(browser: Any, tmp_path: Path, kinds: list[Pa
     browser.get((tmp_path / "classify.html").as_uri())
     give(browser, kinds[:1])
     assert len(browser.find_elements("css selector", "#cards .guess")) == min(3, classes)
+
+
+# -- using it
+
+HAND_OVER = """
+const [kind, text, name] = arguments, bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+const transfer = new DataTransfer(), options = { bubbles: true, cancelable: true };
+transfer.items.add(new File([bytes], name, { type: "image/png" }));
+dispatchEvent(kind === "drop" ? new DragEvent("drop", { ...options, dataTransfer: transfer })
+  : new ClipboardEvent("paste", { ...options, clipboardData: transfer }));
+return document.querySelector("#cards li").getBoundingClientRect().height;
+"""
+
+
+def hand_over(browser: Any, kind: str, path: Path) -> float:
+    """Drop or paste a file; return the height of its card while it waits."""
+    return browser.execute_script(HAND_OVER, kind, base64.b64encode(path.read_bytes()).decode(), path.name)
+
+
+def wait(browser: Any, said: str) -> None:
+    deadline = time.monotonic() + 20
+    while browser.find_element("id", "status").text != said:
+        assert time.monotonic() < deadline, browser.find_element("id", "status").text
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_a_picture_is_dropped_or_pasted_and_its_card_keeps_its_height(
+    browser: Any, exported: Exported, kinds: list[Path], kind: str
+) -> None:
+    browser.get(exported.address)
+    waiting = hand_over(browser, kind, kinds[0])
+    wait(browser, "1 picture")
+    assert list(table(browser)) == [kinds[0].name]
+    height = browser.execute_script("return document.querySelector('#cards li').getBoundingClientRect().height")
+    assert abs(height - waiting) <= 1
+
+
+def test_everything_can_be_done_with_the_keyboard(browser: Any, exported: Exported, kinds: list[Path]) -> None:
+    browser.get(exported.address)
+    give(browser, kinds[:3])
+    names = [row.text for row in browser.find_elements("css selector", "#cards h2")]
+    guess = browser.find_elements("css selector", "#cards li:first-child .guess")[1]
+    guess.send_keys("\n")
+    assert guess.get_attribute("aria-pressed") == "true"
+    for left in (names[1:], names[2:]):
+        browser.find_element("css selector", "#cards .remove").send_keys("\n")
+        assert browser.switch_to.active_element.accessible_name == f"Remove {left[0]}"
+        assert [row.text for row in browser.find_elements("css selector", "#cards h2")] == left
+    browser.switch_to.active_element.send_keys("\n")
+    assert browser.switch_to.active_element.get_attribute("id") == "choose"
+    assert browser.find_element("id", "spoken").get_attribute("textContent") == "No pictures"
+
+
+def test_only_the_answers_are_printed(browser: Any, exported: Exported, kinds: list[Path]) -> None:
+    browser.get(exported.address)
+    give(browser, kinds[:2])
+    emulate(browser, media="print")
+    try:
+        visible = "return [...document.querySelectorAll(arguments[0])].map(e => e.checkVisibility())"
+        assert browser.execute_script(visible, "#cards .card, .warning") == [True] * 3
+        assert not any(browser.execute_script(visible, "button:not(.guess), .button, details"))
+    finally:
+        emulate(browser)
+
+
+def test_a_worker_that_fails_late_is_replaced_by_the_page_itself(
+    browser: Any, exported: Exported, kinds: list[Path]
+) -> None:
+    few = [path for path in kinds if path.suffix == ".png"][:4]
+    source = """
+      let asked = 0;
+      window.Worker = class extends Worker {
+        postMessage(message) {
+          if (!message.file || ++asked < 3) return super.postMessage(message);
+          this.terminate();
+          this.onerror(new ErrorEvent("error"));
+        }
+      };"""
+    added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+    try:
+        browser.get(exported.address)
+        assert give(browser, few) == "4 pictures"
+        assert max(differences(exported, few, table(browser)).values()) <= LOSSLESS
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+def test_the_evidence_of_each_place_is_that_of_the_program(browser: Any, exported: Exported) -> None:
+    one, network = load(exported.folder)
+    square = np.array(picture(7, width=one.image_size, height=one.image_size))
+    browser.get(exported.address)
+    theirs = browser.execute_script(
+        "const model = JSON.parse(document.getElementById('model').textContent);"
+        "const run = makeNetwork(model, new Float32Array(bytesOf(model.numbers).buffer), bytesOf(model.kernel));"
+        "const { evidence } = run(Uint8Array.from(arguments[0]));"
+        "return model.classes.map((_, label) => [...evidence(label)])",
+        square.ravel().tolist(),
+    )
+    labels = torch.arange(len(one.classes))
+    ours = evidence(network, normalise(torch.from_numpy(square)[None]).expand(len(labels), -1, -1, -1), labels)
+    np.testing.assert_allclose(theirs, ours.flatten(1), atol=1e-4 * float(ours.abs().max()))
