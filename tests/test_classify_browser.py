@@ -324,13 +324,13 @@ const transfer = new DataTransfer(), options = { bubbles: true, cancelable: true
 transfer.items.add(new File([bytes], name, { type: "image/png" }));
 dispatchEvent(kind === "drop" ? new DragEvent("drop", { ...options, dataTransfer: transfer })
   : new ClipboardEvent("paste", { ...options, clipboardData: transfer }));
-return document.querySelector("#cards li").getBoundingClientRect().height;
 """
+HEIGHT = "return document.querySelector('#cards li').getBoundingClientRect().height;"
 
 
 def hand_over(browser: Any, kind: str, path: Path) -> float:
     """Drop or paste a file; return the height of its card while it waits."""
-    return browser.execute_script(HAND_OVER, kind, base64.b64encode(path.read_bytes()).decode(), path.name)
+    return browser.execute_script(HAND_OVER + HEIGHT, kind, base64.b64encode(path.read_bytes()).decode(), path.name)
 
 
 def wait(browser: Any, said: str) -> None:
@@ -342,14 +342,25 @@ def wait(browser: Any, said: str) -> None:
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
 def test_a_picture_is_dropped_or_pasted_and_its_card_keeps_its_height(
-    browser: Any, exported: Exported, kinds: list[Path], kind: str
+    browser: Any, tmp_path: Path, kinds: list[Path], kind: str
 ) -> None:
-    browser.get(exported.address)
+    one = bundle(("Amanita", "Boletus", "Russula"))
+    (tmp_path / "classify.html").write_text(page(one, make_network(one.model)), encoding="utf-8")
+    browser.get((tmp_path / "classify.html").as_uri())
     waiting = hand_over(browser, kind, kinds[0])
     wait(browser, "1 picture")
     assert list(table(browser)) == [kinds[0].name]
-    height = browser.execute_script("return document.querySelector('#cards li').getBoundingClientRect().height")
-    assert abs(height - waiting) <= 1
+    assert abs(browser.execute_script(HEIGHT) - waiting) <= 1
+
+
+def test_the_likeliest_class_is_shown_with_its_whole_name(browser: Any, tmp_path: Path, kinds: list[Path]) -> None:
+    one = bundle(tuple(f"Hygrocybe acutoconica variety number {number}" for number in range(3)))
+    (tmp_path / "classify.html").write_text(page(one, make_network(one.model)), encoding="utf-8")
+    browser.get((tmp_path / "classify.html").as_uri())
+    give(browser, kinds[:1])
+    name = "const name = document.querySelector('#cards .class');"
+    fits = f"{name} return name.scrollWidth <= name.clientWidth && name.scrollHeight <= name.clientHeight"
+    assert browser.execute_script(fits)
 
 
 def test_everything_can_be_done_with_the_keyboard(browser: Any, exported: Exported, kinds: list[Path]) -> None:
