@@ -115,7 +115,7 @@ function startPage(model) {
     document.body.classList.toggle("begun", entries.length > 0);
     if (left) return;
     const few = entries.slice(0, 5).map(({ name, best, error }) =>
-      `${name}: ${error ?? `${printable(model.classes[best[0].label])}, ${percent(best[0].probability)}`}`);
+      `${name}: ${error ?? `${isSure({ best }) ? "" : "not sure, "}${printable(model.classes[best[0].label])}, ${percent(best[0].probability)}`}`);
     at("spoken").textContent = entries.length ? [parts.join(", "), ...few].join(". ") : "No pictures";
   }
 
@@ -124,7 +124,15 @@ function startPage(model) {
   function showWaiting(entry) {
     const rows = Array.from({ length: shown }, () => make("li", { className: "guess" }, "\u00a0"));
     entry.card.replaceChildren(title(entry), views(make("div", { className: "view" }), make("div", { className: "view" })),
-      make("ol", { className: "guesses" }, ...rows), removal(entry));
+      ...verdict("\u00a0"), make("ol", { className: "guesses" }, ...rows), removal(entry));
+  }
+
+  function isSure({ best }) {
+    return model.sure === null || best[0].probability >= model.sure;
+  }
+
+  function verdict(text) {  // its line is there from the start, so that nothing moves
+    return model.sure === null ? [] : [make("p", { className: "verdict", textContent: text })];
   }
 
   function showError(entry) {
@@ -153,7 +161,9 @@ function startPage(model) {
     };
     choose(0);
     const rows = buttons.map(button => make("li", {}, button));
-    entry.card.replaceChildren(title(entry), views(whole, looked), make("ol", { className: "guesses" }, ...rows), removal(entry));
+    const doubt = verdict(isSure(entry) ? "\u00a0" : "Not sure: a guess at best");
+    entry.card.classList.toggle("doubtful", !isSure(entry));
+    entry.card.replaceChildren(title(entry), views(whole, looked), ...doubt, make("ol", { className: "guesses" }, ...rows), removal(entry));
   }
 
   function title(entry) {
@@ -209,9 +219,10 @@ function startPage(model) {
 
   function save() {
     const numbers = Array.from({ length: shown }, (_, n) => n + 1);
-    const head = ["path", "error", ...numbers.flatMap(n => [`class_${n}`, `probability_${n}`])];
+    const answer = best => model.sure === null || !best.length ? "" : isSure({ best }) ? "sure" : "not sure";
+    const head = ["path", "error", "answer", ...numbers.flatMap(n => [`class_${n}`, `probability_${n}`])];
     const rows = entries.filter(entry => entry.best || entry.error).map(({ name, error = "", best = [] }) =>
-      [asText(name, "./"), error, ...best.flatMap(({ label, probability }) => [asText(printable(model.classes[label]), "'"), probability])]);
+      [asText(name, "./"), error, answer(best), ...best.flatMap(({ label, probability }) => [asText(printable(model.classes[label]), "'"), probability])]);
     const lines = [head, ...rows].map(row => row.map(cell => `"${String(cell).replaceAll('"', '""')}"`).join(",") + "\n");
     const link = make("a", { href: URL.createObjectURL(new Blob(["\ufeff", ...lines], { type: "text/csv" })), download: "classified.csv" });
     link.click();
