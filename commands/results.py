@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model.export.card import sure_result
 from model.export.formats import Published
 from reporting.analysis import difference
 from reporting.words import percent, plural, share_of
+from selection.doubts import FILE, Doubt
 from selection.finalists import Standing
 from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner, compare_curves
@@ -85,6 +87,16 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
 def _points(share: float | None) -> str:
     """Return a share as a percentage without the sign (0.6385 -> 63.85), so that five seeds fit into 80 columns."""
     return "-" if share is None else f"{100 * share:.2f}"
+
+
+def print_doubts(console: Console, doubts: Sequence[Doubt], folder: Path) -> None:
+    """Print how many labels the finalists doubt, and where they are listed."""
+    doubted = sum(one.guess != one.label for one in doubts)
+    if doubted:
+        console.print(
+            Text(f"Labels to check: {doubted:,} of {len(doubts):,} validation pictures, listed in {folder / FILE}."),
+            soft_wrap=True,
+        )
 
 
 def print_tested(console: Console, winner: Winner, results: dict[str, Any], classes: tuple[str, ...]) -> None:

@@ -69,8 +69,10 @@ def retrain(
     from commands import console as screen
     from commands import results as shown
     from commands.follow import follow_runs
+    from reporting.doubts import write_gallery
     from reporting.study_note import show_finalists
     from reporting.trial_note import TrialNotes
+    from selection import doubts
     from selection import finalists as best
     from selection.fixed_runs import train
     from selection.retraining import retrain_winner
@@ -107,6 +109,10 @@ def retrain(
         standings = best.train_finalists(session, chosen, seeds, follow, longer=longer, baselines=baselines)
         show_finalists(session.study, session.folder)
         shown.print_standings(console, standings)
+        found_doubts = doubts.find(session, standings)
+        doubts.write(found_doubts, session)
+        write_gallery(found_doubts, session, standings[0].candidate.config.image_size)
+        shown.print_doubts(console, found_doubts, session.folder)
         winner = retrain_winner(session, standings, retest=retest, follow=follow)
         if winner.results is None:
             earlier = uses_by_others(session.folder.parent, session.data.fingerprint, winner.networks)

@@ -51,7 +51,7 @@ def report_rows(catalog: Catalog, split: Split | None = None) -> Iterator[dict[s
     for picture in catalog.pictures:
         values = picture.traits.values
         row = (
-            csv_cell(_relative(catalog, catalog.file(picture))),
+            csv_cell(report_path(catalog, picture)),
             csv_cell(picture.label),
             picture.part,
             picture.verdict,
@@ -95,7 +95,7 @@ def remarks(catalog: Catalog) -> list[str]:
             )
     for kind, found in _remarkable(catalog, usable).items():
         if found:
-            examples = ", ".join(printable(_relative(catalog, catalog.file(picture))) for picture in found[:NAMED])
+            examples = ", ".join(printable(report_path(catalog, picture)) for picture in found[:NAMED])
             lines.append(f"{len(found):,} of {len(usable):,}: {kind} ({examples}{', ...' * (len(found) > NAMED)})")
     return lines
 
@@ -119,6 +119,11 @@ def _remarkable(catalog: Catalog, pictures: Sequence[Picture]) -> dict[str, list
         "damaged metadata, turned upright nevertheless": lambda picture: picture.traits.recovered > 1,
     }
     return {kind: [picture for picture in pictures if applies(picture)] for kind, applies in kinds.items()}
+
+
+def report_path(catalog: Catalog, picture: Picture) -> Path:
+    """Return a picture's path as data_report.csv has it."""
+    return _relative(catalog, catalog.file(picture))
 
 
 def _relative(catalog: Catalog, path: Path) -> Path:

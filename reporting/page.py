@@ -27,6 +27,7 @@ from reporting.sections import SECTIONS
 from reporting.sections.parts import Facts, interval
 from reporting.trial_note import GALLERY
 from reporting.words import duration, listed, percent, plural
+from selection import doubts
 from selection.pruner_audit import read_audit
 from selection.retraining import Winner
 from tuning import StudyError
@@ -82,6 +83,8 @@ def read(
         retrained=Winner.load(folder),
         importances=found,
         gallery=_gallery(study, best, folder / "artifacts") if best is not None else None,
+        doubts=_rows(folder / doubts.FILE),
+        doubted=_bytes(folder / doubts.GALLERY),
         audit=read_audit(study),
         plots=plots.figures(trials, found),
         study_options=study_options or shlex.join(["--study", study.study_name]),
@@ -107,6 +110,13 @@ def _gallery(study: optuna.Study, best: Trial, artifacts: Path) -> bytes | None:
             except OSError:
                 return None
     return None
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -17,20 +17,18 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna_dashboard import save_note
 from optuna_dashboard.artifact import get_artifact_path
-from PIL import Image, ImageDraw, ImageFont
 
 from data.cache import CacheHandle, open_part
 from model.files import printable
-from model.training import EpochMetrics
+from model.training import EpochMetrics, Mistake
 from reporting import svg
+from reporting.gallery import gallery
 from reporting.words import configuration, duration, percent, plural, short
 from tuning.events import TrialRecord
 
 GALLERY = "mistakes.jpg"
 IN_A_ROW = 6
 """Number of settings in a row of the note's table, because the dashboard does not wrap long rows."""
-COLUMNS, SIDE, CAPTION, GAP = 4, 180, 36, 10
-"""Columns of the gallery; side of a picture, height of its caption and the gap around them in pixels."""
 
 
 class TrialNotes:
@@ -75,24 +73,13 @@ class TrialNotes:
 
     def _gallery(self, image_size: int, chosen: EpochMetrics) -> bytes:
         """Return the most confident mistakes as a JPEG: what the network saw, the true class and the predicted one."""
-        part = open_part(self._data, image_size, "validation")
-        lines = -(-len(chosen.mistakes) // COLUMNS)
-        sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, lines * (SIDE + CAPTION + GAP) + GAP), "white")
-        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-        for place, mistake in enumerate(chosen.mistakes):
-            left = GAP + place % COLUMNS * (SIDE + GAP)
-            top = GAP + place // COLUMNS * (SIDE + CAPTION + GAP)
-            truth, taken = (
-                short(self._data.classes[label], 22) for label in (part.labels[mistake.place], mistake.predicted)
-            )
-            pen.text(
-                (left, top), f"{truth}\ntaken for {taken}, {100 * mistake.probability:.0f} %", fill="black", font=font
-            )
-            picture = Image.fromarray(part.images[part.indices[mistake.place]])
-            sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top + CAPTION))
-        target = io.BytesIO()
-        sheet.save(target, "JPEG", quality=88)
-        return target.getvalue()
+        part, classes = open_part(self._data, image_size, "validation"), self._data.classes
+
+        def caption(mistake: Mistake) -> str:
+            truth, taken = (short(classes[label], 22) for label in (part.labels[mistake.place], mistake.predicted))
+            return f"{truth}\ntaken for {taken}, {100 * mistake.probability:.0f} %"
+
+        return gallery((part.images[part.indices[one.place]], caption(one)) for one in chosen.mistakes)
 
     def _upload(self, trial: optuna.Trial, name: str, content: bytes) -> str:
         with tempfile.TemporaryDirectory() as scratch:

@@ -354,7 +354,7 @@ def test_a_study_that_has_been_run_is_found_and_its_winner_retrained(tiny: Tiny,
     assert found.name == "tiny"
     with found.locked():
         session = found.reopen(slots=[Slot()], cache_dir=tiny.folder.parent / "cache", make_workers=ThreadWorkers)
-        standings = train_finalists(session, seeds=1)
+        standings = train_finalists(session, seeds=1, longer=2)
         winner = retrain_winner(session, standings)
         assert retrain_winner(session, standings).networks == winner.networks
         other = retrain_winner(session, standings[::-1])

@@ -34,7 +34,8 @@ from model.network import ModelConfig, MushroomCNN
 from model.preprocessing import normalise
 from model.training import MISTAKES, EpochMetrics, Mistake, evaluate
 from reporting import svg
-from reporting.trial_note import COLUMNS, GAP, SIDE, TrialNotes, as_text, note
+from reporting.gallery import COLUMNS, GAP, SIDE
+from reporting.trial_note import TrialNotes, as_text, note
 from search_space import Config
 from tuning.coordinator import Coordinator, Plan, search
 from tuning.events import TrialRecord

@@ -24,6 +24,8 @@ OUTPUTS = (
     "artifacts",
     "finalists.csv",
     "finalists",
+    "doubts.csv",
+    "doubts.jpg",
     "retrained.json",
     "retrained",
     "audit",

@@ -118,6 +118,8 @@ def _files(folder: Path) -> Iterator[tuple[Path, str | None, set[int]]]:
     if isinstance(bundle, dict):
         bundle = cast(dict[str, Any], bundle)
         yield folder / "best", bundle.get(STUDY_ID), _numbers([bundle.get("trial")])
+    for made_by in {row.get("study_id") or None for row in _rows(folder / "doubts.csv")}:
+        yield folder / "doubts.csv", made_by, set()
     finalists = _rows(folder / "finalists.csv")
     for made_by in {row.get("study_id") or None for row in finalists}:
         yield folder / "finalists.csv", made_by, _numbers(row.get("trial") for row in finalists)

@@ -22,6 +22,7 @@ from reporting.words import (
 from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
+SHOWN_DOUBTS = 50
 """Largest number of classes in the table; if there are more, it shows the best and the worst."""
 
 
@@ -176,6 +177,7 @@ def mistakes(facts: Facts) -> Section | None:
     title = f"Confusion matrix of the {part} set"
     section.parts.append(Figure(title=title, says=text.strip(), drawings=[svg.confusion(confusion, names)]))
     section.parts.append(_per_class(confusion, names))
+    section.parts.extend(_doubts(facts))
     if facts.gallery:
         section.parts.append(
             Figure(
@@ -186,6 +188,40 @@ def mistakes(facts: Facts) -> Section | None:
             )
         )
     return section
+
+
+def _doubts(facts: Facts) -> list[Part]:
+    """Show the validation pictures whose labels the finalists' networks doubt together."""
+    doubted = [row for row in facts.doubts if row["likeliest"] != row["label"]]
+    if not doubted:
+        return []
+    networks = plural(int(doubted[0]["networks"]), "finalist network")
+    says = (
+        f"Of {len(facts.doubts):,} validation pictures, {len(doubted):,} have another likeliest class than their label "
+        f"in the mean of {networks}, none of which was trained on them. Look at these: a label may be wrong, or a "
+        "picture hard to tell."
+    )
+    rows = [
+        (
+            row["path"],
+            row["label"],
+            percent(float(row["label_probability"]), 1),
+            row["likeliest"],
+            percent(float(row["likeliest_probability"]), 1),
+            f"{row['networks_against']} of {row['networks']}",
+        )
+        for row in doubted[:SHOWN_DOUBTS]
+    ]
+    more = len(doubted) - SHOWN_DOUBTS
+    table = Table(
+        title="Labels to check, the least probable first",
+        head=("picture", "label", "its probability", "likeliest", "its probability", "networks against the label"),
+        rows=rows,
+        numeric=frozenset({2, 4, 5}),
+        note=f"And {plural(more, 'other')}; doubts.csv has them all." if more > 0 else "",
+        folded=True,
+    )
+    return [Figure(title="Labels to check", says=says, jpeg=facts.doubted), table]
 
 
 def _tested(test: dict[str, Any], calibration: str | None) -> list[Part]:

@@ -42,6 +42,10 @@ class Facts:
     importances: Importances | None
     gallery: bytes | None
     """JPEG of the best trial's most confident mistakes; None if it was not kept."""
+    doubts: list[dict[str, str]]
+    """Rows of doubts.csv."""
+    doubted: bytes | None
+    """JPEG of the pictures whose labels are doubted most; None if there is none."""
     audit: PrunerAudit | None
     """What pruned trials would have reached; None if that was not measured."""
     plots: dict[str, go.Figure]
