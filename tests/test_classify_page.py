@@ -134,6 +134,13 @@ def test_the_page_can_be_extended_without_a_change_to_its_parts() -> None:
             ["not calibrated: too few"],
             ["are calibrated"],
         ),
+        (bundle(calibration="not calibrated: too few"), ["network's own"], ["are calibrated"]),
+        (
+            replace(bundle(calibration="temperature 1.00, fitted on 900"), temperature=1.0),
+            ["are calibrated"],
+            ["network's own"],
+        ),
+        (replace(bundle(), temperature=1.0), ["not calibrated"], ["are calibrated"]),
         (bundle(results=least(10)), ["67.6 % of 210 test pictures", "61.0 to 73.6 %"], ["None", "never tested"]),
         (bundle(results=full(10)), ["67.6 % of 210 test pictures", ", 2"], ["never tested"]),
         (bundle(data={"pictures": {"train": 1050, "test": 200}}), ["1,250 pictures"], []),

@@ -60,7 +60,7 @@ def page(bundle: Bundle, network: MushroomCNN) -> str:
         classes=f"{len(bundle.classes):,}",
         warning=WARNING,
         facts=list(_facts(bundle)),
-        calibrated=bundle.temperature != 1,
+        calibrated=not bundle.calibration.startswith("not calibrated"),
         calibration=printable(bundle.calibration),
     )
 
