@@ -1,10 +1,11 @@
-"""When a fitted temperature is used, and what it does to the probabilities, on made-up networks.
+"""When a fitted temperature is used, what it does to the probabilities, and how far sure answers can be trusted.
 
     python benchmarks/calibration.py
 
 Each case is three networks, as after three seeds, for a random number of classes, accuracy and overconfidence. Their
 temperature is fitted on few pictures, and the first network is measured on 5,000 others: without it, with the fit
-whatever it is, and as `model.metrics.calibrate` decides. Overconfidence is log-normal around 1, with a factor of 1.65.
+whatever it is, and as `model.metrics.calibrate` decides; and how many answers are sure, and how many of them wrong.
+Overconfidence is log-normal around 1, with a factor of 1.65.
 """
 
 import statistics
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.metrics import calibrate, measure, temperature
+from model.metrics import RISK, calibrate, measure, temperature
 from tests.stress.script import header, machine, row, run
 
 CLASSES = (2, 3, 5, 9, 20)
@@ -65,19 +66,29 @@ def main(*, cases: int = 1000, pictures: tuple[int, ...] = (8, 30, 100, 300, 100
         "ECE % without, always, as decided",
         "loss without, always, as decided",
         "largest rise of the loss: always, as decided",
+        "sure answers exist %",
+        "then sure %",
+        "of these wrong %",
+        f"more than {100 * RISK:.0f} % wrong, % of cases",
     )
     for count in pictures:
         used = 0
         errors: list[tuple[float, ...]] = []
         losses: list[tuple[float, ...]] = []
+        shares: list[float] = []
+        risks: list[float] = []
         for seed in range(cases):
             case = Case(seed)
             outputs, labels = case.draw(count)
-            decided = calibrate(outputs, labels).temperature
+            found = calibrate(outputs, labels)
+            decided = found.temperature
             fitted = temperature(outputs.flatten(0, 1), labels.repeat(3))
             used += decided != 1
             fresh, truth = case.draw(FRESH)
-            measured = [measure(fresh[0], truth, heat) for heat in (1.0, fitted, decided)]
+            measured = [measure(fresh[0], truth, heat, found.sure) for heat in (1.0, fitted, decided)]
+            if measured[-1].sure is not None:
+                shares.append(measured[-1].sure / FRESH)
+                risks.append(1 - (measured[-1].sure_top1 or 0))
             errors.append(tuple(one.ece for one in measured))
             losses.append(tuple(one.loss for one in measured))
         row(
@@ -86,6 +97,10 @@ def main(*, cases: int = 1000, pictures: tuple[int, ...] = (8, 30, 100, 300, 100
             ", ".join(f"{100 * statistics.fmean(column):.1f}" for column in zip(*errors, strict=True)),
             ", ".join(f"{statistics.fmean(column):.3f}" for column in zip(*losses, strict=True)),
             ", ".join(f"{max(each[place] - each[0] for each in losses):.2f}" for place in (1, 2)),
+            f"{100 * len(shares) / cases:.0f}",
+            f"{100 * statistics.fmean(shares):.0f}" if shares else "-",
+            f"{100 * statistics.fmean(risks):.1f}" if risks else "-",
+            f"{100 * sum(risk > RISK for risk in risks) / len(risks):.0f}" if risks else "-",
         )
 
 

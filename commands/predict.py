@@ -109,7 +109,7 @@ def predict(
             elif as_csv:
                 predictions.write_csv(found, top, sys.stdout)
             else:
-                predictions.write_table(found, classes, top, sys.stdout)
+                predictions.write_table(found, classes, top, sys.stdout, sure=classifier.bundle.sure is not None)
     except (BundleError, PredictError) as error:
         raise StudyError(str(error)) from error
     for found, what in (

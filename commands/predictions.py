@@ -15,39 +15,47 @@ WIDEST = 28
 """Characters to which the table cuts class names; JSON and CSV have them in full."""
 
 
-def write_table(predictions: Iterable[Prediction], classes: Iterable[str], top: int, out: TextIO) -> None:
-    """Write one line per picture: the most probable classes, then the path, which may be long."""
+SURE = {True: "sure", False: "not sure", None: ""}
+
+
+def write_table(
+    predictions: Iterable[Prediction], classes: Iterable[str], top: int, out: TextIO, *, sure: bool
+) -> None:
+    """Write one line per picture: with `sure` whether its answer is, the most probable classes, and the path."""
     width = min(WIDEST, max(len(printable(name)) for name in classes))
-    headings = [f"{f'top-{place + 1}':<{width + 9}}" for place in range(top)]
+    headings = ["answer  "] * sure + [f"{f'top-{place + 1}':<{width + 9}}" for place in range(top)]
     out.write("  ".join([*headings, "picture"]) + "\n")
     for one in predictions:
         cells = [f"{_cut(printable(name), width):<{width}} {100 * share:6.2f} %" for name, share in one.classes]
         if one.error is not None:
             cells = [f"error: {one.error}"]
-        line = "  ".join(cells).ljust((width + 9) * top + 2 * (top - 1))
+        if sure:
+            cells.insert(0, f"{SURE[one.sure]:<8}")
+        line = "  ".join(cells).ljust((width + 9) * top + 2 * (top - 1) + 10 * sure)
         out.write(f"{line}  {printable(one.path)}\n")
 
 
 def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
-    """Write a JSON array with an object per picture: path, classes (each with its probability), error (or null)."""
+    """Write a JSON array with an object per picture: path, classes (each with its probability), sure, error."""
     before = chain(["[\n"], _forever(",\n"))
     for one in predictions:
         classes = [{"class": name, "probability": share} for name, share in one.classes]
-        out.write(next(before) + json.dumps({"path": str(one.path), "classes": classes, "error": one.error}))
+        values = {"path": str(one.path), "classes": classes, "sure": one.sure, "error": one.error}
+        out.write(next(before) + json.dumps(values))
     out.write("\n]\n" if next(before) != "[\n" else "[]\n")
 
 
 def write_csv(predictions: Iterable[Prediction], top: int, out: TextIO) -> None:
-    """Write a header and one row per picture: path, error, then class_1, probability_1 and so on, best first.
+    """Write a header and one row per picture: path, error, answer, then class_1, probability_1 and so on, best first.
 
     Names are made safe for terminals and spreadsheets by `model.files.csv_cell`; `write_json` keeps every byte of them.
     """
     table = csv.writer(out, lineterminator="\n")
     numbers = range(1, top + 1)
-    table.writerow(["path", "error", *(f"{name}_{n}" for n in numbers for name in ("class", "probability"))])
+    table.writerow(["path", "error", "answer", *(f"{name}_{n}" for n in numbers for name in ("class", "probability"))])
     for one in predictions:
         best = ((csv_cell(name), share) for name, share in one.classes)
-        table.writerow([csv_cell(one.path), one.error or "", *chain.from_iterable(best)])
+        table.writerow([csv_cell(one.path), one.error or "", SURE[one.sure], *chain.from_iterable(best)])
 
 
 def _cut(text: str, width: int) -> str:

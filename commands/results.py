@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from model.export.card import sure_result
 from model.export.formats import Published
 from reporting.analysis import difference
 from reporting.words import percent, plural, share_of
@@ -115,6 +116,8 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
         f"{f', {diverged} diverged' if diverged else ''}; ECE {percent(results['ece'])} (chance level "
         f"{percent(results['ece_chance'])}); {winner.calibration}."
     )
+    if said := sure_result(results):
+        console.print(Text(said), soft_wrap=True)
     for other in results["baselines"]:
         means = results["top1_mean"], other["top1_mean"]
         low, high = (100 * end for end in difference(*means, results["pictures"]))
@@ -210,7 +213,8 @@ def print_published(console: Console, published: Published, winner: Winner, tria
     console.print(
         f"model.onnx takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) per picture on one thread."
     )
-    console.print(Text(f"Probabilities: {published.bundle.calibration}."), soft_wrap=True)
+    bundle = published.bundle
+    console.print(Text(f"Probabilities: {bundle.calibration}; {bundle.sure_answers}."), soft_wrap=True)
     untested = "other networks had been tested before" if winner.networks else "python study.py retrain tests it"
     result = f"untested: {untested}" if winner.test_top1 is None else f"test top-1 {percent(winner.test_top1)}"
     console.print(Text(f"Exported {winner.name} to {published.folder} ({result})."), soft_wrap=True)

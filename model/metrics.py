@@ -20,6 +20,8 @@ BINS = 15
 """Number of confidence bins of the calibration error, as in Guo et al. 2017."""
 TEMPERATURES = (0.05, 20.0)
 """Lowest and highest temperature that is fitted; only a network that is always right, or always wrong, exceeds them."""
+RISK = 0.1
+"""Largest share of the answers called sure that may be wrong."""
 DRAWS = 200
 """Number of draws from which the chance level of a calibration error is computed."""
 
@@ -47,6 +49,12 @@ class Measured:
     """Expected calibration error after the temperature, 0 to 1."""
     ece_chance: float
     """Chance level of `ece`: with probabilities that are exactly right, 95 % of samples as large stay below it."""
+    sure: int | None = None
+    """Number of pictures with a sure answer; None if no answer is called sure."""
+    sure_top1: float | None = None
+    """Share of the sure answers that are right, 0 to 1; None without one."""
+    sure_interval: tuple[float, float] | None = None
+    """95 % Wilson interval of `sure_top1`."""
     per_class: tuple[float | None, ...]
     """Accuracy within each true class; None for a class without pictures."""
     confusion: Confusion
@@ -73,8 +81,11 @@ def logits(model: nn.Module, batches: Batches) -> Logits:
     return torch.cat(outputs), torch.cat(labels)
 
 
-def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
-    """Compare logits (N, C) with labels (N,), N >= 1; the temperature affects only loss and calibration."""
+def measure(logits: Tensor, labels: Tensor, temperature: float, sure: float | None = None) -> Measured:
+    """Compare logits (N, C) with labels (N,), N >= 1; the temperature affects only loss, calibration and sure answers.
+
+    An answer is sure if its probability is at least `sure`, 0 to 1.
+    """
     pictures, classes = logits.shape
     predictions = logits.argmax(dim=1)
     confusion = torch.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
@@ -85,6 +96,8 @@ def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
     top3 = int((best == labels[:, None]).sum())
     scaled = logits.double() / temperature
     probabilities = scaled.softmax(dim=1)
+    is_sure = probabilities.max(dim=1).values >= (math.inf if sure is None else sure)
+    answered, right = int(is_sure.sum()), int((predictions == labels)[is_sure].sum())
     return Measured(
         pictures=pictures,
         loss=float(functional.cross_entropy(scaled, labels)),
@@ -94,18 +107,21 @@ def measure(logits: Tensor, labels: Tensor, temperature: float) -> Measured:
         top3_interval=wilson(top3, pictures) if classes > 3 else None,
         ece=calibration_error(probabilities, labels),
         ece_chance=chance_level(probabilities),
+        sure=None if sure is None else answered,
+        sure_top1=right / answered if answered else None,
+        sure_interval=wilson(right, answered) if answered else None,
         per_class=tuple(row[label] / sum(row) if sum(row) else None for label, row in enumerate(rows)),
         confusion=rows,
     )
 
 
-def wilson(hits: int, pictures: int) -> tuple[float, float]:
+def wilson(hits: float, pictures: float) -> tuple[float, float]:
     """Return the 95 % score interval of a share (Wilson 1927): within 0 to 1, and reliable even for few pictures.
 
     Raises ValueError if there are no pictures.
     """
-    if pictures < 1:
-        raise ValueError(f"`pictures >= 1` must hold, but got {pictures}")
+    if pictures <= 0:
+        raise ValueError(f"`pictures > 0` must hold, but got {pictures}")
     share, weight = hits / pictures, Z95**2 / pictures
     middle = (share + weight / 2) / (1 + weight)
     half = Z95 / (1 + weight) * math.sqrt(share * (1 - share) / pictures + weight / (4 * pictures))
@@ -149,6 +165,10 @@ class Calibration:
     """Divisor of the logits; 1 if the fitted one is not used."""
     text: str
     """The temperature and the number of pictures that it was fitted on; or "not calibrated:", and why."""
+    sure: float | None
+    """Lowest probability of a sure answer, 0 to 1, as `surest` returns it."""
+    sure_text: str
+    """What a sure answer is, or why no answer is called sure."""
 
 
 def calibrate(outputs: Tensor, labels: Tensor) -> Calibration:
@@ -173,14 +193,42 @@ def calibrate(outputs: Tensor, labels: Tensor) -> Calibration:
     def is_worse(heat: float) -> bool:
         return 2 * pictures * (loss(heat) - loss(fitted)) > Z95**2
 
+    heat = 1.0
     if not all(map(is_worse, TEMPERATURES)):
         text = f"not calibrated: {pictures:,} validation pictures do not determine a temperature"
     elif not is_worse(1.0):
         text = f"not calibrated: on {pictures:,} validation pictures, no temperature is better than 1 beyond chance"
     else:
-        text = f"temperature {fitted:.2f}, fitted on {pictures:,} validation pictures"
-        return Calibration(temperature=fitted, text=text)
-    return Calibration(temperature=1.0, text=text)
+        heat, text = fitted, f"temperature {fitted:.2f}, fitted on {pictures:,} validation pictures"
+    sure, sure_text = surest((outputs.double() / heat).softmax(dim=2), labels)
+    return Calibration(temperature=heat, text=text, sure=sure, sure_text=sure_text)
+
+
+def surest(probabilities: Tensor, labels: Tensor) -> tuple[float | None, str]:
+    """Return the lowest probability of an answer that is called sure, 0 to 1, and say what that means.
+
+    `probabilities` (S, N, C) are those of S networks for the same N validation pictures, `labels` (N,) their classes.
+    Answers that are at least as probable may be wrong in RISK of the cases, by the upper end of the 95 % interval, in
+    which a picture counts once (selective classification; Geifman and El-Yaniv 2017, arXiv:1705.08500). Returns None,
+    and the reason, if the validation pictures show this for no probability.
+    """
+    networks, pictures, _ = probabilities.shape
+    confidence, predictions = probabilities.max(dim=2)
+    order = confidence.flatten().argsort(descending=True)
+    confidence, right = confidence.flatten()[order], (predictions == labels).flatten()[order].double().cumsum(dim=0)
+    ends = [*(confidence.diff().nonzero().flatten() + 1).tolist(), len(confidence)]  # equal ones are sure together
+    sure = [end for end in ends if 1 - wilson(float(right[end - 1]) / networks, end / networks)[0] <= RISK]
+    wanted = f"{100 * (1 - RISK):.0f} % of its answers are right"
+    if not sure and wilson(pictures, pictures)[0] < 1 - RISK:
+        return None, f"no answer is called sure: {pictures:,} validation pictures are too few to show when {wanted}"
+    if not sure:
+        return None, f"no answer is called sure: on {pictures:,} validation pictures, at no probability {wanted}"
+    end = sure[-1]
+    lowest, share, correct = float(confidence[end - 1]), end / networks / pictures, float(right[end - 1]) / end
+    return lowest, (
+        f"answers of {100 * lowest:.0f} % and more are called sure: {100 * share:.0f} % of those on {pictures:,} "
+        f"validation pictures, of which {100 * correct:.1f} % are right"
+    )
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:

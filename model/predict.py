@@ -50,6 +50,8 @@ class Prediction:
     """Path of the picture as it was given."""
     classes: tuple[tuple[str, float], ...]
     """The most probable classes with their probabilities, best first; empty if there is an error."""
+    sure: bool | None = None
+    """Whether the answer is sure, as the bundle's `sure_answers` says; None if there is an error or no such rule."""
     error: str | None = None
     """Why the picture could not be used; None if it could."""
     traits: Traits = ORDINARY
@@ -147,7 +149,8 @@ class Classifier:
                 continue
             best = sorted(range(len(row)), key=lambda label: -row[label])[:top]
             classes = tuple((self.bundle.classes[label], row[label]) for label in best)
-            yield Prediction(path=path, classes=classes, traits=one[1])
+            sure = None if self.bundle.sure is None else max(row) >= self.bundle.sure
+            yield Prediction(path=path, classes=classes, sure=sure, traits=one[1])
 
 
 def square_of(path: Path, size: int, ranges: Ranges) -> tuple[Square, Traits]:

@@ -46,16 +46,17 @@ def export(session: Session, winner: Winner | None = None) -> Published:
     winner = winner or winner_of(session)
     config, weights = Config.from_dict(winner.config), session.folder / winner.weights
     network, pictures = load_network(config, weights), session.pictures
-    temperature, calibration = winner.temperature, winner.calibration
+    temperature, calibration, sure, sure_text = winner.temperature, winner.calibration, winner.sure, winner.sure_text
     if temperature is None:
         fitted = calibrate(config, [weights], Evaluator(data=session.data, device="cpu"))
-        temperature, calibration = fitted.temperature, fitted.text
+        temperature, calibration, sure, sure_text = fitted.temperature, fitted.text, fitted.sure, fitted.sure_text
     bundle = Bundle(
         model=config.model,
         classes=session.data.classes,
         image_size=config.image_size,
         ranges=pictures.catalog.ranges,
         temperature=temperature,
+        sure=sure,
         provenance={
             "study": session.name,
             STUDY_ID: ownership.identify(session.study),
@@ -73,6 +74,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
             "config": config.to_dict(),
             "validation": winner.validation,
             "calibration": calibration,
+            **({} if sure_text is None else {"sure answers": sure_text}),
             "trained with": winner.environment,
             "exported with": versions(),
             "exported on": processor(),

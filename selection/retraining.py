@@ -151,13 +151,17 @@ def calibrate(config: Config, paths: list[Path], evaluator: Evaluator) -> metric
     return metrics.calibrate(torch.stack(outputs), labels[0])
 
 
-def evaluate_on_test(finals: list[FinalRuns], temperature: float, evaluator: Evaluator) -> dict[str, Any]:
+def evaluate_on_test(
+    finals: list[FinalRuns], temperature: float, evaluator: Evaluator, sure: float | None = None
+) -> dict[str, Any]:
     """Evaluate all final runs on the test set: the winner's, which come first, and the baselines'.
+
+    `sure` is the lowest probability of the winner's sure answers.
 
     Returns the metrics of the exported network, mean and standard deviation over the seeds, and the baselines' top-1.
     """
     won, *others = [one for one in finals if one.complete]
-    measured = [_on_test(one, temperature if one is won else 1.0, evaluator) for one in (won, *others)]
+    measured = [_on_test(won, temperature, sure, evaluator), *(_on_test(one, 1.0, None, evaluator) for one in others)]
     exported, top1 = measured[0][0], [one.top1 for one in measured[0]]
     return exported.to_dict() | {
         "diverged": len(won.runs) - len(won.complete),
@@ -197,13 +201,13 @@ def evaluate_logged(
         if earlier and not retest and not test_set_uses.already_tested(results, *key):
             return winner
         test_set_uses.log_use(results, *key, study.name)
-    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator)
+    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure)
     return replace(winner, results=tested | {"evaluations": len(earlier) + 1})
 
 
-def _on_test(finals: FinalRuns, temperature: float, evaluator: Evaluator) -> list[metrics.Measured]:
+def _on_test(finals: FinalRuns, temperature: float, sure: float | None, evaluator: Evaluator) -> list[metrics.Measured]:
     logits = (evaluator.logits(finals.candidate.config, path, "test") for path in finals.weights)
-    return [metrics.measure(*pair, temperature) for pair in logits]
+    return [metrics.measure(*pair, temperature, sure) for pair in logits]
 
 
 def _spread(values: list[float]) -> float | None:
@@ -238,6 +242,8 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         weights=finals.weights[0].relative_to(study.folder).as_posix(),
         temperature=calibration.temperature,
         calibration=calibration.text,
+        sure=calibration.sure,
+        sure_text=calibration.sure_text,
         networks=" ".join(one.run or "" for one in finals.runs),
         # The accuracy of a shorter run cannot be compared with the mean over seeds.
         validation=({"recorded": won.candidate.recorded} if won.candidate.complete else {})
@@ -275,6 +281,10 @@ class Winner:
     """Temperature, the divisor of the logits; None before retraining."""
     calibration: str | None
     """How the temperature was found, as `metrics.Calibration.text`; None before retraining."""
+    sure: float | None = None
+    """Lowest probability of an answer that is called sure, 0 to 1; None if none is."""
+    sure_text: str | None = None
+    """What a sure answer is, as `metrics.Calibration.sure_text`; None before retraining and in earlier versions."""
     networks: str
     """Key of the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]

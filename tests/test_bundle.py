@@ -29,6 +29,7 @@ BUNDLE = Bundle(
     classes=("Agaricus", 'Pfifferling "Über" | <b>', "キノコ\n2"),
     image_size=32,
     temperature=1.25,
+    sure=0.83,
     ranges={"integers": [0, 4095], "floats": [-0.5, 1.5]},
     provenance={"study": "tiny", "trial": 7, "versions": {"torch": "2.15.0"}},
     results={
@@ -152,6 +153,7 @@ def test_a_class_folder_whose_name_is_no_utf8_makes_the_round_trip(folder: Path)
         ({"image_size": 4097}, "`16 <= image_size <= 4096` must hold, but got 4097"),
         ({"temperature": 0.0}, "`0.001 <= temperature <= 1000` must hold, but got 0.0"),
         ({"temperature": float("nan")}, "`0.001 <= temperature <= 1000` must hold, but got nan"),
+        ({"sure": 83.0}, "`0 <= sure <= 1` must hold, but got 83.0"),
         ({"ranges": {"bytes": [0, 1]}}, "but is 'bytes', [0, 1]"),
         ({"ranges": {"integers": [5, 5]}}, "but is 'integers', [5, 5]"),
         ({"ranges": {"floats": [0, 10**400]}}, "but is 'floats', [0, 1000"),
@@ -223,7 +225,7 @@ def test_a_bundle_of_version_1_has_no_ranges(folder: Path) -> None:
     assert load(folder)[0] == replace(BUNDLE, ranges={})
 
 
-@pytest.mark.parametrize("number", [3, 10, 999])
+@pytest.mark.parametrize("number", [4, 10, 999])
 def test_a_newer_format(folder: Path, number: int) -> None:
     alter(folder, lambda config: config.update(format=f"mushroom-study bundle {number}"))
     message = refused(folder, folder / CONFIG)
@@ -233,7 +235,7 @@ def test_a_newer_format(folder: Path, number: int) -> None:
 
 
 def test_a_newer_format_is_named_before_its_new_fields(folder: Path) -> None:
-    alter(folder, lambda config: (config.update(format="mushroom-study bundle 3", layers=[]), config.pop("classes")))
+    alter(folder, lambda config: (config.update(format="mushroom-study bundle 4", layers=[]), config.pop("classes")))
     assert "newer version" in refused(folder)
 
 
@@ -326,6 +328,7 @@ def test_fields_that_are_not_known(folder: Path) -> None:
         ("image_size", True),
         ("temperature", True),
         ("temperature", None),
+        ("sure", "0.9"),
         ("provenance", []),
         ("results", "none"),
         ("files", [WEIGHTS]),

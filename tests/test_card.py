@@ -300,6 +300,15 @@ def test_it_says_how_the_probabilities_were_calibrated_or_why_not() -> None:
     assert "5.12 points" in written(bundle(results=full(len(HOSTILE))))
 
 
+def test_it_says_which_answers_are_sure_and_how_many_of_these_are_right() -> None:
+    rule = {"sure answers": "answers of 83 % and more are called sure"}
+    sure = {"sure": 150, "sure_top1": 0.96, "sure_interval": (0.916, 0.982)}
+    text = written(replace(bundle(results=full(len(HOSTILE)) | sure, **rule), sure=0.83))
+    assert "Answers of 83 % and more are called sure." in text
+    assert "150 of 210 test pictures had a sure answer, and 96.00 % of these were right (95 % interval 91.60" in text
+    assert "No answer is called sure\\:" in written(bundle())
+
+
 @pytest.mark.parametrize("results", [None, full(len(HOSTILE))])
 def test_it_warns_against_eating(results: Results | None) -> None:
     assert "**Never eat " in written(bundle(results=results))

@@ -12,7 +12,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from model.evidence import evidence
 from model.export.bundle import load, save
 from model.network import ModelConfig, MushroomCNN
 from model.page.write import page
+from model.predict import Classifier
 from model.preprocessing import normalise
 from tests.stress.chromium import CHROMIUM, DESK, DRIVER, PHONE, chromium, emulate, resize
 from tests.stress.classify import differences, give, table
@@ -391,3 +392,27 @@ def test_the_evidence_of_each_place_is_that_of_the_program(browser: Any, exporte
     labels = torch.arange(len(one.classes))
     ours = evidence(network, normalise(torch.from_numpy(square)[None]).expand(len(labels), -1, -1, -1), labels)
     np.testing.assert_allclose(theirs, ours.flatten(1), atol=1e-4 * float(ours.abs().max()))
+
+
+def test_answers_below_the_threshold_are_marked(browser: Any, exported: Exported, kinds: list[Path]) -> None:
+    one, network = load(exported.folder)
+    few = [path for path in kinds if path.suffix == ".png"][:6]
+    shares = sorted(found.classes[0][1] for found in Classifier.load(exported.folder).predict(few))
+    threshold = (shares[2] + shares[3]) / 2
+    text = page(replace(one, sure=threshold), network)
+    (exported.folder.parent / "sure.html").write_text(text, encoding="utf-8")
+    browser.get((exported.folder.parent / "sure.html").as_uri())
+    give(browser, few)
+    rows = table(browser)
+    assert {name: row["answer"] for name, row in rows.items()} == {
+        name: "sure" if float(row["probability_1"]) >= threshold else "not sure" for name, row in rows.items()
+    }
+    marked = browser.execute_script(
+        "return [...document.querySelectorAll('.card')].map(e => [e.querySelector('h2').textContent,"
+        " e.querySelector('.verdict').textContent.startsWith('Not sure')])"
+    )
+    assert dict(marked) == {name: row["answer"] == "not sure" for name, row in rows.items()}
+    assert len(set(dict(marked).values())) == 2
+    browser.get(exported.address)
+    give(browser, few[:1])
+    assert browser.find_elements("class name", "verdict") == []

@@ -122,7 +122,10 @@ def test_no_name_becomes_markup() -> None:
 
 def test_the_page_can_be_extended_without_a_change_to_its_parts() -> None:
     found = json.loads(Elements(page(bundle(), MushroomCNN(bundle().model))).inline["script application/json"])
-    assert found.keys() == {"classes", "image_size", "ranges", "temperature", "network", "kernel", "numbers"}
+    assert found.keys() == {"classes", "image_size", "ranges", "temperature", "sure", "network", "kernel", "numbers"}
+
+
+SURE = {"sure": 150, "sure_top1": 0.96, "sure_interval": (0.916, 0.982)}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,12 @@ def test_the_page_can_be_extended_without_a_change_to_its_parts() -> None:
         (replace(bundle(), temperature=1.0), ["not calibrated"], ["are calibrated"]),
         (bundle(results=least(10)), ["67.6 % of 210 test pictures", "61.0 to 73.6 %"], ["None", "never tested"]),
         (bundle(results=full(10)), ["67.6 % of 210 test pictures", ", 2"], ["never tested"]),
+        (
+            replace(bundle(**{"sure answers": "answers of 83 % are sure"}, results=full(10) | SURE), sure=0.83),
+            ["Answers of 83 % are sure.", "150 of 210 test pictures had a sure answer"],
+            [],
+        ),
+        (bundle(), ["No answer is called sure"], []),
         (bundle(data={"pictures": {"train": 1050, "test": 200}}), ["1,250 pictures"], []),
         (bundle(data="?", **{"exported with": 7}), [], ["pictures ·", "version"]),
         (bundle(**{"exported with": {"program": "0123456789abcdef"}}), ["version 0123456789"], ["abcdef</p>"]),

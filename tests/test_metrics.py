@@ -15,6 +15,7 @@ from data.batches import EvaluationBatches
 from data.cache import Part
 from model.metrics import (
     BINS,
+    RISK,
     TEMPERATURES,
     Z95,
     calibrate,
@@ -22,6 +23,7 @@ from model.metrics import (
     chance_level,
     logits,
     measure,
+    surest,
     temperature,
     wilson,
 )
@@ -167,6 +169,43 @@ def test_the_temperature_stays_in_its_bounds_where_none_is_best() -> None:
     assert temperature(1e6 * right, labels) == pytest.approx(cold)
     assert temperature(right, (labels + 1) % 3) == pytest.approx(hot)
     assert cold * (1 - 1e-9) <= temperature(torch.zeros(30, 3), labels) <= hot * (1 + 1e-9)
+
+
+# -- sure answers
+
+
+@given(st.integers(0, 2**31), st.integers(1, 300), st.integers(2, 5), st.floats(0.5, 8), st.integers(1, 3))
+@settings(max_examples=60)
+def test_no_lower_probability_has_its_risk_shown_to_be_small(
+    seed: int, pictures: int, classes: int, scale: float, networks: int
+) -> None:
+    """A slow loop over every probability finds the same threshold."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (pictures,), generator=generator)
+    scores = torch.randn(networks, pictures, classes, generator=generator, dtype=torch.float64)
+    scores += scale * nn.functional.one_hot(labels, classes)
+    probabilities = (4 * scores).softmax(dim=2).round(decimals=3)  # some are equal
+    lowest, said = surest(probabilities, labels)
+    confidence, predictions = probabilities.max(dim=2)
+    shown: list[float] = []
+    for candidate in sorted(set(confidence.flatten().tolist())):
+        sure = confidence >= candidate
+        right = int((sure & (predictions == labels)).sum())
+        if 1 - wilson(right / networks, int(sure.sum()) / networks)[0] <= RISK:
+            shown.append(candidate)
+    assert lowest == (min(shown) if shown else None)
+    assert said.startswith("answers of" if shown else "no answer is called sure")
+    assert ("too few" in said) == (pictures < 35)
+
+
+def test_sure_answers_are_measured_on_other_pictures() -> None:
+    scores = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 3.0], [0.2, 0.0]])
+    labels = torch.tensor([0, 1, 1, 0])
+    measured = measure(scores, labels, 1.0, 0.9)
+    assert (measured.sure, measured.sure_top1, measured.sure_interval) == (3, 2 / 3, wilson(2, 3))
+    none, unknown = measure(scores, labels, 1.0, 0.99), measure(scores, labels, 1.0)
+    assert (none.sure, none.sure_top1, none.sure_interval) == (0, None, None)
+    assert (unknown.sure, unknown.sure_top1, unknown.sure_interval) == (None, None, None)
 
 
 # -- calibration

@@ -105,6 +105,18 @@ def test_the_temperature_is_used(best: Path, folder: Path) -> None:
         assert probability == pytest.approx(1 / 3, abs=0.02)
 
 
+def test_an_answer_is_sure_from_the_bundles_probability_on(best: Path, folder: Path) -> None:
+    bundle, network = load(best)
+    paths = list(pictures_in([folder]))
+
+    def said(sure: float | None) -> list[bool | None]:
+        return [one.sure for one in Classifier(replace(bundle, sure=sure), network, torch.device("cpu")).predict(paths)]
+
+    highest = sorted(one.classes[0][1] for one in Classifier(bundle, network, torch.device("cpu")).predict(paths))
+    assert said(None) == [None] * len(paths)
+    assert said(highest[len(paths) // 2]).count(True) == sum(one >= highest[len(paths) // 2] for one in highest)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 36, 100])
 def test_batches_change_neither_order_nor_answers(classifier: Classifier, folder: Path, batch_size: int) -> None:
     paths = list(pictures_in([folder]))

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ BAD = Prediction(path=Path('a/bad, or "worse".jpg'), classes=(), error="it is tr
 NAMES = ["plain.jpg", "two words.jpg", 'comma, "quotes".jpg', "line\nend.jpg", "きのこ.jpg", "\udc80bytes.jpg"]
 
 
-def table(predictions: list[Prediction], classes: tuple[str, ...] = CLASSES, top: int = 2) -> list[str]:
+def table(
+    predictions: list[Prediction], classes: tuple[str, ...] = CLASSES, top: int = 2, *, sure: bool = False
+) -> list[str]:
     out = io.StringIO()
-    write_table(predictions, classes, top, out)
+    write_table(predictions, classes, top, out, sure=sure)
     return out.getvalue().splitlines()
 
 
@@ -29,6 +32,21 @@ def test_the_table_has_one_aligned_line_per_picture() -> None:
         "Boletus   75.00 %  Agaricus  25.00 %  a/good.jpg",
         'error: it is truncated                a/bad, or "worse".jpg',
     ]
+
+
+def test_every_form_says_whether_an_answer_is_sure() -> None:
+    both = [replace(GOOD, sure=True), replace(GOOD, sure=False), BAD]
+    assert table(both, sure=True) == [
+        "answer    top-1              top-2              picture",
+        "sure      Boletus   75.00 %  Agaricus  25.00 %  a/good.jpg",
+        "not sure  Boletus   75.00 %  Agaricus  25.00 %  a/good.jpg",
+        '          error: it is truncated                a/bad, or "worse".jpg',
+    ]
+    listed, rows = io.StringIO(), io.StringIO()
+    write_json(both, listed)
+    assert [one["sure"] for one in json.loads(listed.getvalue())] == [True, False, None]
+    write_csv(both, 2, rows)
+    assert [row["answer"] for row in csv.DictReader(io.StringIO(rows.getvalue()))] == ["sure", "not sure", ""]
 
 
 def test_a_probability_of_100_percent_stays_in_its_column() -> None:
@@ -65,6 +83,7 @@ def test_json_is_one_array_for_names_of_any_kind() -> None:
     assert rows[0] == {
         "path": "plain.jpg",
         "classes": [{"class": "Boletus", "probability": 0.75}, {"class": "Agaricus", "probability": 0.25}],
+        "sure": None,
         "error": None,
     }
     assert rows[-1]["classes"] == []
@@ -91,6 +110,7 @@ def test_csv_is_read_back_row_by_row_for_names_of_any_kind() -> None:
     assert rows[0] == {
         "path": "plain.jpg",
         "error": "",
+        "answer": "",
         "class_1": "Boletus",
         "probability_1": "0.75",
         "class_2": "Agaricus",
@@ -111,7 +131,7 @@ def test_a_prediction_is_written_as_soon_as_it_is_made(form: str) -> None:
         yield BAD
 
     if form == "table":
-        write_table(coming(), CLASSES, 2, out)
+        write_table(coming(), CLASSES, 2, out, sure=False)
     elif form == "json":
         write_json(coming(), out)
     else:

@@ -338,7 +338,7 @@ def test_a_stored_winner_is_read_back_unchanged(tmp_path: Path) -> None:
     assert Winner.load(tmp_path) is None
     WINNER.save(tmp_path)
     assert Winner.load(tmp_path) == WINNER
-    untested = replace(WINNER, results=None, temperature=None)
+    untested = replace(WINNER, results=None, temperature=None, sure=0.9, sure_text="answers of 90 % are called sure")
     untested.save(tmp_path)
     assert Winner.load(tmp_path) == untested
     assert [path.name for path in tmp_path.iterdir()] == ["retrained.json"]

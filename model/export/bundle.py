@@ -30,9 +30,9 @@ from model.network import ModelConfig, MushroomCNN
 from model.plain_json import duplicate, few, short
 from model.preprocessing import MEAN, STD, VERSION, Ranges, check_ranges
 
-FORMAT = "mushroom-study bundle 2"
+FORMAT = "mushroom-study bundle 3"
 """Format version, the first entry of every config.json; raise it when older programs would misread newer bundles. In
-version 1 there were no ranges."""
+version 1 there were no ranges, in version 2 no answers were called sure."""
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -76,6 +76,8 @@ class Bundle:
     """Ranges by which pictures with more than 8 bits are scaled, as in training."""
     temperature: float
     """Divisor of the logits with which softmax gives calibrated probabilities; 1 if they could not be calibrated."""
+    sure: float | None = None
+    """Lowest probability of an answer that is called sure, 0 to 1; None if none is."""
     provenance: dict[str, Any]
     """Provenance as plain JSON: study, trial, data fingerprint, versions and so on; shown but not used."""
     results: dict[str, Any] | None
@@ -92,8 +94,9 @@ class Bundle:
         for name, value, (low, high) in (
             ("image_size", self.image_size, IMAGE_SIZES),
             ("temperature", self.temperature, TEMPERATURES),
+            ("sure", self.sure, (0, 1)),
         ):
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise ValueError(f"`{low:g} <= {name} <= {high:g}` must hold, but got {value}")
         check_ranges(self.ranges)
 
@@ -102,6 +105,11 @@ class Bundle:
         """How the temperature was found, or why the probabilities could not be calibrated, as the provenance says."""
         unrecorded = f"temperature {self.temperature:.2f}" if self.temperature != 1 else "not calibrated"
         return str(self.provenance.get("calibration", unrecorded))
+
+    @property
+    def sure_answers(self) -> str:
+        """What a sure answer is, or why no answer is called sure, as the provenance says."""
+        return str(self.provenance.get("sure answers", "no answer is called sure: the network was not tested for that"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +127,7 @@ class _Description:
     files: dict[str, Any]
     """SHA-256 of each other file in the folder, by name."""
     ranges: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    sure: float | None = None
 
 
 def save(folder: Path, bundle: Bundle, weights: dict[str, Tensor]) -> None:
@@ -145,6 +154,7 @@ def seal(folder: Path, bundle: Bundle) -> None:
         results=bundle.results,
         files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         ranges={kind: list(ends) for kind, ends in bundle.ranges.items()},
+        sure=bundle.sure,
     )
     # A folder's name need not be UTF-8; `backslashreplace` writes what is not as JSON's own escape.
     text = _readable(asdict(description)) + "\n"
@@ -229,6 +239,7 @@ def _description(folder: Path) -> tuple[Bundle, dict[str, str]]:
             provenance=found.provenance,
             results=found.results,
             ranges=found.ranges,
+            sure=found.sure,
         )
     except ValueError as error:  # from UTF-8, JSON, numbers with thousands of digits, or a rule of the dataclasses
         _refuse(path, why(error))

@@ -65,6 +65,11 @@ class Results(TypedDict):
     """Expected calibration error, after the temperature."""
     ece_chance: float
     """Chance level of the ECE, below which 95 % of test sets of this size stay if every probability is right."""
+    sure: NotRequired[int | None]
+    """Number of pictures with a sure answer; None if no answer is called sure."""
+    sure_top1: NotRequired[float | None]
+    """Share of the sure answers that are right; None without one."""
+    sure_interval: NotRequired[Sequence[float] | None]
     loss: float
     per_class: Sequence[float | None]
     """Top-1 within each class; None for a class without test pictures."""
@@ -97,6 +102,7 @@ def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int],
         _training(bundle),
         _results(bundle, results),
         _calibration(bundle, results),
+        _sure(bundle, results),
         _files(parity, sizes),
         _speed(bundle, latency),
         _LIMITATIONS,
@@ -348,6 +354,28 @@ def _calibration(bundle: Bundle, results: Results | None) -> str:
     return f"## Calibration\n\n{text} This holds only for pictures like those in the data."
 
 
+def _sure(bundle: Bundle, results: Results | None) -> str:
+    found = _text(bundle.sure_answers)
+    text = f"{found[0].upper()}{found[1:]}. "
+    if bundle.sure is not None:
+        text += "`predict` and `classify.html` call every other answer not sure. "
+        if results is not None and (said := sure_result(results)):
+            text += f"{said} "
+        text += "This, too, holds only for pictures like those in the data: of anything else it may be sure and wrong."
+    return f"## Sure and not sure\n\n{text.strip()}"
+
+
+def sure_result(results: Mapping[str, Any]) -> str:
+    """Return a sentence: how many test pictures have a sure answer, and how many of these are right; "" if unknown."""
+    sure, top1, interval = (results.get(name) for name in ("sure", "sure_top1", "sure_interval"))
+    if sure is None:
+        return ""
+    share = f"{sure:,} of {results['pictures']:,} test pictures had a sure answer"
+    if top1 is None or interval is None:
+        return f"{share}."
+    return f"{share}, and {_percent(top1)} of these were right (95 % interval {_interval(interval)})."
+
+
 def _files(parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
     rows = [
         (
@@ -398,7 +426,8 @@ or people either.
 
 
 def _provenance(bundle: Bundle) -> str:
-    rest = {name: value for name, value in bundle.provenance.items() if name not in ("data", "config", "calibration")}
+    told = ("data", "config", "calibration", "sure answers")
+    rest = {name: value for name, value in bundle.provenance.items() if name not in told}
     return f"## Provenance\n\n{_listed(rest)}"
 
 

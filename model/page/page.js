@@ -118,8 +118,9 @@ function startPage(model) {
     at("status").textContent = entries.length ? parts.join(", ") : "";
     document.body.classList.toggle("begun", entries.length > 0);
     if (left) return;
-    const few = entries.slice(0, 5).map(({ name, best, error }) =>
-      `${name}: ${error ?? `${printable(model.classes[best[0].label])}, ${percent(best[0].probability)}`}`);
+    const spoken = best => (isSure({ best }) ? "" : "not sure, ") +
+      `${printable(model.classes[best[0].label])}, ${percent(best[0].probability)}`;
+    const few = entries.slice(0, 5).map(({ name, best, error }) => `${name}: ${error ?? spoken(best)}`);
     at("spoken").textContent = entries.length ? [parts.join(", "), ...few].join(". ") : "No pictures";
   }
 
@@ -129,7 +130,15 @@ function startPage(model) {
     const rows = Array.from({ length: shown }, () => make("li", { className: "guess" }, "\u00a0"));
     entry.card.replaceChildren(title(entry),
       views(make("div", { className: "view" }), make("div", { className: "view" })),
-      make("ol", { className: "guesses" }, ...rows), removal(entry));
+      ...verdict("\u00a0"), make("ol", { className: "guesses" }, ...rows), removal(entry));
+  }
+
+  function isSure({ best }) {
+    return model.sure === null || best[0].probability >= model.sure;
+  }
+
+  function verdict(text) {  // its line is there from the start, so that nothing moves
+    return model.sure === null ? [] : [make("p", { className: "verdict", textContent: text })];
   }
 
   function showError(entry) {
@@ -162,7 +171,9 @@ function startPage(model) {
     };
     choose(0);
     const rows = buttons.map(button => make("li", {}, button));
-    entry.card.replaceChildren(title(entry), views(whole, looked),
+    const doubt = verdict(isSure(entry) ? "\u00a0" : "Not sure: a guess at best");
+    entry.card.classList.toggle("doubtful", !isSure(entry));
+    entry.card.replaceChildren(title(entry), views(whole, looked), ...doubt,
       make("ol", { className: "guesses" }, ...rows), removal(entry));
   }
 
@@ -223,9 +234,10 @@ function startPage(model) {
 
   function save() {
     const numbers = Array.from({ length: shown }, (_, n) => n + 1);
-    const head = ["path", "error", ...numbers.flatMap(n => [`class_${n}`, `probability_${n}`])];
+    const answer = best => model.sure === null || !best.length ? "" : isSure({ best }) ? "sure" : "not sure";
+    const head = ["path", "error", "answer", ...numbers.flatMap(n => [`class_${n}`, `probability_${n}`])];
     const rows = entries.filter(entry => entry.best || entry.error).map(({ name, error = "", best = [] }) =>
-      [asText(name, "./"), error,
+      [asText(name, "./"), error, answer(best),
         ...best.flatMap(({ label, probability }) => [asText(printable(model.classes[label]), "'"), probability])]);
     const lines = [head, ...rows].map(row =>
       row.map(cell => `"${String(cell).replaceAll('"', '""')}"`).join(",") + "\n");

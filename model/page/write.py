@@ -21,7 +21,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from model.export.bundle import Bundle
-from model.export.card import WARNING, Results, study_name
+from model.export.card import WARNING, Results, study_name, sure_result
 from model.files import printable
 from model.network import MushroomCNN
 from model.page.layout import Floats, Layer, Layout, answer, lay_out
@@ -38,6 +38,7 @@ def page(bundle: Bundle, network: MushroomCNN) -> str:
         "image_size": bundle.image_size,
         "ranges": bundle.ranges,
         "temperature": bundle.temperature,
+        "sure": bundle.sure,
         "network": asdict(layout),
         "kernel": "".join(_asset("kernel.b64").split()),
         "numbers": base64.b64encode(numbers.tobytes()).decode(),
@@ -62,6 +63,8 @@ def page(bundle: Bundle, network: MushroomCNN) -> str:
         facts=list(_facts(bundle)),
         calibrated=not bundle.calibration.startswith("not calibrated"),
         calibration=printable(bundle.calibration),
+        sure=printable(bundle.sure_answers),
+        sure_result=sure_result(bundle.results or {}),
     )
 
 
