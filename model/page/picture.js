@@ -24,7 +24,9 @@ async function readPicture(file, size, ranges) {
   const facts = kind === "JPEG" ? readJpeg(bytes)
     : kind === "PNG" ? await readPng(bytes) : kind === "WebP" ? readWebp(bytes) : {};
   checkPixels(facts.width, facts.height);
-  const pixels = facts.depth === 16 ? await decodeDeepPng(facts, ranges) : new Blob(facts.parts ?? [bytes]);
+  // Firefox tells the kind of a file by a blob's first part, and that of a JPEG is too short for it
+  const whole = facts.parts ? await new Blob(facts.parts).arrayBuffer() : bytes;
+  const pixels = facts.depth === 16 ? await decodeDeepPng(facts, ranges) : new Blob([whole]);
   const bitmap = await createImageBitmap(pixels, AS_STORED).catch(() => {
     throw new Error(kind === "HEIC" ? "this browser cannot open HEIC: save it as JPEG" : BROKEN);
   });
