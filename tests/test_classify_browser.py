@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import itertools
 import json
 import os
@@ -34,6 +32,7 @@ from model.page.write import page
 from model.predict import Classifier
 from model.preprocessing import normalise
 from tests.stress.chromium import CHROMIUM, DESK, DRIVER, PHONE, chromium, emulate, resize
+from tests.stress.classify import differences, give, table
 
 pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="chromium and chromedriver are not on PATH")
 
@@ -159,40 +158,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield driver
 
 
-def give(browser: Any, files: list[Path]) -> str:
-    """Choose files and wait until all of them have an answer; return what the page says then."""
-    browser.find_element("id", "choose").send_keys("\n".join(map(str, files)))
-    deadline = time.monotonic() + 60
-    while "to go" in (said := browser.find_element("id", "status").text) or not said:
-        assert time.monotonic() < deadline, said
-        time.sleep(0.02)
-    return said
-
-
-def table(browser: Any) -> dict[str, dict[str, str]]:
-    """Save the table and return its rows by file name."""
-    file = browser.downloads / "classified.csv"
-    file.unlink(missing_ok=True)
-    browser.find_element("id", "save").click()
-    deadline = time.monotonic() + 20
-    while not file.exists():
-        assert time.monotonic() < deadline, "no table was saved"
-        time.sleep(0.02)
-    return {row["path"].removeprefix("./"): row for row in csv.DictReader(io.StringIO(file.read_text("utf-8-sig")))}
-
-
-def differences(exported: Exported, files: list[Path], rows: dict[str, dict[str, str]]) -> dict[str, float]:
-    """Return by file name how far a probability of the three likeliest classes is from that of `predict`."""
-    found: dict[str, float] = {}
-    classes = json.loads((exported.folder / "config.json").read_text())["classes"]
-    for one in Classifier.load(exported.folder).predict(files, top=len(classes)):
-        assert not one.error, one
-        row, ours = rows[one.path.name], sorted((p for _, p in one.classes), reverse=True)
-        theirs = [float(row[f"probability_{place}"]) for place in (1, 2, 3)]
-        found[one.path.name] = max(abs(a - b) for a, b in zip(ours, theirs, strict=False))
-    return found
-
-
 def errors(browser: Any) -> list[str]:
     return [entry["message"] for entry in browser.get_log("browser")]
 
@@ -202,7 +167,7 @@ def test_every_kind_of_picture_has_the_probabilities_of_predict(
 ) -> None:
     browser.get(exported.address)
     assert give(browser, kinds) == f"{len(kinds)} pictures"
-    found = differences(exported, kinds, table(browser))
+    found = differences(exported.folder, kinds, table(browser))
     lossy = {name for name in found if name.endswith((".jpg", ".avif")) or name == "lossy.webp"}
     assert {name: value for name, value in found.items() if value > (LOSSY if name in lossy else LOSSLESS)} == {}
     assert len(found) == len(kinds) and errors(browser) == []
@@ -255,7 +220,7 @@ def test_where_no_worker_and_no_webassembly_is_allowed_the_answers_are_the_same(
         browser.get(exported.address)
         assert browser.execute_script("return [typeof Worker, typeof WebAssembly]") == ["undefined"] * 2
         give(browser, few)
-        assert max(differences(exported, few, table(browser)).values()) <= LOSSLESS
+        assert max(differences(exported.folder, few, table(browser)).values()) <= LOSSLESS
     finally:
         browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
@@ -408,7 +373,7 @@ def test_a_worker_that_fails_late_is_replaced_by_the_page_itself(
     try:
         browser.get(exported.address)
         assert give(browser, few) == "4 pictures"
-        assert max(differences(exported, few, table(browser)).values()) <= LOSSLESS
+        assert max(differences(exported.folder, few, table(browser)).values()) <= LOSSLESS
     finally:
         browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 

@@ -137,6 +137,13 @@ SURE = {"sure": 150, "sure_top1": 0.96, "sure_interval": (0.916, 0.982)}
             ["not calibrated: too few"],
             ["are calibrated"],
         ),
+        (bundle(calibration="not calibrated: too few"), ["network's own"], ["are calibrated"]),
+        (
+            replace(bundle(calibration="temperature 1.00, fitted on 900"), temperature=1.0),
+            ["are calibrated"],
+            ["network's own"],
+        ),
+        (replace(bundle(), temperature=1.0), ["not calibrated"], ["are calibrated"]),
         (bundle(results=least(10)), ["67.6 % of 210 test pictures", "61.0 to 73.6 %"], ["None", "never tested"]),
         (bundle(results=full(10)), ["67.6 % of 210 test pictures", ", 2"], ["never tested"]),
         (

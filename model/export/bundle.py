@@ -103,7 +103,8 @@ class Bundle:
     @property
     def calibration(self) -> str:
         """How the temperature was found, or why the probabilities could not be calibrated, as the provenance says."""
-        return str(self.provenance.get("calibration", f"temperature {self.temperature:.2f}"))
+        unrecorded = f"temperature {self.temperature:.2f}" if self.temperature != 1 else "not calibrated"
+        return str(self.provenance.get("calibration", unrecorded))
 
     @property
     def sure_answers(self) -> str:

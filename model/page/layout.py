@@ -11,7 +11,7 @@ per output. After the layers come the head's weights, [classes][features], and i
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +137,13 @@ def _logits(layout: Layout, numbers: Floats, picture: npt.NDArray[np.uint8]) -> 
     return take(layout.classes, len(features)) @ features + take(layout.classes)
 
 
-def _add_block(block: ResidualBlock, source: int, add: Any) -> int:
+class _Add(Protocol):
+    """Adds the layers of a sequence of convolutions and returns the number of its map."""
+
+    def __call__(self, convs: nn.Module, source: int, *, relu: bool, added: int | None = None) -> int: ...
+
+
+def _add_block(block: ResidualBlock, source: int, add: _Add) -> int:
     shortcut = source if isinstance(block.shortcut, nn.Identity) else add(block.shortcut, source, relu=False)
     return add(block.branch, source, relu=True, added=shortcut)
 

@@ -18,7 +18,9 @@ function makeNetwork({ image_size, temperature, network: { scale, shift, layers,
     addMap(Math.ceil(from.side / stride), outputs);
     const to = maps.at(-1), reach = (kernel - 1) / 2 * dilation;
     const start = from.first - reach * (from.pitch + inputs), way = added === null ? 0 : maps[added].first - to.first;
-    calls.push([start, from.pitch, next, inputs, outputs, kernel, stride, dilation, to.side, way, +relu, to.first, to.pitch]);
+    calls.push([
+      start, from.pitch, next, inputs, outputs, kernel, stride, dilation, to.side, way, +relu, to.first, to.pitch,
+    ]);
     next += (kernel * kernel * inputs + 1) * outputs;
   }
   const { memory, convolve } = makeKernel(4 * size, wasm), floats = new Float32Array(memory);
@@ -48,7 +50,9 @@ function makeNetwork({ image_size, temperature, network: { scale, shift, layers,
 
   return square => {
     const row = 3 * image_size;
-    square.forEach((value, n) => { floats[picture.first + Math.floor(n / row) * picture.pitch + n % row] = value * scale + shift; });
+    square.forEach((value, n) => {
+      floats[picture.first + Math.floor(n / row) * picture.pitch + n % row] = value * scale + shift;
+    });
     for (const call of calls) convolve(...call);
 
     const channels = pool(), values = pooled.flatMap(name => channels.map(channel => channel[name]));
@@ -85,7 +89,9 @@ function makeKernel(bytes, wasm) {
 }
 
 function plainKernel(floats) {  // kernel.c in JavaScript, two pixels x four outputs at once
-  return (source, sourcePitch, weights, inputs, outputs, kernel, stride, dilation, side, added, relu, target, targetPitch) => {
+  return (
+    source, sourcePitch, weights, inputs, outputs, kernel, stride, dilation, side, added, relu, target, targetPitch,
+  ) => {
     const biases = weights + kernel * kernel * inputs * outputs;
     const finish = (sum, place) => {
       const total = added ? sum + floats[place + added] : sum;

@@ -10,7 +10,7 @@ function bytesOf(base64) {  // ten times as fast as Uint8Array.from with a funct
   return bytes;
 }
 
-// Return a function that maps a file to { probabilities, best, square, small, turn }, or to { error }, the reason in a line
+// Return a function that maps a file to { best, square, small, turn }, or to { error }, the reason in a line
 function makeClassifier(model) {
   let network;
   return async file => {
@@ -20,7 +20,8 @@ function makeClassifier(model) {
       const { probabilities, evidence } = network(square);
       if (!probabilities.every(Number.isFinite)) return { error: "the network's numbers overflow" };
       const order = probabilities.map((_, label) => label).sort((a, b) => probabilities[b] - probabilities[a]);
-      const best = order.slice(0, SHOWN).map(label => ({ label, probability: probabilities[label], evidence: evidence(label) }));
+      const best = order.slice(0, SHOWN)
+        .map(label => ({ label, probability: probabilities[label], evidence: evidence(label) }));
       return { best, square, small, turn };
     } catch (error) {
       return { error: error instanceof RangeError ? "too large for the free memory" : error.message };
@@ -74,7 +75,9 @@ function startPage(model) {
   // --- Pictures come and go
 
   function take(files) {
-    const added = files.map(file => ({ file, name: printable(file.name || "pasted picture"), card: make("li", { className: "card" }) }));
+    const added = files.map(file => ({
+      file, name: printable(file.name || "pasted picture"), card: make("li", { className: "card" }),
+    }));
     entries.unshift(...added);
     added.forEach(showWaiting);
     at("cards").prepend(...added.map(entry => entry.card));
@@ -109,13 +112,15 @@ function startPage(model) {
 
   function tell() {
     const read = entries.filter(entry => entry.best), failed = entries.filter(entry => entry.error);
-    const left = entries.length - read.length - failed.length, count = `${read.length} ${read.length === 1 ? "picture" : "pictures"}`;
+    const left = entries.length - read.length - failed.length,
+      count = `${read.length} ${read.length === 1 ? "picture" : "pictures"}`;
     const parts = [count, ...failed.length ? [`${failed.length} not read`] : [], ...left ? [`${left} to go`] : []];
     at("status").textContent = entries.length ? parts.join(", ") : "";
     document.body.classList.toggle("begun", entries.length > 0);
     if (left) return;
-    const few = entries.slice(0, 5).map(({ name, best, error }) =>
-      `${name}: ${error ?? `${isSure({ best }) ? "" : "not sure, "}${printable(model.classes[best[0].label])}, ${percent(best[0].probability)}`}`);
+    const spoken = best => (isSure({ best }) ? "" : "not sure, ") +
+      `${printable(model.classes[best[0].label])}, ${percent(best[0].probability)}`;
+    const few = entries.slice(0, 5).map(({ name, best, error }) => `${name}: ${error ?? spoken(best)}`);
     at("spoken").textContent = entries.length ? [parts.join(", "), ...few].join(". ") : "No pictures";
   }
 
@@ -123,7 +128,8 @@ function startPage(model) {
 
   function showWaiting(entry) {
     const rows = Array.from({ length: shown }, () => make("li", { className: "guess" }, "\u00a0"));
-    entry.card.replaceChildren(title(entry), views(make("div", { className: "view" }), make("div", { className: "view" })),
+    entry.card.replaceChildren(title(entry),
+      views(make("div", { className: "view" }), make("div", { className: "view" })),
       ...verdict("\u00a0"), make("ol", { className: "guesses" }, ...rows), removal(entry));
   }
 
@@ -137,11 +143,13 @@ function startPage(model) {
 
   function showError(entry) {
     entry.card.className = "card failed";
-    entry.card.replaceChildren(make("p", {}, make("b", { textContent: entry.name, dir: "auto" }), `: ${entry.error}`), removal(entry));
+    const name = make("b", { textContent: entry.name, dir: "auto" });
+    entry.card.replaceChildren(make("p", {}, name, `: ${entry.error}`), removal(entry));
   }
 
   function showAnswer(entry) {
-    const whole = make("canvas", { className: "view", label: `${entry.name}; the bright square is what the network sees` });
+    const label = `${entry.name}; the bright square is what the network sees`;
+    const whole = make("canvas", { className: "view", label });
     const looked = make("canvas", { className: "view", width: LOOKED_SIDE, height: LOOKED_SIDE });
     for (const canvas of [whole, looked]) canvas.setAttribute("role", "img");
     drawWhole(whole, entry);
@@ -149,21 +157,24 @@ function startPage(model) {
       const name = printable(model.classes[guess.label]), bar = make("i");
       bar.style.width = `${100 * guess.probability}%`;
       const button = make("button", { type: "button", className: "guess", title: name },
-        make("span", { className: "class", textContent: name, dir: "auto" }), make("span", { className: "share", textContent: percent(guess.probability) }),
+        make("span", { className: "class", textContent: name, dir: "auto" }),
+        make("span", { className: "share", textContent: percent(guess.probability) }),
         make("span", { className: "bar" }, bar));
       button.onclick = () => choose(place);
       return button;
     });
     const choose = place => {
       buttons.forEach((button, n) => button.setAttribute("aria-pressed", n === place));
-      looked.setAttribute("aria-label", `Where the network looked for ${printable(model.classes[entry.best[place].label])}`);
+      looked.setAttribute("aria-label",
+        `Where the network looked for ${printable(model.classes[entry.best[place].label])}`);
       drawLooked(looked, entry.square, entry.best[place].evidence);
     };
     choose(0);
     const rows = buttons.map(button => make("li", {}, button));
     const doubt = verdict(isSure(entry) ? "\u00a0" : "Not sure: a guess at best");
     entry.card.classList.toggle("doubtful", !isSure(entry));
-    entry.card.replaceChildren(title(entry), views(whole, looked), ...doubt, make("ol", { className: "guesses" }, ...rows), removal(entry));
+    entry.card.replaceChildren(title(entry), views(whole, looked), ...doubt,
+      make("ol", { className: "guesses" }, ...rows), removal(entry));
   }
 
   function title(entry) {
@@ -171,12 +182,14 @@ function startPage(model) {
   }
 
   function views(whole, looked) {
-    return make("div", { className: "views" }, make("figure", {}, whole, make("figcaption", { textContent: "what it sees" })),
+    return make("div", { className: "views" },
+      make("figure", {}, whole, make("figcaption", { textContent: "what it sees" })),
       make("figure", {}, looked, make("figcaption", { textContent: "where it looked" })));
   }
 
   function removal(entry) {
-    return make("button", { type: "button", className: "remove", textContent: "×", label: `Remove ${entry.name}`, onclick: () => remove(entry) });
+    return make("button", { type: "button", className: "remove", textContent: "×",
+      label: `Remove ${entry.name}`, onclick: () => remove(entry) });
   }
 
   function drawWhole(canvas, { small, turn: { swap, flipU, flipV } }) {  // upright, on white, dimmed outside the square
@@ -197,11 +210,13 @@ function startPage(model) {
 
   function drawLooked(canvas, square, evidence) {  // as `spotlight` in model/evidence.py
     const side = Math.sqrt(evidence.length), image = new ImageData(size, size), mask = new ImageData(side, side);
-    for (let n = 0; n < size * size; n++) image.data.set([square[3 * n], square[3 * n + 1], square[3 * n + 2], 255], 4 * n);
+    for (let n = 0; n < size * size; n++)
+      image.data.set([square[3 * n], square[3 * n + 1], square[3 * n + 2], 255], 4 * n);
     let light = evidence.map(value => Math.max(0, value));
     for (const [step, length] of [[1, side], [side, side * side], [1, side], [side, side * side]])
       light = light.map((value, n) => {
-        const start = n - n % length, before = n - step < start ? n : n - step, after = n + step >= start + length ? n : n + step;
+        const start = n - n % length, before = n - step < start ? n : n - step,
+          after = n + step >= start + length ? n : n + step;
         return (light[before] + 2 * value + light[after]) / 4;
       });
     const most = Math.max(...light) || 1;
@@ -222,18 +237,21 @@ function startPage(model) {
     const answer = best => model.sure === null || !best.length ? "" : isSure({ best }) ? "sure" : "not sure";
     const head = ["path", "error", "answer", ...numbers.flatMap(n => [`class_${n}`, `probability_${n}`])];
     const rows = entries.filter(entry => entry.best || entry.error).map(({ name, error = "", best = [] }) =>
-      [asText(name, "./"), error, answer(best), ...best.flatMap(({ label, probability }) => [asText(printable(model.classes[label]), "'"), probability])]);
-    const lines = [head, ...rows].map(row => row.map(cell => `"${String(cell).replaceAll('"', '""')}"`).join(",") + "\n");
-    const link = make("a", { href: URL.createObjectURL(new Blob(["\ufeff", ...lines], { type: "text/csv" })), download: "classified.csv" });
+      [asText(name, "./"), error, answer(best),
+        ...best.flatMap(({ label, probability }) => [asText(printable(model.classes[label]), "'"), probability])]);
+    const lines = [head, ...rows].map(row =>
+      row.map(cell => `"${String(cell).replaceAll('"', '""')}"`).join(",") + "\n");
+    const href = URL.createObjectURL(new Blob(["\ufeff", ...lines], { type: "text/csv" }));
+    const link = make("a", { href, download: "classified.csv" });
     link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    setTimeout(() => URL.revokeObjectURL(href), 10000);
   }
 
   // --- Inputs
 
   for (const input of [at("choose"), at("camera")]) {
     input.onchange = () => { take([...input.files]); input.value = ""; };
-    input.onkeydown = event => { if (event.key === "Enter") input.click(); };  // Chromium opens it by the space bar only
+    input.onkeydown = event => { if (event.key === "Enter") input.click(); };  // Chromium opens it by space only
   }
   at("save").onclick = save;
   at("print").onclick = () => print();

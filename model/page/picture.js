@@ -1,14 +1,15 @@
 // --- A picture file -> the square that the network sees: what model/preprocessing.py does, with the same pixels.
 //
-// The browser decodes, but neither turns the picture nor converts its colours. A JPEG that Pillow's decoder makes smaller on
-// the way is made smaller here in the same way, as far as the browser's pixels tell what the file holds.
+// The browser decodes, but neither turns the picture nor converts its colours. A JPEG that Pillow's decoder makes
+// smaller on the way is made smaller here in the same way, as far as the browser's pixels tell what the file holds.
 
 const MAX_BYTES = 2 ** 30, MAX_PIXELS = 1e8, MIN_SIDE = 16, SHOWN_SIDE = 384;
 const AS_STORED = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
 const BROKEN = "broken, or truncated";
 const DECODED = ["JPEG", "PNG", "GIF", "WebP", "BMP", "AVIF", "HEIC"];
 const SIGNATURES = [
-  ["JPEG", /^\xff\xd8\xff/], ["PNG", /^\x89PNG\r\n\x1a\n/], ["GIF", /^GIF8[79]a/], ["WebP", /^RIFF....WEBP/s], ["BMP", /^BM/],
+  ["JPEG", /^\xff\xd8\xff/], ["PNG", /^\x89PNG\r\n\x1a\n/], ["GIF", /^GIF8[79]a/],
+  ["WebP", /^RIFF....WEBP/s], ["BMP", /^BM/],
   ["AVIF", /^....ftyp.*avi[fs]/s], ["HEIC", /^....ftyp.*(hei|hev|mif1|msf1)/s], ["TIFF", /^(II[*+]\0|MM\0[*+])/],
   ["JPEG 2000", /^(\0\0\0\x0cjP {2}|\xff\x4f\xff\x51)/], ["PPM", /^P[1-6]\s/],
 ];
@@ -20,16 +21,20 @@ async function readPicture(file, size, ranges) {
   const head = textOf(bytes, 0, 64), kind = SIGNATURES.find(([, signature]) => signature.test(head))?.[0];
   if (!kind) throw new Error("not a picture");
   if (!DECODED.includes(kind)) throw new Error(`browsers cannot open ${kind}: save it as JPEG or PNG`);
-  const facts = kind === "JPEG" ? readJpeg(bytes) : kind === "PNG" ? await readPng(bytes) : kind === "WebP" ? readWebp(bytes) : {};
+  const facts = kind === "JPEG" ? readJpeg(bytes)
+    : kind === "PNG" ? await readPng(bytes) : kind === "WebP" ? readWebp(bytes) : {};
   checkPixels(facts.width, facts.height);
-  const pixels = facts.depth === 16 ? await decodeDeepPng(facts, ranges) : new Blob(facts.parts ?? [bytes]);
+  // Firefox tells the kind of a file by a blob's first part, and that of a JPEG is too short for it
+  const whole = facts.parts ? await new Blob(facts.parts).arrayBuffer() : bytes;
+  const pixels = facts.depth === 16 ? await decodeDeepPng(facts, ranges) : new Blob([whole]);
   const bitmap = await createImageBitmap(pixels, AS_STORED).catch(() => {
     throw new Error(kind === "HEIC" ? "this browser cannot open HEIC: save it as JPEG" : BROKEN);
   });
   try {
     checkPixels(bitmap.width, bitmap.height);
     const turn = makeTurn(facts.orientation), scale = Math.min(1, SHOWN_SIDE / Math.max(bitmap.width, bitmap.height));
-    const [resizeWidth, resizeHeight] = [bitmap.width, bitmap.height].map(length => Math.max(1, Math.round(length * scale)));
+    const [resizeWidth, resizeHeight] = [bitmap.width, bitmap.height]
+      .map(length => Math.max(1, Math.round(length * scale)));
     const small = await createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "high" });
     return { square: toSquare(bitmap, turn, facts.stored, size), small, turn };
   } finally {
@@ -40,7 +45,8 @@ async function readPicture(file, size, ranges) {
 function checkPixels(width, height) {
   const pixels = width * height;
   if (pixels > MAX_PIXELS) throw new Error(`${Math.round(pixels / 1e6)} megapixels, more than the 100 allowed`);
-  if (Math.min(width, height) < MIN_SIDE) throw new Error(`${width} x ${height} pixels, the shorter side must be at least ${MIN_SIDE}`);
+  if (Math.min(width, height) < MIN_SIDE)
+    throw new Error(`${width} x ${height} pixels, the shorter side must be at least ${MIN_SIDE}`);
 }
 
 function textOf(bytes, from, to) {
@@ -58,7 +64,8 @@ function readExif(block) {
     let entry = view.getUint32(4, little);
     for (let left = view.getUint16(entry, little), at = entry + 2; left > 0; left--, at += 12)
       if (view.getUint16(at, little) === 0x0112 && view.getUint32(at + 4, little) === 1) {
-        const value = view.getUint16(at + 2, little) === 4 ? view.getUint32(at + 8, little) : view.getUint16(at + 8, little);
+        const value = view.getUint16(at + 2, little) === 4 ? view.getUint32(at + 8, little)
+          : view.getUint16(at + 8, little);
         return isOrientation(value) ? value : 0;
       }
   } catch (error) {
@@ -81,7 +88,8 @@ function readJpeg(bytes) {
     const isExif = marker === 0xe1 && name.startsWith("Exif\0");
     if (isExif) exif ||= readExif(segment.subarray(10));
     else facts.parts.push(segment);
-    if (marker === 0xe1 && name.startsWith("http://ns.adobe.com/xap/1.0/\0")) xmp ||= readXmp(new TextDecoder().decode(segment));
+    if (marker === 0xe1 && name.startsWith("http://ns.adobe.com/xap/1.0/\0"))
+      xmp ||= readXmp(new TextDecoder().decode(segment));
     if (marker === 0xdb)
       for (let n = 4; n < segment.length;) {
         const wide = segment[n] >> 4, value = m => wide ? 256 * segment[m] + segment[m + 1] : segment[m], first = n + 1;
@@ -100,7 +108,8 @@ function readJpeg(bytes) {
 }
 
 // Place of each of a block's 64 coefficients, line by line, in a file's table, which follows the diagonals
-const ZIGZAG = Array.from({ length: 64 }, (_, n) => ({ n, sum: (n >> 3) + (n & 7), way: (n >> 3) + n & 1 ? n >> 3 : n & 7 }))
+const ZIGZAG = Array.from({ length: 64 }, (_, n) => n)
+  .map(n => ({ n, sum: (n >> 3) + (n & 7), way: (n >> 3) + n & 1 ? n >> 3 : n & 7 }))
   .sort((a, b) => a.sum - b.sum || a.way - b.way)
   .reduce((places, { n }, place) => Object.assign(places, { [n]: place }), []);
 
@@ -113,7 +122,8 @@ function readStorage(planes, tables, transform) {
     ({ table: tables[table], covers: [widest / (sampling >> 4), highest / (sampling & 15)] }));
   return {
     isRgb: !known || !transform || ids === "RGB",
-    planes: stored.map(one => known && one.table && ["1,1", "2,1", "2,2"].includes(String(one.covers)) ? one : undefined),
+    planes: stored.map(one =>
+      known && one.table && ["1,1", "2,1", "2,2"].includes(String(one.covers)) ? one : undefined),
   };
 }
 
@@ -121,11 +131,13 @@ async function readPng(bytes) {
   const view = new DataView(bytes.buffer), facts = { parts: [bytes.subarray(0, 8)], data: [] };
   let exif = 0, xmp = 0, profile = null, at = 8;
   while (at + 12 <= bytes.length) {
-    const end = at + 12 + view.getUint32(at), name = textOf(bytes, at + 4, at + 8), body = bytes.subarray(at + 8, end - 4);
+    const end = at + 12 + view.getUint32(at), name = textOf(bytes, at + 4, at + 8),
+      body = bytes.subarray(at + 8, end - 4);
     if (name === "IHDR") [facts.width, facts.height, facts.depth, facts.colour, facts.interlaced] =
       [view.getUint32(at + 8), view.getUint32(at + 12), body[8], body[9], body[12]];
     if (name === "IDAT") facts.data.push(body);
-    if (name === "tRNS") facts.transparent = Array.from({ length: body.length >> 1 }, (_, n) => 256 * body[2 * n] + body[2 * n + 1]);
+    if (name === "tRNS")
+      facts.transparent = Array.from({ length: body.length >> 1 }, (_, n) => 256 * body[2 * n] + body[2 * n + 1]);
     if (name === "eXIf") exif ||= readExif(body);
     else facts.parts.push(bytes.subarray(at, end));
     if (["tEXt", "zTXt"].includes(name) && textOf(body, 0, 22) === "Raw profile type exif\0")
@@ -145,7 +157,8 @@ function readWebp(bytes) {
   const view = new DataView(bytes.buffer), copy = bytes.slice();
   let exif = 0, xmp = 0;
   for (let at = 12; at + 8 <= bytes.length;) {
-    const name = textOf(bytes, at, at + 4), end = at + 8 + view.getUint32(at + 4, true), body = bytes.subarray(at + 8, end);
+    const name = textOf(bytes, at, at + 4), end = at + 8 + view.getUint32(at + 4, true),
+      body = bytes.subarray(at + 8, end);
     if (name === "EXIF") {
       exif ||= readExif(textOf(body, 0, 4) === "Exif" ? body.subarray(6) : body);
       copy.set([0x6a, 0x75, 0x6e, 0x6b], at);  // "junk", which a decoder skips
@@ -158,7 +171,8 @@ function readWebp(bytes) {
 
 // Return how an orientation maps upright columns and rows (x, y) to stored ones (u, v)
 function makeTurn(orientation) {
-  return { swap: orientation >= 5, flipU: [2, 3, 7, 8].includes(orientation), flipV: [3, 4, 6, 7].includes(orientation) };
+  const [flipU, flipV] = [[2, 3, 7, 8], [3, 4, 6, 7]].map(flipped => flipped.includes(orientation));
+  return { swap: orientation >= 5, flipU, flipV };
 }
 
 // --- More than 8 bits. A browser keeps the upper 8 of a PNG's 16; here they are scaled by the range of the data set.
@@ -181,7 +195,8 @@ async function decodeDeepPng({ width, height, colour, interlaced, data, transpar
       const filter = bytes[at], line = bytes.subarray(at + 1, at += 1 + pixel * columns);
       unfilter(filter, line, above, pixel);
       above = line;
-      for (let from = 0, target = 4 * ((top + row * down) * width + left); from < line.length; from += pixel, target += 4 * across) {
+      for (let from = 0, target = 4 * ((top + row * down) * width + left); from < line.length;
+        from += pixel, target += 4 * across) {
         const value = n => line[from + 2 * n] << 8 | line[from + 2 * n + 1];
         const clear = transparent?.every((stored, n) => stored === value(n));
         const alpha = clear ? 0 : channels > colours ? line[from + 2 * colours] : 255;
@@ -196,7 +211,8 @@ async function decodeDeepPng({ width, height, colour, interlaced, data, transpar
 const ADAM7 = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
 
 async function inflate(parts, most) {  // as far as the data goes, up to `most` bytes
-  const bytes = new Uint8Array(most), reader = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
+  const bytes = new Uint8Array(most),
+    reader = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
   for (let at = 0; at < most;) {
     const { value, done } = await reader.read().catch(() => ({ done: true }));
     if (done) return bytes.subarray(0, at);
@@ -209,7 +225,8 @@ async function inflate(parts, most) {  // as far as the data goes, up to `most` 
 function unfilter(filter, line, above, pixel) {
   for (let n = 0; n < line.length; n++) {
     const left = n < pixel ? 0 : line[n - pixel], up = above[n], corner = n < pixel ? 0 : above[n - pixel];
-    line[n] += filter === 1 ? left : filter === 2 ? up : filter === 3 ? left + up >> 1 : filter === 4 ? nearest(left, up, corner) : 0;
+    line[n] += filter === 1 ? left : filter === 2 ? up
+      : filter === 3 ? left + up >> 1 : filter === 4 ? nearest(left, up, corner) : 0;
   }
 }
 
@@ -228,11 +245,13 @@ function overWhite(value, alpha) {  // as Pillow's alpha_composite rounds
 // Return the central square of a picture, size x size RGB bytes
 function toSquare(bitmap, turn, stored, size) {
   // Pillow's decoder makes a JPEG 1/2, 1/4 or 1/8 as large, before the picture is turned
-  const least = 2 * Math.max(size, MIN_SIDE), most = Math.min(Math.floor(bitmap.width / least), Math.floor(bitmap.height / least));
+  const least = 2 * Math.max(size, MIN_SIDE),
+    most = Math.min(Math.floor(bitmap.width / least), Math.floor(bitmap.height / least));
   const by = stored ? [8, 4, 2].find(factor => factor <= most) ?? 1 : 1;
   const reduced = [bitmap.width, bitmap.height].map(length => Math.ceil(length / by));
   const [width, height] = turn.swap ? [reduced[1], reduced[0]] : reduced, side = Math.min(width, height);
-  const across = makeTaps(width, (width - side) / 2, side, size), down = makeTaps(height, (height - side) / 2, side, size);
+  const across = makeTaps(width, (width - side) / 2, side, size),
+    down = makeTaps(height, (height - side) / 2, side, size);
   const pixels = readUpright(bitmap, turn, reduced, across, down, by, stored);
   const w = across.to - across.from, h = down.to - down.from;
   if (width === size && height === size) return pixels;
@@ -247,13 +266,15 @@ function makeTaps(length, start, side, size) {
   const scale = side / size, stretch = Math.max(1, scale), lines = [];
   for (let n = 0; n < size; n++) {
     const centre = start + (n + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - 2 * stretch + 0.5)), end = Math.min(length, Math.trunc(centre + 2 * stretch + 0.5));
+    const first = Math.max(0, Math.trunc(centre - 2 * stretch + 0.5)),
+      end = Math.min(length, Math.trunc(centre + 2 * stretch + 0.5));
     const weights = Array.from({ length: end - first }, (_, m) => {
       const x = Math.abs((first + m - centre + 0.5) * (1 / stretch));
       return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0;
     });
     const sum = weights.reduce((a, b) => a + b, 0);
-    lines.push({ first, taps: Int32Array.from(weights, weight => Math.trunc(weight / sum * 2 ** 22 + (weight < 0 ? -0.5 : 0.5))) });
+    const toInteger = weight => Math.trunc(weight / sum * 2 ** 22 + (weight < 0 ? -0.5 : 0.5));
+    lines.push({ first, taps: Int32Array.from(weights, toInteger) });
   }
   return { lines, from: lines[0].first, to: lines[size - 1].first + lines[size - 1].taps.length };
 }
@@ -281,10 +302,12 @@ function resample(source, count, { lines, from }, line, step, lineOut, stepOut) 
 // Return the pixels that the taps reach, upright, of the picture made 1/by as large
 function readUpright(bitmap, { swap, flipU, flipV }, [w, h], across, down, by, stored) {
   const [a, b] = swap ? [down, across] : [across, down];  // along the stored columns, along the stored rows
-  const [u0, u1] = flipU ? [w - a.to, w - a.from] : [a.from, a.to], [v0, v1] = flipV ? [h - b.to, h - b.from] : [b.from, b.to];
+  const [u0, u1] = flipU ? [w - a.to, w - a.from] : [a.from, a.to],
+    [v0, v1] = flipV ? [h - b.to, h - b.from] : [b.from, b.to];
   const source = by > 1 ? readReduced(bitmap, u0, v0, u1, v1, by, stored) : readStored(bitmap, u0, v0, u1, v1);
   if (!swap && !flipU && !flipV) return source;
-  const columns = u1 - u0, rows = v1 - v0, width = swap ? rows : columns, upright = new Uint8ClampedArray(source.length);
+  const columns = u1 - u0, rows = v1 - v0, width = swap ? rows : columns,
+    upright = new Uint8ClampedArray(source.length);
   for (let n = 0, v = 0; v < rows; v++)
     for (let u = 0; u < columns; u++, n += 3) {
       const turnedU = flipU ? columns - 1 - u : u, turnedV = flipV ? rows - 1 - v : v;
@@ -296,8 +319,8 @@ function readUpright(bitmap, { swap, flipU, flipV }, [w, h], across, down, by, s
   return upright;
 }
 
-// Yield a rectangle in strips of `rows` rows, so that no canvas is too large, over white: { data, top, height }. Strips reach
-// `margin` rows into their neighbours.
+// Yield a rectangle in strips of `rows` rows, so that no canvas is too large, over white: { data, top, height }. Strips
+// reach `margin` rows into their neighbours.
 function* readStrips(bitmap, x0, y0, x1, y1, rows, margin) {
   const width = x1 - x0, most = Math.min(rows + 2 * margin, bitmap.height);
   const pen = makeCanvas(width, most).getContext("2d", { willReadFrequently: true });
@@ -326,19 +349,21 @@ function readStored(bitmap, x0, y0, x1, y1) {
   return target;
 }
 
-// --- A JPEG made smaller. It holds 8 x 8 blocks of rounded coefficients, from which Pillow's decoder computes the averages of
-// 2 x 2, 4 x 4 or 8 x 8 pixels, and rounds them once. A browser gives the pixels: their coefficients are found again by
-// rounding, and averaged in the same way.
+// --- A JPEG made smaller. It holds 8 x 8 blocks of rounded coefficients, from which Pillow's decoder computes the
+// averages of 2 x 2, 4 x 4 or 8 x 8 pixels, and rounds them once. A browser gives the pixels: their coefficients are
+// found again by rounding, and averaged in the same way.
 
 // Return columns u0 to u1 and rows v0 to v1 of the picture made 1/by as large, as RGB
 function readReduced(bitmap, u0, v0, u1, v1, by, { isRgb, planes }) {
-  const left = Math.max(0, (u0 * by & ~15) - 16), right = Math.min(bitmap.width, ceil16(u1 * by) + 16), width = right - left;
+  const left = Math.max(0, (u0 * by & ~15) - 16),
+    right = Math.min(bitmap.width, ceil16(u1 * by) + 16), width = right - left;
   const first = by < 8 ? 1 : planes.some(stored => stored?.covers[1] === 2) ? 2 : 8;  // what is averaged at once
   const across = ceil16(width) / by, rows = Math.max(16, Math.floor(STRIP / width) & ~15);
   const target = new Uint8ClampedArray(3 * (u1 - u0) * (v1 - v0)), end = Math.min(bitmap.height, v1 * by);
   let to = 0;
   for (const { data, start, top, height } of readStrips(bitmap, left, v0 * by & ~15, right, end, rows, 16)) {
-    const found = toPlanes(data, width, height, first, isRgb).map((plane, n) => reduce(plane, ceil16(width), first, by, planes[n]));
+    const found = toPlanes(data, width, height, first, isRgb)
+      .map((plane, n) => reduce(plane, ceil16(width), first, by, planes[n]));
     for (let v = Math.max(v0, start / by); v < Math.min(v1, (start + rows) / by); v++)
       for (let n = (v - top / by) * across + u0 - left / by, last = n + u1 - u0; n < last; n++, to += 3) {
         const y = found[0][n] + 128, blue = found[1][n], red = found[2][n];
@@ -357,7 +382,8 @@ function ceil16(length) {
 // Return the averages of by x by RGBA pixels as three planes, -128 to 127: red, green and blue, or brightness and the
 // differences of blue and red. The last column and row are repeated until blocks of 16 x 16 pixels are full.
 function toPlanes(data, width, height, by, isRgb) {
-  const across = ceil16(width) / by, down = ceil16(height) / by, planes = [0, 1, 2].map(() => new Float32Array(across * down));
+  const across = ceil16(width) / by, down = ceil16(height) / by,
+    planes = [0, 1, 2].map(() => new Float32Array(across * down));
   for (let n = 0, line = 0; line < down; line++)
     for (let column = 0; column < across; column++, n++) {
       let r = 0, g = 0, b = 0;
@@ -386,7 +412,8 @@ const toLevel = value => Math.floor(value + 0.501);
 // `stored` is how the file holds it, if that is known
 function reduce(plane, across, first, by, stored) {
   if (!stored) return average(plane, across / first, by / first, by / first);
-  const { table, covers: [wide, high] } = stored, isPair = wide > high, left = isPair ? by : by / wide, line = across / wide;
+  const { table, covers: [wide, high] } = stored,
+    isPair = wide > high, left = isPair ? by : by / wide, line = across / wide;
   if (left === 8) {  // the averages are the first coefficients of blocks, in eighths
     const step = table[0] / 8, means = average(plane, across / first, 8 * wide / first, 8 * high / first);
     const levels = means.map(mean => toLevel(step * Math.round(mean / step)));
@@ -411,7 +438,8 @@ function average(plane, across, wide, high) {
   return target;
 }
 
-// Give each sample of a line two pixels, as libjpeg does: three quarters of each come from its own sample, one from the next
+// Give each sample of a line two pixels, as libjpeg does: three quarters of each come from its own sample, one
+// from the next
 function double(plane, across) {
   const target = new Float32Array(2 * plane.length);
   plane.forEach((level, n) => {
@@ -422,8 +450,9 @@ function double(plane, across) {
   return target;
 }
 
-// Turn averages of two pixels into the samples that were doubled to give these, in place. An average has an eighth of either
-// neighbour, which is solved by elimination. `step` and `next` are the ways to the next value and to the next line.
+// Turn averages of two pixels into the samples that were doubled to give these, in place. An average has an eighth of
+// either neighbour, which is solved by elimination. `step` and `next` are the ways to the next value and to
+// the next line.
 function undouble(plane, length, lines, step, next) {
   const pivots = new Float32Array(length);
   for (let n = 0; n < length; n++) pivots[n] = (n % (length - 1) ? 0.75 : 0.875) - (n ? 1 / 64 / pivots[n - 1] : 0);
@@ -438,10 +467,11 @@ function undouble(plane, length, lines, step, next) {
 const COSINES = Float64Array.from({ length: 64 }, (_, n) =>
   (n < 8 ? Math.SQRT1_2 : 1) / 2 * Math.cos((2 * (n & 7) + 1) * (n >> 3) * Math.PI / 16));
 
-// Return a plane made 1/by as large, by averages of what its 8 x 8 blocks are if their coefficients are multiples of the
-// table's steps
+// Return a plane made 1/by as large, by averages of what its 8 x 8 blocks are if their coefficients are multiples of
+// the table's steps
 function averageStored(plane, across, by, table) {
-  const side = 8 / by, target = new Float32Array(plane.length / by / by), block = new Float64Array(64), other = new Float64Array(64);
+  const side = 8 / by, target = new Float32Array(plane.length / by / by),
+    block = new Float64Array(64), other = new Float64Array(64);
   const back = Float64Array.from({ length: 8 * side }, (_, n) => {  // the cosines of `by` neighbours, averaged
     let sum = 0;
     for (let m = 0; m < by; m++) sum += COSINES[8 * (n & 7) + by * (n >> 3) + m];
@@ -455,7 +485,8 @@ function averageStored(plane, across, by, table) {
       for (let n = 0; n < 64; n++) block[n] = table[n] * Math.round(block[n] / table[n]);
       transform(block, 8, back, other);
       transform(other, side, back, block);
-      for (let n = 0; n < side * side; n++) target[to + Math.floor(n / side) * across / by + n % side] = toLevel(block[n]);
+      for (let n = 0; n < side * side; n++)
+        target[to + Math.floor(n / side) * across / by + n % side] = toLevel(block[n]);
     }
   return target;
 }
@@ -476,7 +507,8 @@ function checkCanvas() {  // browsers that resist fingerprinting give noise inst
   for (let n = 0; n < known.data.length; n++) known.data[n] = n % 4 === 3 ? 255 : n * 37 % 256;
   pen.putImageData(known, 0, 0);
   if (pen.getImageData(0, 0, 16, 16).data.some((value, n) => value !== known.data[n]))
-    throw new Error("this browser hides pixels from pages (protection against fingerprinting): allow it here, or use another");
+    throw new Error(
+      "this browser hides pixels from pages (protection against fingerprinting): allow it here, or use another");
 }
 
 function makeCanvas(width, height) {

@@ -61,7 +61,7 @@ def page(bundle: Bundle, network: MushroomCNN) -> str:
         classes=f"{len(bundle.classes):,}",
         warning=WARNING,
         facts=list(_facts(bundle)),
-        calibrated=bundle.temperature != 1,
+        calibrated=not bundle.calibration.startswith("not calibrated"),
         calibration=printable(bundle.calibration),
         sure=printable(bundle.sure_answers),
         sure_result=sure_result(bundle.results or {}),
