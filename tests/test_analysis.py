@@ -93,7 +93,7 @@ class TestShares:
         """Newcombe 1998, table I: 81 of 263 and 0 of 20."""
         assert analysis.wilson(81 / 263, 263) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
         assert analysis.wilson(0, 20) == (0, pytest.approx(0.1611, abs=5e-5))
-        with pytest.raises(ValueError, match=r"^`pictures >= 1` must hold, but got 0$"):
+        with pytest.raises(ValueError, match=r"^`pictures > 0` must hold, but got 0$"):
             analysis.wilson(0.5, 0)
 
     def test_the_difference_is_the_published_one(self) -> None:
