@@ -112,7 +112,7 @@ def run(
     sampler
         How configurations are chosen: "tpe" learns from the finished trials, "random" does not.
     scheduler
-        Which trials end early: "promote" pauses all of them twice and continues the best 30 % each time; "median"
+        Which trials end early: "promote" pauses all of them twice and continues the better half each time; "median"
         stops those below the median of the others at the same epoch; "asha", the worse ones by successive halving;
         "none".
     audit_pruner
