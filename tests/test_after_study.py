@@ -328,6 +328,7 @@ def test_a_second_study_of_the_same_pictures_is_not_tested(retrained: Tiny, tmp_
     assert [use.study for use in test_set_uses.all_uses(study.results, study.data.fingerprint)] == ["elsewhere"]
 
 
+@pytest.mark.long
 def test_the_winner_is_trained_twice_as_long_again_and_again_while_that_gains(retrained: Tiny, tmp_path: Path) -> None:
     """The other finalists' runs are those of before; the longer ones are added to them."""
     study = copied(retrained, tmp_path)

@@ -233,6 +233,7 @@ def test_ctrl_c_keeps_finished_epochs_and_a_second_coordinator_is_refused(undist
     assert essence(study.trials()) == essence(undisturbed.trials())
 
 
+@pytest.mark.long
 def test_a_signal_that_the_shell_has_had_ignored_stays_ignored(tiny: Tiny, tmp_path: Path) -> None:
     """As SIGINT is in what a script starts in the background: the Ctrl-C is meant for the script's own foreground."""
     study = tiny.at(tmp_path, "--workers", "1", "--trials", "2")
