@@ -69,6 +69,7 @@ def retrain(
     from commands import console as screen
     from commands import results as shown
     from commands.follow import follow_runs
+    from reporting import spotlights
     from reporting.doubts import write_gallery
     from reporting.study_note import show_finalists
     from reporting.trial_note import TrialNotes
@@ -114,6 +115,7 @@ def retrain(
         write_gallery(found_doubts, session, standings[0].candidate.config.image_size)
         shown.print_doubts(console, found_doubts, session.folder)
         winner = retrain_winner(session, standings, retest=retest, follow=follow)
+        spotlights.write(session, winner)
         if winner.results is None:
             earlier = uses_by_others(session.folder.parent, session.data.fingerprint, winner.networks)
             shown.print_not_tested(console, earlier)

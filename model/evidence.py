@@ -45,6 +45,14 @@ def evidence(network: MushroomCNN, pictures: Tensor, labels: Tensor) -> Tensor:
     return parts.sum(dim=1).unflatten(1, size)
 
 
+def explained(square: npt.NDArray[np.uint8], parts: npt.NDArray[np.float32], side: int) -> Image.Image:
+    """Return a picture, uint8 (S, S, 3), with `side` pixels per side, and to the right of it its `spotlight`."""
+    both = Image.new("RGB", (2 * side, side))
+    both.paste(Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC))
+    both.paste(spotlight(square, parts, side), (side, 0))
+    return both
+
+
 def spotlight(square: npt.NDArray[np.uint8], parts: npt.NDArray[np.float32], side: int) -> Image.Image:
     """Return a picture, uint8 (S, S, 3), with `side` pixels per side, bright where `parts`, (H, W), speak for a class.
 

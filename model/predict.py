@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from model.evidence import evidence, spotlight
+from model.evidence import evidence, explained
 from model.export.bundle import Bundle, load
 from model.files import is_hidden, open_regular, printable
 from model.limits import cpus
@@ -105,10 +105,7 @@ class Classifier:
         pictures = normalise(torch.tensor(square[None], device=self._device))
         label = torch.tensor([self.bundle.classes.index(name)], device=self._device)
         parts = evidence(self._network, pictures, label)[0].float().cpu().numpy()
-        both = Image.new("RGB", (2 * side, side))
-        both.paste(Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC))
-        both.paste(spotlight(square, parts, side), (side, 0))
-        return both
+        return explained(square, parts, side)
 
     def _predict(self, paths: Iterable[str | Path], top: int, batch_size: int) -> Iterator[Prediction]:
         coming = map(Path, paths)

@@ -21,7 +21,7 @@ import optuna
 from optuna.artifacts import get_all_artifact_meta
 
 from model.training import EpochMetrics
-from reporting import analysis, plots, svg
+from reporting import analysis, plots, spotlights, svg
 from reporting.importance import importances
 from reporting.sections import SECTIONS
 from reporting.sections.parts import Facts, interval
@@ -85,6 +85,7 @@ def read(
         gallery=_gallery(study, best, folder / "artifacts") if best is not None else None,
         doubts=_rows(folder / doubts.FILE),
         doubted=_bytes(folder / doubts.GALLERY),
+        evidence=_bytes(folder / spotlights.FILE),
         audit=read_audit(study),
         plots=plots.figures(trials, found),
         study_options=study_options or shlex.join(["--study", study.study_name]),

@@ -32,6 +32,7 @@ from commands.output import READER_LEFT
 from data.cache import open_part
 from model.export import formats
 from model.export.bundle import load
+from reporting import spotlights
 from selection import test_set_uses
 from selection.finalists import WORTH_DOUBLING
 from tests.stress.sameness import essence
@@ -270,6 +271,7 @@ def retested(chosen: tuple[Tiny, Finished]) -> tuple[Tiny, Finished]:
     assert written(study)["results"] is None
     assert "Not tested: " in first.out
     assert "--retest" in first.out
+    assert not (study.study_folder / spotlights.FILE).exists()
     finished = run_here(*study.after("retrain", *study.options, "--retest"))
     assert (finished.code, finished.err) == (0, "")
     return study, finished

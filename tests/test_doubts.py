@@ -1,11 +1,16 @@
-"""Doubted labels: found by networks that were not trained on them, and shown in the report, CSV and on the screen."""
+"""Doubted labels: found by networks that were not trained on them, and shown in the report, CSV and on the screen.
+
+The same study shows where its winner looked on the test set.
+"""
 
 from __future__ import annotations
 
 import base64
 import csv
+import io
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +19,14 @@ from pictures import NAMES, class_folders
 from PIL import Image
 from studies import TINY, Tiny, run_here, steady_threads
 
+from data.cache import open_part
 from data.prepare import find_pictures
+from model.preprocessing import normalise
+from reporting import spotlights
+from reporting.gallery import CAPTION, GAP
+from search_space import Config
 from selection import doubts
+from selection.retraining import Winner, load_network
 
 EACH, PLANTED = 80, 0.12
 """Pictures of each class, and the share of them that get a wrong label."""
@@ -98,3 +109,42 @@ def test_the_report_shows_the_doubted_labels_with_thumbnails(planted: tuple[Tiny
     with Image.open(study.study_folder / doubts.GALLERY) as sheet:
         assert sheet.format == "JPEG" and sheet.width > sheet.height / 2
     assert base64.b64encode((study.study_folder / doubts.GALLERY).read_bytes()).decode() in page
+
+
+def test_the_report_shows_where_the_tested_network_looked(planted: tuple[Tiny, set[str]]) -> None:
+    """The pictures of the sheet are found again, and a slow loop says which of them the network gets wrong."""
+    study, _ = planted
+    winner = Winner.load(study.study_folder)
+    assert winner is not None and winner.results is not None
+    network = load_network(Config.from_dict(winner.config), study.study_folder / winner.weights).eval()
+    part = open_part(study.data, 32, "test")
+    with torch.inference_mode():
+        answers = [int(network(normalise(torch.from_numpy(part.images[[one]]))).argmax()) for one in part.indices]
+    is_wrong = [answer != label for answer, label in zip(answers, part.labels, strict=True)]
+    counts = [min(sum(is_wrong), spotlights.SHOWN), min(len(is_wrong) - sum(is_wrong), spotlights.SHOWN)]
+    sheet_bytes = (study.study_folder / spotlights.FILE).read_bytes()
+    with Image.open(io.BytesIO(sheet_bytes)) as sheet:
+        drawn = np.asarray(sheet, dtype=float)
+    side, columns = spotlights.SIDE, spotlights.COLUMNS
+    squares = [
+        np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC), dtype=float)
+        for one in part.images[part.indices]
+    ]
+    top = GAP
+    for wrong, count in zip((True, False), counts, strict=True):
+        found: set[int] = set()
+        for tile in range(count):
+            row, left = (
+                top + tile // columns * (side + CAPTION + GAP) + CAPTION,
+                GAP + tile % columns * (2 * side + GAP),
+            )
+            seen, lit = (drawn[row : row + side, start : start + side] for start in (left, left + side))
+            place = int(np.argmin([np.abs(seen - square).mean() for square in squares]))
+            assert is_wrong[place] == wrong
+            assert lit.mean() < seen.mean()
+            found.add(place)
+        assert len(found) == count > 0
+        top += -(-count // columns) * (side + CAPTION + GAP)
+    assert drawn.shape == (top, columns * (2 * side + GAP) + GAP, 3)
+    page = (study.study_folder / "report.html").read_text(encoding="utf-8")
+    assert base64.b64encode(sheet_bytes).decode() in page

@@ -26,6 +26,7 @@ OUTPUTS = (
     "finalists",
     "doubts.csv",
     "doubts.jpg",
+    "evidence.jpg",
     "retrained.json",
     "retrained",
     "audit",

@@ -177,6 +177,17 @@ def mistakes(facts: Facts) -> Section | None:
     title = f"Confusion matrix of the {part} set"
     section.parts.append(Figure(title=title, says=text.strip(), drawings=[svg.confusion(confusion, names)]))
     section.parts.append(_per_class(confusion, names))
+    if test and facts.evidence:
+        kinds = ["mistakes"] * (wrong > 0) + ["right answers"] * (test["top1"] > 0)
+        section.parts.append(
+            Figure(
+                title="Where the network looked",
+                says=f"The exported network's most confident {listed(kinds)} on the test set, spread over the classes: "
+                "above each picture its class, and the answer with its probability. In the copy on the right, places "
+                "that speak for the answer are bright, and places that say nothing or speak against it are dark.",
+                jpeg=facts.evidence,
+            )
+        )
     section.parts.extend(_doubts(facts))
     if facts.gallery:
         section.parts.append(

@@ -46,6 +46,8 @@ class Facts:
     """Rows of doubts.csv."""
     doubted: bytes | None
     """JPEG of the pictures whose labels are doubted most; None if there is none."""
+    evidence: bytes | None
+    """JPEG of test pictures with the places where the exported network looked; None if it was not tested."""
     audit: PrunerAudit | None
     """What pruned trials would have reached; None if that was not measured."""
     plots: dict[str, go.Figure]
