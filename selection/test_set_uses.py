@@ -1,8 +1,8 @@
 """The log of test-set evaluations: each one after the first makes the test accuracy a little more optimistic.
 
 One line per evaluation in `results/test-set-uses.tsv`, beside the studies, because another study of the same pictures
-uses the same test set. The line is written before the evaluation. Evaluating the same networks again, or the recipes, is
-not logged, because nothing is chosen by the result. A pretrained network is logged: it may be chosen.
+uses the same test set. The line is written before the evaluation. Evaluating the same networks again, or the recipes,
+is not logged, because nothing is chosen by the result. A pretrained network is logged: it may be chosen.
 """
 
 from __future__ import annotations
