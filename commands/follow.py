@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from types import FrameType
 
 import optuna
@@ -57,6 +57,20 @@ def follow(
     return received[0] if received else None
 
 
+@contextmanager
+def resumable(console: Console) -> Generator[None]:
+    """Print how to resume if Ctrl-C interrupts what the body computes in this process."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _print_resume(console)
+        raise
+
+
+def _print_resume(console: Console) -> None:
+    console.print(f"Resume: {command_line(argv())}", markup=False, soft_wrap=True)
+
+
 def follow_runs(console: Console, session: Session) -> Follow:
     """Return a `Follow` that shows fixed runs and, if a signal interrupts them, exits with its code."""
 
@@ -68,7 +82,7 @@ def follow_runs(console: Console, session: Session) -> Follow:
         screen = Screen(console, study, trials=trials, slots=len(session.slots), expected=expected, searches=False)
         received = follow(coordinator.stop, coordinator.run(), screen)
         if received is not None:
-            console.print(f"Resume: {command_line(argv())}", markup=False, soft_wrap=True)
+            _print_resume(console)
             raise SystemExit(128 + received)
 
     return show

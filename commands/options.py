@@ -33,6 +33,11 @@ def choice(group: Group) -> Parameter:
     return Parameter(group=group, metavar="NAME", show_choices=False)
 
 
+def several(group: Group) -> Parameter:
+    """Return an option that takes any number of a few names, or none."""
+    return Parameter(group=group, metavar="[NAME ...]", show_choices=False, consume_multiple=True, negative="")
+
+
 def count(group: Group, least: int = 1) -> Parameter:
     """Return an option whose value is an integer, at least `least`."""
     return Parameter(group=group, metavar="N", converter=_whole_number, validator=Number(gte=least, lt=2**32))

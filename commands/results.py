@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from model.export.card import sure_result
+from model.export.card import compared, sure_result
 from model.export.formats import Published
-from reporting.analysis import difference
+from model.metrics import difference
 from reporting.words import percent, plural, share_of
 from selection.doubts import FILE, Doubt
 from selection.finalists import Standing
 from selection.pruner_audit import PrunerAudit
-from selection.retraining import Winner, compare_curves
+from selection.retraining import Comparison, Winner, compare_curves
 from selection.test_set_uses import TestSetUse
 from tuning.environment import differences, sums_in_order
 from tuning.trials import Trial
@@ -143,6 +144,18 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
     console.print(_per_class(results, classes))
 
 
+def print_compared(console: Console, comparison: Comparison) -> None:
+    """Print the test result of the winner beside that of a pretrained network, and what it means."""
+    head, rows, says = compared(asdict(comparison))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in head:
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    console.print(Text(says), soft_wrap=True)
+
+
 def print_audit(console: Console, audit: PrunerAudit) -> None:
     """Print how often the pruner was wrong."""
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -178,13 +191,14 @@ def _per_class(results: dict[str, Any], classes: tuple[str, ...]) -> Table:
     return table
 
 
-def print_not_tested(console: Console, earlier: list[TestSetUse]) -> None:
-    """Print why the winner was not tested."""
+def print_not_tested(console: Console, earlier: list[TestSetUse], name: str = "") -> None:
+    """Print why the winner was not tested, or the pretrained network called `name`."""
     last = earlier[-1]
     times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
+    said = f"{name} was not tested" if name else "Not tested"
     console.print(
         Text(
-            f"Not tested: other networks have been tested on the test set of these pictures {times}, last in study "
+            f"{said}: other networks have been tested on the test set of these pictures {times}, last in study "
             f"'{last.study}' at {last.when}. The more often it is used, the more the best result is luck. To test "
             "anyway, run the same command with --retest."
         ),

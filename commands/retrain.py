@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from commands.options import (
     RETRAINING,
@@ -17,11 +20,14 @@ from commands.options import (
     StorageOption,
     StudyOption,
     WorkersOption,
+    choice,
     count,
     find_study,
     flag,
+    several,
     study_options,
 )
+from tuning import StudyError
 from tuning.folder import RESULTS
 
 
@@ -35,7 +41,9 @@ def retrain(
     finalists: Annotated[int, count(RETRAINING)] = 3,
     seeds: Annotated[int, count(RETRAINING)] = 3,
     longer: Annotated[int, count(RETRAINING)] = 8,
-    baseline: Annotated[bool, flag(RETRAINING)] = False,
+    baseline: Annotated[list[Literal["recipes", "pretrained"]] | None, several(RETRAINING)] = None,
+    pretrained: Annotated[str | None, choice(RETRAINING)] = None,
+    weights: Annotated[Path | None, Parameter(group=RETRAINING, metavar="FILE")] = None,
     retest: Annotated[bool, flag(RETRAINING)] = False,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
@@ -61,14 +69,19 @@ def retrain(
         Also train the winner twice as long as in the study, and keep to that unless its mean is lower; double it again
         as long as that gains half a point, up to N times the length in the study. 1 does not.
     baseline
-        Also train the baselines that every study starts with, for as long as the winner, and the hand-tuned recipe
-        once more without its warm-up.
+        What to compare the winner with: "recipes", the baselines that every study starts with, trained for as long
+        as the winner, and the hand-tuned recipe once more without its warm-up; "pretrained", a logistic regression on
+        the features of a pretrained network; or both. Without a name, the recipes.
+    pretrained
+        The pretrained network: one of torchvision's classifiers, by default mobilenet_v3_small.
+    weights
+        State dict of the pretrained network. By default torchvision downloads its weights.
     retest
         Use the test set even if other networks have been tested on it, which makes the result optimistic.
     """
     from commands import console as screen
     from commands import results as shown
-    from commands.follow import follow_runs
+    from commands.follow import follow_runs, resumable
     from reporting import spotlights
     from reporting.doubts import write_gallery
     from reporting.study_note import show_finalists
@@ -76,18 +89,25 @@ def retrain(
     from selection import doubts
     from selection import finalists as best
     from selection.fixed_runs import train
-    from selection.retraining import retrain_winner
+    from selection.pretrained import DEFAULT, load
+    from selection.retraining import compare, retrain_winner
     from selection.test_set_uses import uses_by_others
     from tuning import devices
     from tuning.trials import METRIC, read_trials
     from tuning.workers import LocalWorkers
 
+    comparing = "pretrained" in (baseline or ())
+    for option, value in (("--pretrained", pretrained), ("--weights", weights)):
+        if value is not None and not comparing:
+            raise StudyError(f"{option} {value} has no effect without --baseline pretrained: add that, or omit it")
     console = screen.make_console()
     slots = devices.slots(device, workers)
     found = find_study(console, results, study, storage)
     with found.locked():
         chosen = best.candidates(found.study, finalists) if trial is None else [best.candidate(found.study, trial)]
-        baselines = best.baseline_candidates(found.study) if baseline else []
+        recipes = baseline is not None and (not baseline or "recipes" in baseline)
+        baselines = best.baseline_candidates(found.study) if recipes else []
+        other = load(pretrained or DEFAULT, weights) if comparing else None
         session = found.reopen(
             {one.config.image_size for one in (*chosen, *baselines)},
             data=data,
@@ -116,9 +136,17 @@ def retrain(
         shown.print_doubts(console, found_doubts, session.folder)
         winner = retrain_winner(session, standings, retest=retest, follow=follow)
         spotlights.write(session, winner)
+        used = session.folder.parent, session.data.fingerprint
         if winner.results is None:
-            earlier = uses_by_others(session.folder.parent, session.data.fingerprint, winner.networks)
-            shown.print_not_tested(console, earlier)
+            shown.print_not_tested(console, uses_by_others(*used, winner.networks))
         else:
             shown.print_tested(console, winner, winner.results, session.data.classes)
+            if other is not None:
+                with resumable(console):
+                    winner = compare(session, winner, other, retest=retest, track=screen.track(console))
+                if winner.pretrained is not None:
+                    shown.print_compared(console, winner.pretrained)
+                else:
+                    uses = [use for use in uses_by_others(*used, other.key) if use.networks != winner.networks]
+                    shown.print_not_tested(console, uses, other.name)
         shown.print_next(console, session.folder, study_options(session.name, results))

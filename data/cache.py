@@ -118,6 +118,19 @@ def open_part(handle: CacheHandle, image_size: int, *parts: PartName) -> Part:
     return Part(images=images, indices=indices, labels=labels[indices], classes=len(handle.classes))
 
 
+def squares(catalog: Catalog, positions: Sequence[int], size: int) -> Generator[npt.NDArray[np.uint8]]:
+    """Decode the kept pictures at these positions in turn, as uint8 (size, size, 3), and store nothing.
+
+    Raises DataError if a picture has changed since the scan.
+    """
+    kept = [catalog.kept[position] for position in positions]
+    with ThreadPoolExecutor(cpus()) as pool:
+        for (square,) in _in_order(
+            pool, lambda picture: _squares(catalog.file(picture), picture, [size], catalog.ranges), kept
+        ):
+            yield square
+
+
 def _digest(labels: npt.NDArray[np.int64], positions: Mapping[str, npt.NDArray[np.int64]]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for numbers in (labels, *(positions[part] for part in PARTS)):

@@ -128,6 +128,19 @@ def wilson(hits: float, pictures: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def difference(first: float, second: float, pictures: int) -> tuple[float, float]:
+    """Return the 95 % interval of first - second, each a share of `pictures` (Newcombe 1998, method 10).
+
+    It assumes that the two are independent; on the same pictures they are not, and the true interval is narrower.
+    """
+    low1, high1 = wilson(round(first * pictures), pictures)
+    low2, high2 = wilson(round(second * pictures), pictures)
+    return (
+        first - second - math.hypot(first - low1, high2 - second),
+        first - second + math.hypot(high1 - first, second - low2),
+    )
+
+
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     """Return the expected calibration error: |confidence - accuracy| in BINS equal bins, averaged over the pictures.
 

@@ -59,8 +59,11 @@ def fill(kind: type[Filled], values: Any, prefix: str = "") -> Filled:
         if names:
             raise ValueError(f"{problem} fields: {few(prefix + name for name in names)}")
     for name, value in given.items():
-        if is_dataclass(hint := hints[name]) and isinstance(value, dict):
-            made[name] = fill(cast(type[Any], hint), value, f"{prefix}{name}.")
+        hint = hints[name]
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        nested = next((kind for kind in kinds if is_dataclass(kind)), None)
+        if nested is not None and isinstance(value, dict):
+            made[name] = fill(cast(type[Any], nested), value, f"{prefix}{name}.")
         elif _fits(value, hint):
             made[name] = value
         else:

@@ -87,19 +87,6 @@ def wilson(share: float, pictures: int) -> tuple[float, float]:
     return metrics.wilson(round(share * pictures), pictures)
 
 
-def difference(first: float, second: float, pictures: int) -> tuple[float, float]:
-    """Return the 95 % interval of first - second, each a share of `pictures` (Newcombe 1998, method 10).
-
-    It assumes that the two are independent; on the same pictures they are not, and the true interval is narrower.
-    """
-    low1, high1 = wilson(first, pictures)
-    low2, high2 = wilson(second, pictures)
-    return (
-        first - second - math.hypot(first - low1, high2 - second),
-        first - second + math.hypot(high1 - first, second - low2),
-    )
-
-
 def pictures_of(confusion: Sequence[Sequence[int]]) -> int:
     """Return the number of pictures in a confusion matrix."""
     return sum(map(sum, confusion))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from data.cache import open_part
 from model.export.bundle import Bundle, BundleError
 from model.export.formats import Published, publish
@@ -80,7 +82,9 @@ def export(session: Session, winner: Winner | None = None) -> Published:
             "exported on": processor(),
         },
         results=winner.results
-        and winner.results | ({"validation": winner.validation} if "recorded" in winner.validation else {}),
+        and winner.results
+        | ({"validation": winner.validation} if "recorded" in winner.validation else {})
+        | ({"pretrained": asdict(winner.pretrained)} if winner.pretrained else {}),
     )
     part = open_part(session.data, config.image_size, "validation")
     every = max(1, len(part.indices) // CHECKED)  # the pictures are sorted by class

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from data import Track, no_track
 from data.batches import EvaluationBatches
 from data.cache import CacheHandle, open_part
 from data.split import PartName
@@ -29,6 +31,7 @@ from selection import test_set_uses
 from selection.finalists import KIND as FINALISTS
 from selection.finalists import Candidate, Standing, candidates, final_seeds
 from selection.fixed_runs import FixedRun, Follow, run_silently, train, weights
+from selection.pretrained import Pretrained, fit_head
 from tuning import StudyError, ownership
 from tuning.database import load_sibling
 from tuning.folder import replace_file, trial_directory
@@ -104,6 +107,61 @@ def retrain_winner(
     evaluator = Evaluator(data=session.data, device=session.slots[0].device)
     winner = conclude(session, won, finals[0], evaluator)
     winner = evaluate_logged(session, winner, finals, evaluator, retest=retest)
+    winner.save(session.folder)
+    return winner
+
+
+def compare(
+    session: Session, winner: Winner, pretrained: Pretrained, *, retest: bool = False, track: Track = no_track
+) -> Winner:
+    """Put a logistic regression on a pretrained network's features, and test it beside the winner.
+
+    The evaluation is logged. The winner is returned unchanged if it is untested itself, or if still other networks have
+    been evaluated on that test set before, unless `retest`. Writes retrained.json. Raises StudyError or DataError.
+    """
+    if winner.results is None:
+        return winner
+    earlier = test_set_uses.log_allowed_use(
+        session.folder.parent,
+        session.data.fingerprint,
+        pretrained.key,
+        session.name,
+        retest=retest,
+        beside=winner.networks,
+    )
+    if earlier is None:
+        return winner
+    started = time.monotonic()
+    device, pictures = torch.device(session.slots[0].device), session.pictures
+    fitted = fit_head(pretrained, pictures.catalog, pictures.split, device, track)
+    seconds = time.monotonic() - started
+    measured = metrics.measure(fitted.logits, fitted.labels, temperature=1.0)
+    cost, run = Config.from_dict(winner.config).cost, exported_run(session, winner)
+    winner = replace(
+        winner,
+        pretrained=Comparison(
+            weights=pretrained.weights,
+            pictures=measured.pictures,
+            penalty=fitted.penalty,
+            validation=fitted.validation,
+            winner=Compared(
+                name=winner.name,
+                top1=winner.results["top1"],
+                top1_interval=list(winner.results["top1_interval"]),
+                parameters=cost.parameters,
+                flops=cost.flops,
+                seconds=run.seconds if run else None,
+            ),
+            pretrained=Compared(
+                name=pretrained.name,
+                top1=measured.top1,
+                top1_interval=list(measured.top1_interval),
+                parameters=fitted.parameters,
+                flops=fitted.flops,
+                seconds=seconds,
+            ),
+        ),
+    )
     winner.save(session.folder)
     return winner
 
@@ -195,12 +253,11 @@ def evaluate_logged(
     If other networks have been evaluated there before, the winner is returned unchanged, unless `retest`. Baselines are
     not logged, as nothing is chosen by them. Raises StudyError if the log cannot be used.
     """
-    results, key = study.folder.parent, (evaluator.data.fingerprint, winner.networks)
-    with test_set_uses.log_locked(results):
-        earlier = test_set_uses.uses_by_others(results, *key)
-        if earlier and not retest and not test_set_uses.already_tested(results, *key):
-            return winner
-        test_set_uses.log_use(results, *key, study.name)
+    earlier = test_set_uses.log_allowed_use(
+        study.folder.parent, evaluator.data.fingerprint, winner.networks, study.name, retest=retest
+    )
+    if earlier is None:
+        return winner
     tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure)
     return replace(winner, results=tested | {"evaluations": len(earlier) + 1})
 
@@ -253,6 +310,38 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One of two networks that are compared on the test set."""
+
+    name: str
+    top1: float
+    """Top-1 on the test set, 0 to 1."""
+    top1_interval: list[float]
+    """95 % Wilson interval of `top1`."""
+    parameters: int
+    flops: int
+    """FLOPs per picture, two per multiply-add."""
+    seconds: float | None
+    """Seconds that training took: of the exported network, or of the features and the head; None if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The winner beside a logistic regression on the features of a pretrained network."""
+
+    weights: str
+    """Name of the pretrained weights."""
+    pictures: int
+    """Number of test pictures."""
+    penalty: float
+    """The head's penalty, which was best on the validation pictures."""
+    validation: float
+    """Top-1 on the validation pictures, 0 to 1, of the head that was fitted without them."""
+    winner: Compared
+    pretrained: Compared
+
+
+@dataclass(frozen=True, kw_only=True)
 class Winner:
     """The winning network, which is exported; stored as `retrained.json` in the study's folder."""
 
@@ -292,6 +381,8 @@ class Winner:
     missing after retraining if the study trained it for fewer epochs."""
     results: dict[str, Any] | None
     """Result of `evaluate_on_test`, and `evaluations`, how often the test set has been used; None if untested."""
+    pretrained: Comparison | None = None
+    """Comparison with a pretrained network; None if there was none."""
 
     @property
     def test_top1(self) -> float | None:

@@ -1,8 +1,8 @@
 """The log of test-set evaluations: each one after the first makes the test accuracy a little more optimistic.
 
 One line per evaluation in `results/test-set-uses.tsv`, beside the studies, because another study of the same pictures
-uses the same test set. The line is written before the evaluation. Evaluating the same networks again, or the baselines,
-is not logged, because nothing is chosen by the result.
+uses the same test set. The line is written before the evaluation. Evaluating the same networks again, or the recipes,
+is not logged, because nothing is chosen by the result. A pretrained network is logged: it may be chosen.
 """
 
 from __future__ import annotations
@@ -76,6 +76,22 @@ def uses_by_others(results: Path, fingerprint: str, networks: str) -> list[TestS
 def already_tested(results: Path, fingerprint: str, networks: str) -> bool:
     """Return whether these networks have been evaluated before; another evaluation would give the same result."""
     return any(use.networks == networks for use in all_uses(results, fingerprint))
+
+
+def log_allowed_use(
+    results: Path, fingerprint: str, networks: str, study: str, *, retest: bool, beside: str | None = None
+) -> list[TestSetUse] | None:
+    """Log an evaluation if it may be made, and return the evaluations of other networks before it.
+
+    Returns None, and logs nothing, if others have been evaluated before and these have not, unless `retest`. `beside`
+    are networks that these are compared with, and do not count as others. Raises StudyError if the log cannot be used.
+    """
+    with log_locked(results):
+        earlier = [use for use in uses_by_others(results, fingerprint, networks) if use.networks != beside]
+        if earlier and not retest and not already_tested(results, fingerprint, networks):
+            return None
+        log_use(results, fingerprint, networks, study)
+        return earlier
 
 
 def log_use(results: Path, fingerprint: str, networks: str, study: str) -> None:

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ import numpy as np
 import optuna
 import psutil
 import pytest
+import torch
 from optuna.trial import TrialState
 from pictures import FLAWED, NAMES, class_folders, flawed_folder, picture
 from PIL import Image
 from studies import EPOCHS, HERE, PATIENCE, Finished, RunningCommand, Tiny, prepare, run_here, steady_threads
+from torchvision import models
 
+from commands import console
 from commands.output import READER_LEFT
 from data.cache import open_part
 from model.export import formats
@@ -248,6 +251,37 @@ def test_a_running_study_is_left_alone(retrained: Tiny) -> None:
     with sole_coordinator(retrained.study_folder):
         for command in ("retrain", "export"):
             assert f"in use by process {os.getpid()}" in refused(retrained, *retrained.after(command))
+
+
+def test_a_pretrained_network_is_tested_beside_the_winner_and_resumed_after_ctrl_c(
+    retrained: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = copied(retrained, tmp_path)
+    torch.save(models.get_model("mobilenet_v3_small", weights=None).state_dict(), tmp_path / "random.pth")
+    words = ("--baseline", "pretrained", "--weights", str(tmp_path / "random.pth"))
+    finished: list[Finished] = []
+    for stage in ("interrupted", "resumed"):
+        with monkeypatch.context() as patch:
+            if stage == "interrupted":
+                patch.setattr(console, "track", lambda _: interrupting)
+            finished.append(run_here(*study.after("retrain", *RUNS, *words)))
+    assert (finished[0].code, finished[0].err) == (130, "")
+    assert finished[0].out.splitlines()[-1].startswith("Resume: ") and "--weights" in finished[0].out.splitlines()[-1]
+    assert (finished[1].code, finished[1].err) == (0, "")
+    assert "mobilenet_v3_small" in finished[1].out
+    uses = test_set_uses.all_uses(study.results, study.data.fingerprint)
+    assert [use.networks.partition(" ")[0] for use in uses[1:]] == ["mobilenet_v3_small"]
+    with_it = written(study)
+    comparison = with_it.pop("pretrained")
+    assert comparison["weights"] == "random.pth" and comparison["winner"]["seconds"] > 0
+    assert with_it | {"pretrained": None} == written(retrained)
+
+
+def interrupting(iterable: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    """Show no progress, and press Ctrl-C when features are computed."""
+    if description.startswith("Features"):
+        raise KeyboardInterrupt
+    return iterable
 
 
 # -- other networks, and the replay
@@ -480,6 +514,10 @@ def test_a_mistyped_study_is_an_error_that_lists_the_studies(retrained: Tiny) ->
         (["--longer", "0"], ">= 1"),
         (["--seeds", "1.5"], "integer"),
         (["--trial", "-1"], ">= 0"),
+        (["--baseline", "pretraind"], "did you mean pretrained?"),
+        (["--baseline", "--weights", "w.pth"], "--baseline pretrained"),
+        (["--baseline", "pretrained", "--weights", "nowhere.pth"], "No such file"),
+        (["--baseline", "pretrained", "--pretrained", "resnet19"], "resnet18"),
     ],
 )
 def test_what_cannot_be_retrained_is_an_error_of_one_line(options: list[str], fact: str, retrained: Tiny) -> None:

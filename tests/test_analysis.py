@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from studies import config
 
+from model import metrics
 from reporting import analysis
 from tuning.trials import Trial
 
@@ -105,7 +106,7 @@ class TestShares:
             (10, 0, 10): (0.6075, 1.0),
         }
         for (first, second, of), (low, high) in published.items():
-            found = analysis.difference(first / of, second / of, of)
+            found = metrics.difference(first / of, second / of, of)
             assert found == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
     @settings(max_examples=30)

@@ -13,8 +13,9 @@ from markdown_it import MarkdownIt
 
 from data.augment import AugmentConfig
 from model.export.bundle import Bundle
-from model.export.card import MATRIX_CLASSES, WITH_ONNXRUNTIME, Latency, Parity, Results, card
+from model.export.card import MATRIX_CLASSES, WITH_ONNXRUNTIME, Latency, Parity, Results, card, compared
 from model.files import printable
+from model.metrics import difference
 from model.network import ModelConfig, cost
 from model.training import TrainingConfig
 
@@ -55,6 +56,14 @@ def least(classes: int) -> Results:
     )  # fmt: skip
 
 
+def comparison(ours: float, theirs: float) -> dict[str, Any]:
+    """Return a comparison of the model with a pretrained network, by their top-1."""
+    common = {"top1_interval": [0.61, 0.74], "seconds": 61.4}
+    winner = common | {"name": "trial | 7", "top1": ours, "parameters": 175_000, "flops": 31_400_000}
+    pretrained = common | {"name": "mobilenet_v3_small", "top1": theirs, "parameters": 1_520_000, "flops": 111_000_000}
+    return {"weights": "<b>.pth", "pictures": 210, "winner": winner, "pretrained": pretrained}
+
+
 def full(classes: int) -> Results:
     """Return everything that `retrain` can record."""
     return least(classes) | Results(
@@ -66,6 +75,7 @@ def full(classes: int) -> Results:
         top1_mean=0.6667, top1_sd=0.0135,
         validation={"recorded": 0.7143, "finalists_mean": 0.6857, "finalists_sd": 0.0095},
         baselines=[{"name": "hand-tuned | recipe", "top1_mean": 0.4333, "top1_sd": 0.0212, "top1": [0.42, 0.44, 0.44]}],
+        pretrained=comparison(0.6762, 0.9),
         tested="2026-11-23",
     )  # type: ignore[typeddict-item]  # fmt: skip
 
@@ -107,6 +117,23 @@ def test_hostile_class_names_are_shown_as_they_are() -> None:
         assert any(row[0] == shown and len(row) == 4 for row in rows)  # the table per class
         assert any(row[0] == f"{label} {shown}" for row in rows)  # the confusion matrix
     assert ["hand-tuned | recipe", "43.33 %", "2.12 points", "3 seeds"] in rows
+
+
+def test_a_pretrained_network_has_its_row_and_what_it_means_is_said() -> None:
+    _, body = parts(written(bundle(results=full(len(HOSTILE)))))
+    assert cells(body).count(["trial | 7", "67.62 %", "61.00 to 74.00 %", "0.18 M", "31", "61"]) == 1
+    assert ["mobilenet_v3_small", "90.00 %", "61.00 to 74.00 %", "1.52 M", "111", "61"] in cells(body)
+    assert "&lt;b&gt;.pth" in body
+    low, high = difference(0.9, 0.6762, 210)
+    says = compared(comparison(0.6762, 0.9))[2]
+    assert f"22.38 points better (95 % interval {100 * low:+.2f} to {100 * high:+.2f}): use it" in says
+    assert "20.00 points worse" in compared(comparison(0.9, 0.7))[2]
+    assert "nothing is lost by training from scratch" in compared(comparison(0.9, 0.7))[2]
+    for theirs in (0.88, 0.92):
+        assert "may be chance" in compared(comparison(0.9, theirs))[2]
+    unknown = comparison(0.9, 0.9)
+    unknown["winner"]["seconds"] = None
+    assert compared(unknown)[1][0][-1] == "-"
 
 
 def test_diverged_runs_and_latency_are_shown() -> None:

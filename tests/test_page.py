@@ -252,6 +252,10 @@ class TestAfterRetraining:
         assert "Confusion matrix of the test set" in sentences(tested)
         assert "hand-tuned recipe 40.5 % 0.7 % 2, 1 diverged" in sentences(tested)
 
+    def test_a_pretrained_network_stands_beside_the_winner(self, tested: str) -> None:
+        assert re.search(r"mobilenet_v3_small [\d.]+ % [\d.]+ to [\d.]+ % 1.52 M 100 12 ", sentences(tested))
+        assert "nothing is lost by training from scratch" in sentences(tested)
+
     def test_a_warning_says_that_several_networks_were_tested(self, tested: str) -> None:
         assert "The test set was used 2 times" in sentences(tested)
         assert "a lucky network" in sentences(tested)

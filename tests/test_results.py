@@ -16,7 +16,7 @@ from model.export.bundle import Bundle
 from model.export.card import Latency, Parity
 from model.export.formats import Published
 from selection.finalists import Candidate, Standing
-from selection.retraining import Winner
+from selection.retraining import Compared, Comparison, Winner
 from selection.test_set_uses import TestSetUse
 from tuning.trials import Outcome, Trial
 
@@ -139,6 +139,30 @@ def test_no_number_is_cut_where_names_are_long_and_seeds_are_many(console: Conso
     screen.print_standings(console, [replace(WON, runs=WON.runs[:1] * 5), steady])
     assert cells(console, "trial 3")[1:] == ["90.00", *["70.00"] * 5, "70.00", "0.00", "3"]
     assert all("…" not in line for line in shown(console))
+
+
+def test_a_pretrained_network_stands_beside_the_winner_in_80_columns(console: Console) -> None:
+    ours = Compared(
+        name="trial 3 (8x)",
+        top1=0.9,
+        top1_interval=[0.85, 0.95],
+        parameters=10**6,
+        flops=3 * 10**9,
+        seconds=12345.6,
+    )
+    theirs = replace(ours, name="[red]efficientnet_v2_s", top1=0.5, parameters=20_180_000, flops=5 * 10**9)
+    screen.print_compared(
+        console,
+        Comparison(weights="IMAGENET1K_V1", pictures=200, penalty=0.1, validation=0.5, winner=ours, pretrained=theirs),
+    )
+    assert cells(console, "trial 3")[1:] == ["90.00 %", "85.00 to 95.00 %", "1.00 M", "3,000", "12,346"]
+    assert cells(console, "[red]efficientnet_v2_s ")[3:5] == ["20.18 M", "5,000"]
+    assert "40.00 points worse" in " ".join(shown(console))
+
+
+def test_a_pretrained_network_that_was_not_tested_is_named(console: Console) -> None:
+    screen.print_not_tested(console, [TestSetUse("data", "a b", "elsewhere", "2026-11-23")], "resnet18")
+    assert " ".join(shown(console)).startswith("resnet18 was not tested: other networks have been tested ")
 
 
 def test_the_test_results_of_the_winner_and_the_baselines(console: Console) -> None:

@@ -48,6 +48,8 @@ OPTIONS = {
             "--seeds",
             "--longer",
             "--baseline",
+            "--pretrained",
+            "--weights",
             "--retest",
         ),
         *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),

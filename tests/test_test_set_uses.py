@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from selection.test_set_uses import EARLIER_FILE, FILE, all_uses, already_tested, log_locked, log_use, uses_by_others
+from selection.test_set_uses import (
+    EARLIER_FILE,
+    FILE,
+    all_uses,
+    already_tested,
+    log_allowed_use,
+    log_locked,
+    log_use,
+    uses_by_others,
+)
 from tuning import StudyError
 
 
@@ -35,6 +44,20 @@ def test_only_evaluations_before_the_networks_own_count_against_them(tmp_path: P
     assert [use.networks for use in uses_by_others(tmp_path, "data", "fourth")] == ["first", "second", "third"]
     assert already_tested(tmp_path, "data", "third")
     assert not already_tested(tmp_path, "data", "fourth")
+
+
+def test_a_use_is_refused_after_others_except_by_retest_or_beside_what_it_is_compared_with(tmp_path: Path) -> None:
+    def log(networks: str, beside: str | None = None, *, retest: bool = False) -> list[str] | None:
+        earlier = log_allowed_use(tmp_path, "data", networks, "a", retest=retest, beside=beside)
+        return None if earlier is None else [use.networks for use in earlier]
+
+    assert log("first") == []
+    assert log("second") is None
+    assert log("second", beside="first") == []
+    assert log("third", beside="first") is None
+    assert log("third", retest=True) == ["first", "second"]
+    assert log("third") == ["first", "second"]  # it has been tested
+    assert [use.networks for use in all_uses(tmp_path, "data")] == ["first", "second", "third"]
 
 
 @pytest.mark.parametrize("torn", ["data", "data\tnetworks", "data\tnetworks\tstudy\t2026-01-01T00:00:00", "\n\n", "\0"])

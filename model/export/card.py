@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from model.export.bundle import Bundle
 from model.files import printable
-from model.metrics import wilson
+from model.metrics import difference, wilson
 from model.network import cost
 from model.preprocessing import Ranges
 
@@ -87,6 +87,8 @@ class Results(TypedDict):
     baselines: NotRequired[Sequence[Mapping[str, Any]]]
     """Test top-1 of baselines trained the same way: name, top1 (one per seed that did not diverge), top1_mean, top1_sd,
     and diverged, the number of runs that did."""
+    pretrained: NotRequired[Mapping[str, Any]]
+    """Comparison with a pretrained network, as `compared` takes it."""
     tested: NotRequired[str]
     """Date of the evaluation in ISO format, with or without a time."""
 
@@ -317,7 +319,46 @@ def _spread(results: Results) -> list[str]:
             "Baselines, trained by the same code on the same data with the same seeds:",
             _table((*head, "runs"), rows),
         ]
+    if comparison := results.get("pretrained"):
+        head, rows, says = compared(comparison)
+        parts += [_table(head, [(_text(name), *cells) for name, *cells in rows]), _text(says)]
     return parts
+
+
+def compared(comparison: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Describe a comparison with a pretrained network: `selection.retraining.Comparison` as a mapping.
+
+    Returns the heading and the two rows of a table, and a text that says what the comparison means.
+    """
+    winner, pretrained = comparison["winner"], comparison["pretrained"]
+    rows = [
+        (
+            one["name"],
+            _percent(one["top1"]),
+            _interval(one["top1_interval"]),
+            f"{one['parameters'] / 1e6:,.2f} M",
+            f"{one['flops'] / 1e6:,.0f}",
+            "-" if one["seconds"] is None else f"{one['seconds']:,.0f}",
+        )
+        for one in (winner, pretrained)
+    ]
+    gain = pretrained["top1"] - winner["top1"]
+    low, high = difference(pretrained["top1"], winner["top1"], comparison["pictures"])
+    by = f"{_points(abs(gain))} {'better' if gain >= 0 else 'worse'}"
+    bounds = f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
+    if low > 0:
+        means = "use it where its size, its speed and its licence allow that"
+    elif high < 0:
+        means = "on pictures like these, nothing is lost by training from scratch"
+    else:
+        means = "that may be chance, and these pictures do not show which is better"
+    return (
+        ("", "test top-1", "95 % interval", "parameters", "MFLOPs", "seconds"),
+        rows,
+        f"{pretrained['name']} is {by} {bounds}: {means}. It is torchvision's network with pretrained weights "
+        f"({comparison['weights']}) and a logistic regression on its features. MFLOPs are per picture, seconds those "
+        "of training.",
+    )
 
 
 def _runs(trained: int, diverged: int) -> str:

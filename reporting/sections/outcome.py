@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from model.export.card import sure_result
+from model import metrics
+from model.export.card import compared, sure_result
 from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Part, Section, Table, interval, trial_table
 from reporting.words import (
@@ -92,7 +94,7 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
     )
     above: list[str] = []
     for trial in known:
-        low, high = analysis.difference(value, trial.value or 0.0, facts.pictures)
+        low, high = metrics.difference(value, trial.value or 0.0, facts.pictures)
         unsure = "" if low > 0 else ", so chance could explain it"
         difference = f"{points(value - (trial.value or 0.0))} above the {trial.baseline}"
         above.append(f"{difference} (95 % interval {100 * low:.1f} to {100 * high:.1f}{unsure})")
@@ -165,6 +167,10 @@ def mistakes(facts: Facts) -> Section | None:
     section = Section(anchor="mistakes", title="Test result" if test else "Mistakes")
     if facts.retrained and test:
         section.parts.extend(_tested(test, facts.retrained.calibration))
+        if facts.retrained.pretrained:
+            head, rows, says = compared(asdict(facts.retrained.pretrained))
+            title = "Beside a pretrained network on the test set"
+            section.parts.append(Table(title=title, head=head, rows=rows, numeric=frozenset(range(1, 6)), note=says))
     found = analysis.mistakes(confusion, 3)
     wrong = sum(sum(row) - row[label] for label, row in enumerate(confusion))
     who = "The retrained network" if test else f"Trial {facts.best.number}"
