@@ -36,7 +36,7 @@ async function readPicture(file, size, ranges) {
     const [resizeWidth, resizeHeight] = [bitmap.width, bitmap.height]
       .map(length => Math.max(1, Math.round(length * scale)));
     const small = await createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "high" });
-    return { square: toSquare(bitmap, turn, facts.stored, size), small, turn };
+    return { square: await toSquare(bitmap, turn, facts.stored, size), small, turn };
   } finally {
     bitmap.close();
   }
@@ -243,7 +243,7 @@ function overWhite(value, alpha) {  // as Pillow's alpha_composite rounds
 // --- The square
 
 // Return the central square of a picture, size x size RGB bytes
-function toSquare(bitmap, turn, stored, size) {
+async function toSquare(bitmap, turn, stored, size) {
   // Pillow's decoder makes a JPEG 1/2, 1/4 or 1/8 as large, before the picture is turned
   const least = 2 * Math.max(size, MIN_SIDE),
     most = Math.min(Math.floor(bitmap.width / least), Math.floor(bitmap.height / least));
@@ -252,7 +252,7 @@ function toSquare(bitmap, turn, stored, size) {
   const [width, height] = turn.swap ? [reduced[1], reduced[0]] : reduced, side = Math.min(width, height);
   const across = makeTaps(width, (width - side) / 2, side, size),
     down = makeTaps(height, (height - side) / 2, side, size);
-  const pixels = readUpright(bitmap, turn, reduced, across, down, by, stored);
+  const pixels = await readUpright(bitmap, turn, reduced, across, down, by, stored);
   const w = across.to - across.from, h = down.to - down.from;
   if (width === size && height === size) return pixels;
   if (height > size && height - size > 2 * (width - size)) {  // Pillow begins with the longer way of a tall picture
@@ -300,11 +300,12 @@ function resample(source, count, { lines, from }, line, step, lineOut, stepOut) 
 }
 
 // Return the pixels that the taps reach, upright, of the picture made 1/by as large
-function readUpright(bitmap, { swap, flipU, flipV }, [w, h], across, down, by, stored) {
+async function readUpright(bitmap, { swap, flipU, flipV }, [w, h], across, down, by, stored) {
   const [a, b] = swap ? [down, across] : [across, down];  // along the stored columns, along the stored rows
   const [u0, u1] = flipU ? [w - a.to, w - a.from] : [a.from, a.to],
     [v0, v1] = flipV ? [h - b.to, h - b.from] : [b.from, b.to];
-  const source = by > 1 ? readReduced(bitmap, u0, v0, u1, v1, by, stored) : readStored(bitmap, u0, v0, u1, v1);
+  const source = by > 1 ? readReduced(bitmap, u0, v0, u1, v1, by, stored)
+    : await readStored(bitmap, u0, v0, u1, v1);
   if (!swap && !flipU && !flipV) return source;
   const columns = u1 - u0, rows = v1 - v0, width = swap ? rows : columns,
     upright = new Uint8ClampedArray(source.length);
@@ -337,16 +338,33 @@ function* readStrips(bitmap, x0, y0, x1, y1, rows, margin) {
 const STRIP = 1e6;  // pixels
 
 // Return a rectangle as RGB over white
-function readStored(bitmap, x0, y0, x1, y1) {
+async function readStored(bitmap, x0, y0, x1, y1) {
   const width = x1 - x0, target = new Uint8ClampedArray(3 * width * (y1 - y0));
+  const frame = await keepsColours() ? new VideoFrame(bitmap, { timestamp: 0 }) : null;
   let to = 0;
-  for (const { data } of readStrips(bitmap, x0, y0, x1, y1, Math.max(1, Math.floor(STRIP / width)), 0))
+  for (const { data, top, height } of readStrips(bitmap, x0, y0, x1, y1, Math.max(1, Math.floor(STRIP / width)), 0)) {
+    await frame?.copyTo(data, { format: "RGBA", rect: { x: x0, y: top, width, height } });
     for (let from = 0; from < data.length && to < target.length; from += 4) {
-      target[to++] = data[from];
-      target[to++] = data[from + 1];
-      target[to++] = data[from + 2];
+      const alpha = data[from + 3];
+      for (let n = from; n < from + 3; n++) target[to++] = alpha < 255 ? overWhite(data[n], alpha) : data[n];
     }
+  }
+  frame?.close();
   return target;
+}
+
+// Return whether a video frame holds a bitmap's colours as they are. Firefox's does, and its canvas rounds them up where
+// they are translucent; in Chromium it is the canvas that rounds them as Pillow does.
+async function keepsColours() {
+  const known = Uint8ClampedArray.of(100, 100, 100, 3), found = new Uint8Array(4);
+  try {
+    const frame = new VideoFrame(await createImageBitmap(new ImageData(known, 1, 1), AS_STORED), { timestamp: 0 });
+    await frame.copyTo(found, { format: "RGBA" });
+    frame.close();
+  } catch {
+    return false;
+  }
+  return found.every((value, n) => value === known[n]);
 }
 
 // --- A JPEG made smaller. It holds 8 x 8 blocks of rounded coefficients, from which Pillow's decoder computes the
