@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data.batches import EvaluationBatches
 from data.cache import CacheHandle, open_part
 from data.split import PartName
-from model import checkpoint, metrics, plain_json
+from model import checkpoint, metrics, plain_json, strangers
 from model.files import printable, why
 from model.network import MushroomCNN
 from search_space import Config
@@ -40,6 +42,8 @@ FORMAT = 4
 """Format version of retrained.json."""
 FINAL_RUNS = "retrained"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
+TRAINED_ON: list[PartName] = ["train", "validation"]
+"""Parts on which final runs are trained."""
 FINAL_METRIC = "top-1 on validation pictures that it has trained on"
 """Dashboard's name for a final run's value, which shows only that the network has learned."""
 
@@ -134,10 +138,19 @@ class Evaluator:
 
         Raises StudyError if the weights are gone or a GPU has too little memory.
         """
+        return self._outputs(MushroomCNN.forward, config, path, [part])
+
+    def features(self, config: Config, path: Path, parts: Sequence[PartName]) -> tuple[Tensor, Tensor]:
+        """Return features (N, F) and labels (N,), like `logits`, on several parts."""
+        return self._outputs(MushroomCNN.features, config, path, parts)
+
+    def _outputs(
+        self, compute: Callable[[MushroomCNN, Tensor], Tensor], config: Config, path: Path, parts: Sequence[PartName]
+    ) -> tuple[Tensor, Tensor]:
         try:
-            network = load_network(config, path).to(self.device)
-            batches = EvaluationBatches(open_part(self.data, config.image_size, part), device=torch.device(self.device))
-            return metrics.logits(network, batches)
+            network, device = load_network(config, path).to(self.device).eval(), torch.device(self.device)
+            batches = EvaluationBatches(open_part(self.data, config.image_size, *parts), device=device)
+            return metrics.outputs(partial(compute, network), batches)
         except torch.OutOfMemoryError as error:
             raise StudyError(
                 f"{self.device} has too little free memory to evaluate the winner: stop other programs that use it, or "
@@ -151,17 +164,39 @@ def calibrate(config: Config, paths: list[Path], evaluator: Evaluator) -> metric
     return metrics.calibrate(torch.stack(outputs), labels[0])
 
 
+def find_familiar(config: Config, path: Path, parts: Sequence[PartName], evaluator: Evaluator) -> strangers.Familiar:
+    """Return what is familiar to the network with the weights at `path`; it was trained on `parts` of the pictures."""
+    return strangers.fit(*evaluator.features(config, path, parts))
+
+
+def find_farthest(config: Config, paths: list[Path], evaluator: Evaluator) -> tuple[float | None, str]:
+    """Return `strangers.farthest` of the validation pictures, on which these weights must not have been trained."""
+    distances = [
+        find_familiar(config, path, ["train"], evaluator)(evaluator.features(config, path, ["validation"])[0])
+        for path in paths
+    ]
+    return strangers.farthest(torch.stack(distances))
+
+
 def evaluate_on_test(
-    finals: list[FinalRuns], temperature: float, evaluator: Evaluator, sure: float | None = None
+    finals: list[FinalRuns],
+    temperature: float,
+    evaluator: Evaluator,
+    sure: float | None = None,
+    farthest: float | None = None,
 ) -> dict[str, Any]:
     """Evaluate all final runs on the test set: the winner's, which come first, and the baselines'.
 
-    `sure` is the lowest probability of the winner's sure answers.
+    `sure` is the lowest probability of the winner's sure answers, `farthest` the largest distance of a picture that is
+    no stranger to it.
 
     Returns the metrics of the exported network, mean and standard deviation over the seeds, and the baselines' top-1.
     """
     won, *others = [one for one in finals if one.complete]
-    measured = [_on_test(won, temperature, sure, evaluator), *(_on_test(one, 1.0, None, evaluator) for one in others)]
+    measured = [
+        _on_test(won, temperature, sure, farthest, evaluator),
+        *(_on_test(one, 1.0, None, None, evaluator) for one in others),
+    ]
     exported, top1 = measured[0][0], [one.top1 for one in measured[0]]
     return exported.to_dict() | {
         "diverged": len(won.runs) - len(won.complete),
@@ -201,13 +236,23 @@ def evaluate_logged(
         if earlier and not retest and not test_set_uses.already_tested(results, *key):
             return winner
         test_set_uses.log_use(results, *key, study.name)
-    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure)
+    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure, winner.farthest)
     return replace(winner, results=tested | {"evaluations": len(earlier) + 1})
 
 
-def _on_test(finals: FinalRuns, temperature: float, sure: float | None, evaluator: Evaluator) -> list[metrics.Measured]:
-    logits = (evaluator.logits(finals.candidate.config, path, "test") for path in finals.weights)
-    return [metrics.measure(*pair, temperature, sure) for pair in logits]
+def _on_test(
+    finals: FinalRuns, temperature: float, sure: float | None, farthest: float | None, evaluator: Evaluator
+) -> list[metrics.Measured]:
+    config = finals.candidate.config
+
+    def measured(path: Path) -> metrics.Measured:
+        strange = None
+        if farthest is not None:
+            familiar = find_familiar(config, path, TRAINED_ON, evaluator)
+            strange = familiar(evaluator.features(config, path, ["test"])[0]) > farthest
+        return metrics.measure(*evaluator.logits(config, path, "test"), temperature, sure, strange)
+
+    return [measured(path) for path in finals.weights]
 
 
 def _spread(values: list[float]) -> float | None:
@@ -227,6 +272,7 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
     config, run = won.candidate.config, finals.complete[0]
     finalists = [weights(study.folder / FINALISTS, one) for one in won.complete]
     calibration = calibrate(config, finalists, evaluator)
+    farthest, strangers_text = find_farthest(config, finalists, evaluator)
     return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
@@ -238,12 +284,14 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         seed_index=run.params["seed"],
         environment=run.environment,
         epochs=config.training.epochs,
-        trained_on=["train", "validation"],
+        trained_on=TRAINED_ON,
         weights=finals.weights[0].relative_to(study.folder).as_posix(),
         temperature=calibration.temperature,
         calibration=calibration.text,
         sure=calibration.sure,
         sure_text=calibration.sure_text,
+        farthest=farthest,
+        strangers_text=strangers_text,
         networks=" ".join(one.run or "" for one in finals.runs),
         # The accuracy of a shorter run cannot be compared with the mean over seeds.
         validation=({"recorded": won.candidate.recorded} if won.candidate.complete else {})
@@ -285,6 +333,11 @@ class Winner:
     """Lowest probability of an answer that is called sure, 0 to 1; None if none is."""
     sure_text: str | None = None
     """What a sure answer is, as `metrics.Calibration.sure_text`; None before retraining and in earlier versions."""
+    farthest: float | None = None
+    """Largest distance from what the network has learned at which a picture is no stranger; None if no picture is
+    called a stranger."""
+    strangers_text: str | None = None
+    """Which pictures are called strangers, or why none is; None before retraining and in earlier versions."""
     networks: str
     """Key of the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]
