@@ -109,7 +109,7 @@ def predict(
             elif as_csv:
                 predictions.write_csv(found, top, sys.stdout)
             else:
-                answers = (bundle.sure, bundle.farthest) != (None, None)
+                answers = (bundle.sure, bundle.strangest) != (None, None)
                 predictions.write_table(found, bundle.classes, top, sys.stdout, answers=answers)
     except (BundleError, PredictError) as error:
         raise StudyError(str(error)) from error

@@ -42,11 +42,11 @@ def write_table(
 
 def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
     """Write a JSON array with an object per picture: path, classes (each with its probability), whether the answer is
-    sure and the picture a stranger, its distance from what the network has learned, error."""
+    sure and the picture a stranger, its strangeness, error."""
     before = chain(["[\n"], _forever(",\n"))
     for one in predictions:
         classes = [{"class": name, "probability": share} for name, share in one.classes]
-        judged = {"sure": one.sure, "stranger": one.stranger, "distance": one.distance}
+        judged = {"sure": one.sure, "stranger": one.stranger, "strangeness": one.strangeness}
         values = {"path": str(one.path), "classes": classes, **judged, "error": one.error}
         out.write(next(before) + json.dumps(values))
     out.write("\n]\n" if next(before) != "[\n" else "[]\n")

@@ -106,14 +106,15 @@ class MushroomCNN(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.head(self.dropout(self.features(pictures)))
+        return self.features_and_logits(pictures)[1]
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Return what the head sees of the pictures, dropout aside: (N, F)."""
+    def features_and_logits(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled features (N, F) and the logits (N, C)."""
         maps = self.block1(self.stem(pictures))
         maps = self.dropout2(self.block2(maps))
         maps = self.dropout3(self.block3(maps))
-        return self.pooling(maps)
+        features = self.pooling(maps)
+        return features, self.head(self.dropout(features))
 
 
 class ResidualBlock(nn.Module):

@@ -56,8 +56,8 @@ class Prediction:
     stranger: bool | None = None
     """Whether the picture is unlike anything that the network has learned, as the bundle's `strangers` says; None if
     there is an error or no such rule."""
-    distance: float | None = None
-    """Distance of the picture from what the network has learned; None as `stranger` is."""
+    strangeness: float | None = None
+    """How strange the picture is to the network, in standard deviations from what is usual; None as `stranger` is."""
     error: str | None = None
     """Why the picture could not be used; None if it could."""
     traits: Traits = ORDINARY
@@ -102,11 +102,13 @@ class Classifier:
 
     @torch.inference_mode()
     def _answers(self, pictures: Square) -> tuple[torch.Tensor, list[float | None]]:
-        """Return probabilities, as `probabilities` does, and each picture's distance from what the network knows."""
+        """Return probabilities, as `probabilities` does, and each picture's strangeness."""
         network = self._network
-        features = network.features(normalise(torch.tensor(pictures, device=self._device)))
-        probabilities = torch.softmax(network.head(features).float() / self.bundle.temperature, dim=1).cpu()
-        return probabilities, network.familiar(features).tolist() if network.familiar else [None] * len(pictures)
+        features, logits = network.features_and_logits(normalise(torch.tensor(pictures, device=self._device)))
+        probabilities = torch.softmax(logits.float() / self.bundle.temperature, dim=1).cpu()
+        if network.familiar is None:
+            return probabilities, [None] * len(pictures)
+        return probabilities, network.familiar(features, logits).tolist()
 
     def explain(self, path: Path, name: str, *, side: int = 256) -> Image.Image:
         """Return what the network sees of a picture and, to the right of it, where it looked for the class `name`.
@@ -150,26 +152,26 @@ class Classifier:
     ) -> Iterator[Prediction]:
         found = [future.result() for _, future in batch]
         good = [one[0] for one in found if not isinstance(one, str)]
-        probabilities, distances = self._answers(np.stack(good)) if good else (torch.empty(0), [])
-        answers = zip(probabilities.tolist(), distances, strict=True)
+        probabilities, strangeness = self._answers(np.stack(good)) if good else (torch.empty(0), [])
+        answers = zip(probabilities.tolist(), strangeness, strict=True)
         for (path, _), one in zip(batch, found, strict=True):
             if isinstance(one, str):
                 yield Prediction(path=path, classes=(), error=one)
                 continue
-            row, distance = next(answers)
+            row, strange = next(answers)
             if not math.isfinite(sum(row)):
                 yield Prediction(path=path, classes=(), error="the network's numbers overflow")
                 continue
             best = sorted(range(len(row)), key=lambda label: -row[label])[:top]
             classes = tuple((self.bundle.classes[label], row[label]) for label in best)
-            sure, farthest = self.bundle.sure, self.bundle.farthest
-            stranger = None if farthest is None or distance is None else distance > farthest
+            sure, strangest = self.bundle.sure, self.bundle.strangest
+            stranger = None if strangest is None or strange is None else strange > strangest
             yield Prediction(
                 path=path,
                 classes=classes,
                 sure=None if sure is None else max(row) >= sure and not stranger,
                 stranger=stranger,
-                distance=distance,
+                strangeness=strange,
                 traits=one[1],
             )
 

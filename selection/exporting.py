@@ -16,7 +16,7 @@ from selection.retraining import (
     calibrate,
     exported_run,
     find_familiar,
-    find_farthest,
+    find_strangest,
     load_network,
 )
 from tuning import StudyError, ownership
@@ -61,16 +61,16 @@ def export(session: Session, winner: Winner | None = None) -> Published:
     if temperature is None:
         fitted = calibrate(config, [weights], evaluator)
         temperature = fitted.temperature
-        farthest, strangers_text = find_farthest(config, [weights], evaluator)
+        strangest, strangers_text = find_strangest(config, [weights], evaluator)
         winner = replace(
             winner,
             calibration=fitted.text,
             sure=fitted.sure,
             sure_text=fitted.sure_text,
-            farthest=farthest,
+            strangest=strangest,
             strangers_text=strangers_text,
         )
-    if winner.farthest is not None:
+    if winner.strangest is not None:
         network.familiar = find_familiar(config, weights, winner.trained_on, evaluator)
     texts = {"calibration": winner.calibration, "sure answers": winner.sure_text, "strangers": winner.strangers_text}
     bundle = Bundle(
@@ -80,7 +80,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
         ranges=pictures.catalog.ranges,
         temperature=temperature,
         sure=winner.sure,
-        farthest=winner.farthest,
+        strangest=winner.strangest,
         provenance={
             "study": session.name,
             STUDY_ID: ownership.identify(session.study),

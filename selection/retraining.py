@@ -138,11 +138,16 @@ class Evaluator:
 
         Raises StudyError if the weights are gone or a GPU has too little memory.
         """
-        return self._outputs(MushroomCNN.forward, config, path, [part])
+        return self._outputs(MushroomCNN.forward, config, path, (part,))
 
-    def features(self, config: Config, path: Path, parts: Sequence[PartName]) -> tuple[Tensor, Tensor]:
-        """Return features (N, F) and labels (N,), like `logits`, on several parts."""
-        return self._outputs(MushroomCNN.features, config, path, parts)
+    def features(self, config: Config, path: Path, *parts: PartName) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features (N, F), logits (N, C) and labels (N,), like `logits`, on several parts."""
+
+        def compute(network: MushroomCNN, pictures: Tensor) -> Tensor:
+            return torch.cat(network.features_and_logits(pictures), dim=1)
+
+        both, labels = self._outputs(compute, config, path, parts)
+        return both[:, : -config.model.classes], both[:, -config.model.classes :], labels
 
     def _outputs(
         self, compute: Callable[[MushroomCNN, Tensor], Tensor], config: Config, path: Path, parts: Sequence[PartName]
@@ -166,16 +171,17 @@ def calibrate(config: Config, paths: list[Path], evaluator: Evaluator) -> metric
 
 def find_familiar(config: Config, path: Path, parts: Sequence[PartName], evaluator: Evaluator) -> strangers.Familiar:
     """Return what is familiar to the network with the weights at `path`; it was trained on `parts` of the pictures."""
-    return strangers.fit(*evaluator.features(config, path, parts))
+    return strangers.fit(*evaluator.features(config, path, *parts))
 
 
-def find_farthest(config: Config, paths: list[Path], evaluator: Evaluator) -> tuple[float | None, str]:
-    """Return `strangers.farthest` of the validation pictures, on which these weights must not have been trained."""
-    distances = [
-        find_familiar(config, path, ["train"], evaluator)(evaluator.features(config, path, ["validation"])[0])
-        for path in paths
-    ]
-    return strangers.farthest(torch.stack(distances))
+def find_strangest(config: Config, paths: list[Path], evaluator: Evaluator) -> tuple[float | None, str]:
+    """Return `strangers.strangest` of the validation pictures, on which these weights must not have been trained."""
+
+    def strangeness(path: Path) -> Tensor:
+        features, logits, _ = evaluator.features(config, path, "validation")
+        return find_familiar(config, path, ["train"], evaluator)(features, logits)
+
+    return strangers.strangest(torch.stack([strangeness(path) for path in paths]))
 
 
 def evaluate_on_test(
@@ -183,18 +189,18 @@ def evaluate_on_test(
     temperature: float,
     evaluator: Evaluator,
     sure: float | None = None,
-    farthest: float | None = None,
+    strangest: float | None = None,
 ) -> dict[str, Any]:
     """Evaluate all final runs on the test set: the winner's, which come first, and the baselines'.
 
-    `sure` is the lowest probability of the winner's sure answers, `farthest` the largest distance of a picture that is
-    no stranger to it.
+    `sure` is the lowest probability of the winner's sure answers, `strangest` the highest strangeness of a picture that
+    it does not call a stranger.
 
     Returns the metrics of the exported network, mean and standard deviation over the seeds, and the baselines' top-1.
     """
     won, *others = [one for one in finals if one.complete]
     measured = [
-        _on_test(won, temperature, sure, farthest, evaluator),
+        _on_test(won, temperature, sure, strangest, evaluator),
         *(_on_test(one, 1.0, None, None, evaluator) for one in others),
     ]
     exported, top1 = measured[0][0], [one.top1 for one in measured[0]]
@@ -236,21 +242,21 @@ def evaluate_logged(
         if earlier and not retest and not test_set_uses.already_tested(results, *key):
             return winner
         test_set_uses.log_use(results, *key, study.name)
-    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure, winner.farthest)
+    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure, winner.strangest)
     return replace(winner, results=tested | {"evaluations": len(earlier) + 1})
 
 
 def _on_test(
-    finals: FinalRuns, temperature: float, sure: float | None, farthest: float | None, evaluator: Evaluator
+    finals: FinalRuns, temperature: float, sure: float | None, strangest: float | None, evaluator: Evaluator
 ) -> list[metrics.Measured]:
     config = finals.candidate.config
 
     def measured(path: Path) -> metrics.Measured:
-        strange = None
-        if farthest is not None:
-            familiar = find_familiar(config, path, TRAINED_ON, evaluator)
-            strange = familiar(evaluator.features(config, path, ["test"])[0]) > farthest
-        return metrics.measure(*evaluator.logits(config, path, "test"), temperature, sure, strange)
+        strange, logits, labels = None, *evaluator.logits(config, path, "test")
+        if strangest is not None:
+            features, _, _ = evaluator.features(config, path, "test")
+            strange = find_familiar(config, path, TRAINED_ON, evaluator)(features, logits) > strangest
+        return metrics.measure(logits, labels, temperature, sure, strange)
 
     return [measured(path) for path in finals.weights]
 
@@ -272,7 +278,7 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
     config, run = won.candidate.config, finals.complete[0]
     finalists = [weights(study.folder / FINALISTS, one) for one in won.complete]
     calibration = calibrate(config, finalists, evaluator)
-    farthest, strangers_text = find_farthest(config, finalists, evaluator)
+    strangest, strangers_text = find_strangest(config, finalists, evaluator)
     return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
@@ -290,7 +296,7 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         calibration=calibration.text,
         sure=calibration.sure,
         sure_text=calibration.sure_text,
-        farthest=farthest,
+        strangest=strangest,
         strangers_text=strangers_text,
         networks=" ".join(one.run or "" for one in finals.runs),
         # The accuracy of a shorter run cannot be compared with the mean over seeds.
@@ -333,9 +339,8 @@ class Winner:
     """Lowest probability of an answer that is called sure, 0 to 1; None if none is."""
     sure_text: str | None = None
     """What a sure answer is, as `metrics.Calibration.sure_text`; None before retraining and in earlier versions."""
-    farthest: float | None = None
-    """Largest distance from what the network has learned at which a picture is no stranger; None if no picture is
-    called a stranger."""
+    strangest: float | None = None
+    """Highest strangeness of a picture that is not called a stranger; None if no picture is called one."""
     strangers_text: str | None = None
     """Which pictures are called strangers, or why none is; None before retraining and in earlier versions."""
     networks: str

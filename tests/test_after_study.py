@@ -557,7 +557,7 @@ def test_the_bundle_is_the_winner_with_its_result(
     assert bundle.provenance["trial"] == winner["trial"]
     text = (best / "README.md").read_text(encoding="utf-8")
     assert "evaluation number 2 on these pictures" in text
-    assert bundle.farthest == winner["farthest"] is not None
+    assert bundle.strangest == winner["strangest"] is not None
     assert f"{winner['results']['strangers']} were called unlike anything learned" in text
     assert "were called unlike anything learned" in retested[1].out
     assert f"--model {best}" in exported.out
@@ -573,10 +573,10 @@ def test_predictions_as_table_json_and_csv_agree(best: Path, searched: Tiny) -> 
     assert [(ended.code, ended.err) for ended in (table, listed, rows)] == [(0, "")] * 3
     found = json.loads(listed.out)
     assert [one["path"] for one in found] == [str(path) for path in sorted(folder.iterdir())]
-    farthest = load(best)[0].farthest
-    assert farthest is not None
+    strangest = load(best)[0].strangest
+    assert strangest is not None
     for one in found:
-        assert one["stranger"] == (one["distance"] > farthest)
+        assert one["stranger"] == (one["strangeness"] > strangest)
         shares = [each["probability"] for each in one["classes"]]
         assert sum(shares) == pytest.approx(1)
         assert shares == sorted(shares, reverse=True)
@@ -590,17 +590,17 @@ def test_predictions_as_table_json_and_csv_agree(best: Path, searched: Tiny) -> 
     assert said == [one["stranger"] for one in found]
 
 
-def test_the_distances_are_those_from_the_pictures_that_the_network_was_trained_on(
+def test_strangeness_is_measured_against_the_pictures_that_the_network_was_trained_on(
     best: Path, retested: tuple[Tiny, Finished]
 ) -> None:
     study, winner = retested[0], written(retested[0])
     part = open_part(study.data, winner["config"]["image_size"], "train", "validation")
     _, network = load(best)
     with torch.inference_mode():
-        features = network.features(normalise(torch.from_numpy(part.images[part.indices])))
+        seen = network.features_and_logits(normalise(torch.from_numpy(part.images[part.indices])))
     assert network.familiar is not None
-    expected = strangers.fit(features, torch.from_numpy(part.labels))(features)
-    torch.testing.assert_close(network.familiar(features), expected, rtol=1e-3, atol=1e-3)
+    expected = strangers.fit(*seen, torch.from_numpy(part.labels))(*seen)
+    torch.testing.assert_close(network.familiar(*seen), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_predict_finds_the_bundle_of_the_study_that_was_run_last(retested: tuple[Tiny, Finished], best: Path) -> None:

@@ -31,7 +31,7 @@ BUNDLE = Bundle(
     image_size=32,
     temperature=1.25,
     sure=0.83,
-    farthest=7.5,
+    strangest=7.5,
     ranges={"integers": [0, 4095], "floats": [-0.5, 1.5]},
     provenance={"study": "tiny", "trial": 7, "versions": {"torch": "2.15.0"}},
     results={
@@ -48,7 +48,9 @@ def weights(config: ModelConfig = MODEL) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = MushroomCNN(config).to(memory_format=torch.channels_last)
     network(torch.randn(4, 3, 32, 32))
-    network.familiar = fit(torch.randn(9, network.head.in_features), torch.arange(9) % config.classes)
+    network.familiar = fit(
+        torch.randn(9, network.head.in_features), torch.randn(9, config.classes), torch.arange(9) % config.classes
+    )
     return network.state_dict()
 
 
@@ -157,7 +159,7 @@ def test_a_class_folder_whose_name_is_no_utf8_makes_the_round_trip(folder: Path)
         ({"image_size": 4097}, "`16 <= image_size <= 4096` must hold, but got 4097"),
         ({"temperature": 0.0}, "`0.001 <= temperature <= 1000` must hold, but got 0.0"),
         ({"temperature": float("nan")}, "`0.001 <= temperature <= 1000` must hold, but got nan"),
-        ({"farthest": -1.0}, "`0 <= farthest <= 1e+12` must hold, but got -1.0"),
+        ({"strangest": 1e10}, "`-1e+09 <= strangest <= 1e+09` must hold, but got 10000000000.0"),
         ({"sure": 83.0}, "`0 <= sure <= 1` must hold, but got 83.0"),
         ({"ranges": {"bytes": [0, 1]}}, "but is 'bytes', [0, 1]"),
         ({"ranges": {"integers": [5, 5]}}, "but is 'integers', [5, 5]"),
@@ -232,10 +234,10 @@ def test_a_bundle_of_version_1_has_no_ranges(folder: Path) -> None:
 
 def test_a_bundle_of_version_3_knows_no_strangers(folder: Path) -> None:
     plain = {name: tensor for name, tensor in WEIGHTS_SAVED.items() if not name.startswith("familiar")}
-    save(folder, replace(BUNDLE, farthest=None), plain)
-    alter(folder, lambda config: (config.update(format="mushroom-study bundle 3"), config.pop("farthest")))
+    save(folder, replace(BUNDLE, strangest=None), plain)
+    alter(folder, lambda config: (config.update(format="mushroom-study bundle 3"), config.pop("strangest")))
     bundle, network = load(folder)
-    assert (bundle.farthest, network.familiar) == (None, None)
+    assert (bundle.strangest, network.familiar) == (None, None)
 
 
 @pytest.mark.parametrize("number", [5, 10, 999])
@@ -342,7 +344,7 @@ def test_fields_that_are_not_known(folder: Path) -> None:
         ("temperature", True),
         ("temperature", None),
         ("sure", "0.9"),
-        ("farthest", "9"),
+        ("strangest", "9"),
         ("provenance", []),
         ("results", "none"),
         ("files", [WEIGHTS]),

@@ -124,13 +124,13 @@ def test_a_picture_farther_than_the_bundles_limit_is_a_stranger_and_never_sure(b
     paths = list(pictures_in([folder]))
     squares = np.stack([square_of(path, bundle.image_size, {})[0] for path in paths])
     with torch.inference_mode():
-        features = network.features(normalise(torch.from_numpy(squares)))
-    network.familiar = fit(features[:9], torch.arange(9) % 3)
-    expected = network.familiar(features)
-    limited = replace(bundle, farthest=float(expected.median()), sure=0.0)
+        features, logits = network.features_and_logits(normalise(torch.from_numpy(squares)))
+    network.familiar = fit(features[:9], logits[:9], torch.arange(9) % 3)
+    expected = network.familiar(features, logits)
+    limited = replace(bundle, strangest=float(expected.median()), sure=0.0)
     found = list(Classifier(limited, network, torch.device("cpu")).predict(paths))
-    torch.testing.assert_close(torch.tensor([one.distance for one in found]), expected)
-    assert [one.stranger for one in found] == [one.distance > limited.farthest for one in found]
+    torch.testing.assert_close(torch.tensor([one.strangeness for one in found]), expected, rtol=1e-4, atol=1e-4)
+    assert [one.stranger for one in found] == (expected > limited.strangest).tolist()
     assert [one.sure for one in found] == [not one.stranger for one in found]
     assert {one.stranger for one in found} == {True, False}
 

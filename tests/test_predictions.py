@@ -36,9 +36,9 @@ def test_the_table_has_one_aligned_line_per_picture() -> None:
 
 def test_every_form_says_whether_an_answer_is_sure_and_a_picture_a_stranger() -> None:
     found = [
-        replace(GOOD, sure=True, stranger=False, distance=1.5),
-        replace(GOOD, sure=False, stranger=False, distance=2.5),
-        replace(GOOD, sure=False, stranger=True, distance=3.5),
+        replace(GOOD, sure=True, stranger=False, strangeness=1.5),
+        replace(GOOD, sure=False, stranger=False, strangeness=2.5),
+        replace(GOOD, sure=False, stranger=True, strangeness=3.5),
         BAD,
     ]
     assert table(found, answers=True) == [
@@ -50,7 +50,7 @@ def test_every_form_says_whether_an_answer_is_sure_and_a_picture_a_stranger() ->
     ]
     listed, rows = io.StringIO(), io.StringIO()
     write_json(found, listed)
-    assert [(one["sure"], one["stranger"], one["distance"]) for one in json.loads(listed.getvalue())] == [
+    assert [(one["sure"], one["stranger"], one["strangeness"]) for one in json.loads(listed.getvalue())] == [
         (True, False, 1.5),
         (False, False, 2.5),
         (False, True, 3.5),
@@ -97,7 +97,7 @@ def test_json_is_one_array_for_names_of_any_kind() -> None:
         "classes": [{"class": "Boletus", "probability": 0.75}, {"class": "Agaricus", "probability": 0.25}],
         "sure": None,
         "stranger": None,
-        "distance": None,
+        "strangeness": None,
         "error": None,
     }
     assert rows[-1]["classes"] == []

@@ -43,8 +43,8 @@ IMAGE_SIZES = (16, 4096)
 TEMPERATURES = (1e-3, 1e3)
 """Lowest and highest plausible temperature: beyond them all probabilities would be 0 or 1, or all equal."""
 
-DISTANCES = (0, 1e12)
-"""Lowest and highest plausible distance of a familiar picture, in units of the spread within the classes."""
+STRANGENESS = (-1e9, 1e9)
+"""Lowest and highest plausible strangeness of a familiar picture, in standard deviations."""
 
 MAX_HEADER = 2**20
 """Bytes that model.safetensors may have besides its tensors: names, shapes, and other tools' metadata."""
@@ -82,9 +82,9 @@ class Bundle:
     """Divisor of the logits with which softmax gives calibrated probabilities; 1 if they could not be calibrated."""
     sure: float | None = None
     """Lowest probability of an answer that is called sure, 0 to 1; None if none is."""
-    farthest: float | None = None
-    """Largest distance from what the network has learned at which a picture is no stranger; None if no picture is
-    called a stranger. Otherwise the network has a `model.strangers.Familiar`."""
+    strangest: float | None = None
+    """Highest strangeness of a picture that is not called a stranger; None if no picture is called one. Otherwise the
+    network has a `model.strangers.Familiar`."""
     provenance: dict[str, Any]
     """Provenance as plain JSON: study, trial, data fingerprint, versions and so on; shown but not used."""
     results: dict[str, Any] | None
@@ -102,7 +102,7 @@ class Bundle:
             ("image_size", self.image_size, IMAGE_SIZES),
             ("temperature", self.temperature, TEMPERATURES),
             ("sure", self.sure, (0, 1)),
-            ("farthest", self.farthest, DISTANCES),
+            ("strangest", self.strangest, STRANGENESS),
         ):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"`{low:g} <= {name} <= {high:g}` must hold, but got {value}")
@@ -142,7 +142,7 @@ class _Description:
     """SHA-256 of each other file in the folder, by name."""
     ranges: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     sure: float | None = None
-    farthest: float | None = None
+    strangest: float | None = None
 
 
 def save(folder: Path, bundle: Bundle, weights: dict[str, Tensor]) -> None:
@@ -170,7 +170,7 @@ def seal(folder: Path, bundle: Bundle) -> None:
         files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         ranges={kind: list(ends) for kind, ends in bundle.ranges.items()},
         sure=bundle.sure,
-        farthest=bundle.farthest,
+        strangest=bundle.strangest,
     )
     # A folder's name need not be UTF-8; `backslashreplace` writes what is not as JSON's own escape.
     text = _readable(asdict(description)) + "\n"
@@ -204,7 +204,7 @@ def empty(bundle: Bundle) -> MushroomCNN:
     """
     with torch.device("meta"), _Unfilled():
         network = MushroomCNN(bundle.model)
-        if bundle.farthest is not None:
+        if bundle.strangest is not None:
             network.familiar = Familiar(network.head.out_features, network.head.in_features)
         return network
 
@@ -259,7 +259,7 @@ def _description(folder: Path) -> tuple[Bundle, dict[str, str]]:
             results=found.results,
             ranges=found.ranges,
             sure=found.sure,
-            farthest=found.farthest,
+            strangest=found.strangest,
         )
     except ValueError as error:  # from UTF-8, JSON, numbers with thousands of digits, or a rule of the dataclasses
         _refuse(path, why(error))

@@ -383,7 +383,7 @@ def sure_result(results: Mapping[str, Any]) -> str:
 def _strangers(bundle: Bundle, results: Results | None) -> str:
     found = _text(bundle.strangers)
     text = f"{found[0].upper()}{found[1:]}. "
-    if bundle.farthest is not None:
+    if bundle.strangest is not None:
         if results is not None and (said := strangers_result(results)):
             text += f"{said} "
         text += (
