@@ -100,8 +100,8 @@ def predict(
                     f"export again, or use it all the same with --model {shlex.quote(str(model))}"
                 )
             print(f"Using {model}", file=sys.stderr)
-        classes = classifier.bundle.classes
-        top = min(top, len(classes))
+        bundle = classifier.bundle
+        top = min(top, len(bundle.classes))
         found = counted(classifier.predict(pictures_in(pictures), top=top))
         with essential_output():
             if as_json:
@@ -109,7 +109,8 @@ def predict(
             elif as_csv:
                 predictions.write_csv(found, top, sys.stdout)
             else:
-                predictions.write_table(found, classes, top, sys.stdout, sure=classifier.bundle.sure is not None)
+                answers = (bundle.sure, bundle.strangest) != (None, None)
+                predictions.write_table(found, bundle.classes, top, sys.stdout, answers=answers)
     except (BundleError, PredictError) as error:
         raise StudyError(str(error)) from error
     for found, what in (

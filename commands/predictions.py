@@ -18,29 +18,36 @@ WIDEST = 28
 SURE = {True: "sure", False: "not sure", None: ""}
 
 
+def answer(prediction: Prediction) -> str:
+    """Return "sure", "not sure" or "stranger"; "" if the bundle has no rules for them, or the picture an error."""
+    return "stranger" if prediction.stranger else SURE[prediction.sure]
+
+
 def write_table(
-    predictions: Iterable[Prediction], classes: Iterable[str], top: int, out: TextIO, *, sure: bool
+    predictions: Iterable[Prediction], classes: Iterable[str], top: int, out: TextIO, *, answers: bool
 ) -> None:
-    """Write one line per picture: with `sure` whether its answer is, the most probable classes, and the path."""
+    """Write one line per picture: with `answers` whether it is sure, the most probable classes, and the path."""
     width = min(WIDEST, max(len(printable(name)) for name in classes))
-    headings = ["answer  "] * sure + [f"{f'top-{place + 1}':<{width + 9}}" for place in range(top)]
+    headings = ["answer  "] * answers + [f"{f'top-{place + 1}':<{width + 9}}" for place in range(top)]
     out.write("  ".join([*headings, "picture"]) + "\n")
     for one in predictions:
         cells = [f"{_cut(printable(name), width):<{width}} {100 * share:6.2f} %" for name, share in one.classes]
         if one.error is not None:
             cells = [f"error: {one.error}"]
-        if sure:
-            cells.insert(0, f"{SURE[one.sure]:<8}")
-        line = "  ".join(cells).ljust((width + 9) * top + 2 * (top - 1) + 10 * sure)
+        if answers:
+            cells.insert(0, f"{answer(one):<8}")
+        line = "  ".join(cells).ljust((width + 9) * top + 2 * (top - 1) + 10 * answers)
         out.write(f"{line}  {printable(one.path)}\n")
 
 
 def write_json(predictions: Iterable[Prediction], out: TextIO) -> None:
-    """Write a JSON array with an object per picture: path, classes (each with its probability), sure, error."""
+    """Write a JSON array with an object per picture: path, classes (each with its probability), whether the answer is
+    sure and the picture a stranger, its strangeness, error."""
     before = chain(["[\n"], _forever(",\n"))
     for one in predictions:
         classes = [{"class": name, "probability": share} for name, share in one.classes]
-        values = {"path": str(one.path), "classes": classes, "sure": one.sure, "error": one.error}
+        judged = {"sure": one.sure, "stranger": one.stranger, "strangeness": one.strangeness}
+        values = {"path": str(one.path), "classes": classes, **judged, "error": one.error}
         out.write(next(before) + json.dumps(values))
     out.write("\n]\n" if next(before) != "[\n" else "[]\n")
 
@@ -55,7 +62,7 @@ def write_csv(predictions: Iterable[Prediction], top: int, out: TextIO) -> None:
     table.writerow(["path", "error", "answer", *(f"{name}_{n}" for n in numbers for name in ("class", "probability"))])
     for one in predictions:
         best = ((csv_cell(name), share) for name, share in one.classes)
-        table.writerow([csv_cell(one.path), one.error or "", SURE[one.sure], *chain.from_iterable(best)])
+        table.writerow([csv_cell(one.path), one.error or "", answer(one), *chain.from_iterable(best)])
 
 
 def _cut(text: str, width: int) -> str:

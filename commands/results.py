@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from model.export.card import compared, sure_result
+from model.export.card import compared, strangers_result, sure_result
 from model.export.formats import Published
 from model.metrics import difference
 from reporting.words import percent, plural, share_of
@@ -129,7 +129,7 @@ def print_tested(console: Console, winner: Winner, results: dict[str, Any], clas
         f"{f', {diverged} diverged' if diverged else ''}; ECE {percent(results['ece'])} (chance level "
         f"{percent(results['ece_chance'])}); {winner.calibration}."
     )
-    if said := sure_result(results):
+    for said in filter(None, (sure_result(results), strangers_result(results))):
         console.print(Text(said), soft_wrap=True)
     for other in results["baselines"]:
         means = results["top1_mean"], other["top1_mean"]
@@ -240,7 +240,8 @@ def print_published(console: Console, published: Published, winner: Winner, tria
         f"model.onnx takes {latency.median:.2f} ms ({latency.low:.2f} to {latency.high:.2f}) per picture on one thread."
     )
     bundle = published.bundle
-    console.print(Text(f"Probabilities: {bundle.calibration}; {bundle.sure_answers}."), soft_wrap=True)
+    rules = f"Probabilities: {bundle.calibration}; {bundle.sure_answers}; {bundle.strangers}."
+    console.print(Text(rules), soft_wrap=True)
     untested = "other networks had been tested before" if winner.networks else "python study.py retrain tests it"
     result = f"untested: {untested}" if winner.test_top1 is None else f"test top-1 {percent(winner.test_top1)}"
     console.print(Text(f"Exported {winner.name} to {published.folder} ({result})."), soft_wrap=True)

@@ -5,6 +5,7 @@ network, batches -> `logits` -> (N, C) and labels (N,)        -> `calibrate` on 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -55,6 +56,10 @@ class Measured:
     """Share of the sure answers that are right, 0 to 1; None without one."""
     sure_interval: tuple[float, float] | None = None
     """95 % Wilson interval of `sure_top1`."""
+    strangers: int | None = None
+    """Number of pictures that are called strangers; None if none can be."""
+    strangers_interval: tuple[float, float] | None = None
+    """95 % Wilson interval of the share of strangers."""
     per_class: tuple[float | None, ...]
     """Accuracy within each true class; None for a class without pictures."""
     confusion: Confusion
@@ -64,27 +69,37 @@ class Measured:
         return asdict(self)
 
 
-@torch.inference_mode()
 def logits(model: nn.Module, batches: Batches) -> Logits:
     """Return the logits of all pictures of an epoch, on the CPU; the model is left in evaluation mode.
 
     They have full float32 precision even on a GPU, as in an exported network; by default cuDNN would use TF32.
     """
-    model.eval()
+    return outputs(model.eval(), batches)
+
+
+@torch.inference_mode()
+def outputs(compute: Callable[[Tensor], Tensor], batches: Batches) -> tuple[Tensor, Tensor]:
+    """Return what `compute` makes of all pictures of an epoch, float32, and their labels, both on the CPU.
+
+    The precision is that of `logits`.
+    """
     convolutions = cast(Any, torch.backends.cudnn).conv
     before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
-        pairs = [(model(images).float().cpu(), labels.cpu()) for images, labels in batches.epoch(0)]
+        pairs = [(compute(images).float().cpu(), labels.cpu()) for images, labels in batches.epoch(0)]
     finally:
         convolutions.fp32_precision = before
-    outputs, labels = zip(*pairs, strict=True)
-    return torch.cat(outputs), torch.cat(labels)
+    found, labels = zip(*pairs, strict=True)
+    return torch.cat(found), torch.cat(labels)
 
 
-def measure(logits: Tensor, labels: Tensor, temperature: float, sure: float | None = None) -> Measured:
+def measure(
+    logits: Tensor, labels: Tensor, temperature: float, sure: float | None = None, strange: Tensor | None = None
+) -> Measured:
     """Compare logits (N, C) with labels (N,), N >= 1; the temperature affects only loss, calibration and sure answers.
 
-    An answer is sure if its probability is at least `sure`, 0 to 1.
+    An answer is sure if its probability is at least `sure`, 0 to 1, and its picture not among the strangers, for which
+    `strange`, bool (N,), is true.
     """
     pictures, classes = logits.shape
     predictions = logits.argmax(dim=1)
@@ -97,6 +112,9 @@ def measure(logits: Tensor, labels: Tensor, temperature: float, sure: float | No
     scaled = logits.double() / temperature
     probabilities = scaled.softmax(dim=1)
     is_sure = probabilities.max(dim=1).values >= (math.inf if sure is None else sure)
+    if strange is not None:
+        is_sure &= ~strange
+    strangers = None if strange is None else int(strange.sum())
     answered, right = int(is_sure.sum()), int((predictions == labels)[is_sure].sum())
     return Measured(
         pictures=pictures,
@@ -110,6 +128,8 @@ def measure(logits: Tensor, labels: Tensor, temperature: float, sure: float | No
         sure=None if sure is None else answered,
         sure_top1=right / answered if answered else None,
         sure_interval=wilson(right, answered) if answered else None,
+        strangers=strangers,
+        strangers_interval=None if strangers is None else wilson(strangers, pictures),
         per_class=tuple(row[label] / sum(row) if sum(row) else None for label, row in enumerate(rows)),
         confusion=rows,
     )

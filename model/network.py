@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.strangers import Familiar
+
 CHANNELS = (32, 64, 128, 256)
 """Numbers of channels of the stem and of blocks 1 to 3, at width 1."""
 
@@ -96,6 +98,7 @@ class MushroomCNN(nn.Module):
         self.pooling = GlobalPooling(config.pooling)
         self.dropout = _dropout(config.dropout)
         self.head = nn.Linear(blocks[2] * self.pooling.copies, config.classes)
+        self.familiar: Familiar | None = None  # an exported network's, by which it knows strangers
         for module in self.modules():
             # On the meta device there is nothing to draw, and drawing makes torch import its compiler first: 2 s
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
@@ -103,10 +106,15 @@ class MushroomCNN(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, pictures: Tensor) -> Tensor:
+        return self.features_and_logits(pictures)[1]
+
+    def features_and_logits(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled features (N, F) and the logits (N, C)."""
         maps = self.block1(self.stem(pictures))
         maps = self.dropout2(self.block2(maps))
         maps = self.dropout3(self.block3(maps))
-        return self.head(self.dropout(self.pooling(maps)))
+        features = self.pooling(maps)
+        return features, self.head(self.dropout(features))
 
 
 class ResidualBlock(nn.Module):

@@ -51,7 +51,13 @@ class Prediction:
     classes: tuple[tuple[str, float], ...]
     """The most probable classes with their probabilities, best first; empty if there is an error."""
     sure: bool | None = None
-    """Whether the answer is sure, as the bundle's `sure_answers` says; None if there is an error or no such rule."""
+    """Whether the answer is sure, as the bundle's `sure_answers` says, and the picture no stranger; None if there is an
+    error or no such rule."""
+    stranger: bool | None = None
+    """Whether the picture is unlike anything that the network has learned, as the bundle's `strangers` says; None if
+    there is an error or no such rule."""
+    strangeness: float | None = None
+    """How strange the picture is to the network, in standard deviations from what is usual; None as `stranger` is."""
     error: str | None = None
     """Why the picture could not be used; None if it could."""
     traits: Traits = ORDINARY
@@ -92,9 +98,17 @@ class Classifier:
 
     def probabilities(self, pictures: Square) -> torch.Tensor:
         """Return float32 (N, classes), on the CPU, for uint8 (N, S, S, 3) as `load_square` returns them."""
-        with torch.inference_mode():
-            logits = self._network(normalise(torch.tensor(pictures, device=self._device)))
-            return torch.softmax(logits.float() / self.bundle.temperature, dim=1).cpu()
+        return self._answers(pictures)[0]
+
+    @torch.inference_mode()
+    def _answers(self, pictures: Square) -> tuple[torch.Tensor, list[float | None]]:
+        """Return probabilities, as `probabilities` does, and each picture's strangeness."""
+        network = self._network
+        features, logits = network.features_and_logits(normalise(torch.tensor(pictures, device=self._device)))
+        probabilities = torch.softmax(logits.float() / self.bundle.temperature, dim=1).cpu()
+        if network.familiar is None:
+            return probabilities, [None] * len(pictures)
+        return probabilities, network.familiar(features, logits).tolist()
 
     def explain(self, path: Path, name: str, *, side: int = 256) -> Image.Image:
         """Return what the network sees of a picture and, to the right of it, where it looked for the class `name`.
@@ -135,19 +149,28 @@ class Classifier:
     ) -> Iterator[Prediction]:
         found = [future.result() for _, future in batch]
         good = [one[0] for one in found if not isinstance(one, str)]
-        rows = iter(self.probabilities(np.stack(good)).tolist() if good else ())
+        probabilities, strangeness = self._answers(np.stack(good)) if good else (torch.empty(0), [])
+        answers = zip(probabilities.tolist(), strangeness, strict=True)
         for (path, _), one in zip(batch, found, strict=True):
             if isinstance(one, str):
                 yield Prediction(path=path, classes=(), error=one)
                 continue
-            row: list[float] = next(rows)
+            row, strange = next(answers)
             if not math.isfinite(sum(row)):
                 yield Prediction(path=path, classes=(), error="the network's numbers overflow")
                 continue
             best = sorted(range(len(row)), key=lambda label: -row[label])[:top]
             classes = tuple((self.bundle.classes[label], row[label]) for label in best)
-            sure = None if self.bundle.sure is None else max(row) >= self.bundle.sure
-            yield Prediction(path=path, classes=classes, sure=sure, traits=one[1])
+            sure, strangest = self.bundle.sure, self.bundle.strangest
+            stranger = None if strangest is None or strange is None else strange > strangest
+            yield Prediction(
+                path=path,
+                classes=classes,
+                sure=None if sure is None else max(row) >= sure and not stranger,
+                stranger=stranger,
+                strangeness=strange,
+                traits=one[1],
+            )
 
 
 def square_of(path: Path, size: int, ranges: Ranges) -> tuple[Square, Traits]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from data.cache import open_part
 from model.export.bundle import Bundle, BundleError
 from model.export.formats import Published, publish
 from search_space import Config
 from selection.fixed_runs import is_of_another_run
-from selection.retraining import Evaluator, Winner, best_so_far, calibrate, exported_run, load_network
+from selection.retraining import (
+    Evaluator,
+    Winner,
+    best_so_far,
+    calibrate,
+    exported_run,
+    find_familiar,
+    find_strangest,
+    load_network,
+)
 from tuning import StudyError, ownership
 from tuning.environment import processor, versions
 from tuning.session import OpenStudy, Session
@@ -48,17 +57,30 @@ def export(session: Session, winner: Winner | None = None) -> Published:
     winner = winner or winner_of(session)
     config, weights = Config.from_dict(winner.config), session.folder / winner.weights
     network, pictures = load_network(config, weights), session.pictures
-    temperature, calibration, sure, sure_text = winner.temperature, winner.calibration, winner.sure, winner.sure_text
+    temperature, evaluator = winner.temperature, Evaluator(data=session.data, device="cpu")
     if temperature is None:
-        fitted = calibrate(config, [weights], Evaluator(data=session.data, device="cpu"))
-        temperature, calibration, sure, sure_text = fitted.temperature, fitted.text, fitted.sure, fitted.sure_text
+        fitted = calibrate(config, [weights], evaluator)
+        temperature = fitted.temperature
+        strangest, strangers_text = find_strangest(config, [weights], evaluator)
+        winner = replace(
+            winner,
+            calibration=fitted.text,
+            sure=fitted.sure,
+            sure_text=fitted.sure_text,
+            strangest=strangest,
+            strangers_text=strangers_text,
+        )
+    if winner.strangest is not None:
+        network.familiar = find_familiar(config, weights, winner.trained_on, evaluator)
+    texts = {"calibration": winner.calibration, "sure answers": winner.sure_text, "strangers": winner.strangers_text}
     bundle = Bundle(
         model=config.model,
         classes=session.data.classes,
         image_size=config.image_size,
         ranges=pictures.catalog.ranges,
         temperature=temperature,
-        sure=sure,
+        sure=winner.sure,
+        strangest=winner.strangest,
         provenance={
             "study": session.name,
             STUDY_ID: ownership.identify(session.study),
@@ -75,8 +97,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
             "seed": winner.seed,
             "config": config.to_dict(),
             "validation": winner.validation,
-            "calibration": calibration,
-            **({} if sure_text is None else {"sure answers": sure_text}),
+            **{name: text for name, text in texts.items() if text is not None},
             "trained with": winner.environment,
             "exported with": versions(),
             "exported on": processor(),

@@ -10,20 +10,22 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data import Track, no_track
 from data.batches import EvaluationBatches
 from data.cache import CacheHandle, open_part
 from data.split import PartName
-from model import checkpoint, metrics, plain_json
+from model import checkpoint, metrics, plain_json, strangers
 from model.files import printable, why
 from model.network import MushroomCNN
 from search_space import Config
@@ -43,6 +45,8 @@ FORMAT = 4
 """Format version of retrained.json."""
 FINAL_RUNS = "retrained"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
+TRAINED_ON: list[PartName] = ["train", "validation"]
+"""Parts on which final runs are trained."""
 FINAL_METRIC = "top-1 on validation pictures that it has trained on"
 """Dashboard's name for a final run's value, which shows only that the network has learned."""
 
@@ -192,10 +196,24 @@ class Evaluator:
 
         Raises StudyError if the weights are gone or a GPU has too little memory.
         """
+        return self._outputs(MushroomCNN.forward, config, path, (part,))
+
+    def features(self, config: Config, path: Path, *parts: PartName) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features (N, F), logits (N, C) and labels (N,), like `logits`, on several parts."""
+
+        def compute(network: MushroomCNN, pictures: Tensor) -> Tensor:
+            return torch.cat(network.features_and_logits(pictures), dim=1)
+
+        both, labels = self._outputs(compute, config, path, parts)
+        return both[:, : -config.model.classes], both[:, -config.model.classes :], labels
+
+    def _outputs(
+        self, compute: Callable[[MushroomCNN, Tensor], Tensor], config: Config, path: Path, parts: Sequence[PartName]
+    ) -> tuple[Tensor, Tensor]:
         try:
-            network = load_network(config, path).to(self.device)
-            batches = EvaluationBatches(open_part(self.data, config.image_size, part), device=torch.device(self.device))
-            return metrics.logits(network, batches)
+            network, device = load_network(config, path).to(self.device).eval(), torch.device(self.device)
+            batches = EvaluationBatches(open_part(self.data, config.image_size, *parts), device=device)
+            return metrics.outputs(partial(compute, network), batches)
         except torch.OutOfMemoryError as error:
             raise StudyError(
                 f"{self.device} has too little free memory to evaluate the winner: stop other programs that use it, or "
@@ -209,17 +227,40 @@ def calibrate(config: Config, paths: list[Path], evaluator: Evaluator) -> metric
     return metrics.calibrate(torch.stack(outputs), labels[0])
 
 
+def find_familiar(config: Config, path: Path, parts: Sequence[PartName], evaluator: Evaluator) -> strangers.Familiar:
+    """Return what is familiar to the network with the weights at `path`; it was trained on `parts` of the pictures."""
+    return strangers.fit(*evaluator.features(config, path, *parts))
+
+
+def find_strangest(config: Config, paths: list[Path], evaluator: Evaluator) -> tuple[float | None, str]:
+    """Return `strangers.strangest` of the validation pictures, on which these weights must not have been trained."""
+
+    def strangeness(path: Path) -> Tensor:
+        features, logits, _ = evaluator.features(config, path, "validation")
+        return find_familiar(config, path, ["train"], evaluator)(features, logits)
+
+    return strangers.strangest(torch.stack([strangeness(path) for path in paths]))
+
+
 def evaluate_on_test(
-    finals: list[FinalRuns], temperature: float, evaluator: Evaluator, sure: float | None = None
+    finals: list[FinalRuns],
+    temperature: float,
+    evaluator: Evaluator,
+    sure: float | None = None,
+    strangest: float | None = None,
 ) -> dict[str, Any]:
     """Evaluate all final runs on the test set: the winner's, which come first, and the baselines'.
 
-    `sure` is the lowest probability of the winner's sure answers.
+    `sure` is the lowest probability of the winner's sure answers, `strangest` the highest strangeness of a picture that
+    it does not call a stranger.
 
     Returns the metrics of the exported network, mean and standard deviation over the seeds, and the baselines' top-1.
     """
     won, *others = [one for one in finals if one.complete]
-    measured = [_on_test(won, temperature, sure, evaluator), *(_on_test(one, 1.0, None, evaluator) for one in others)]
+    measured = [
+        _on_test(won, temperature, sure, strangest, evaluator),
+        *(_on_test(one, 1.0, None, None, evaluator) for one in others),
+    ]
     exported, top1 = measured[0][0], [one.top1 for one in measured[0]]
     return exported.to_dict() | {
         "diverged": len(won.runs) - len(won.complete),
@@ -258,13 +299,23 @@ def evaluate_logged(
     )
     if earlier is None:
         return winner
-    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure)
+    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure, winner.strangest)
     return replace(winner, results=tested | {"evaluations": len(earlier) + 1})
 
 
-def _on_test(finals: FinalRuns, temperature: float, sure: float | None, evaluator: Evaluator) -> list[metrics.Measured]:
-    logits = (evaluator.logits(finals.candidate.config, path, "test") for path in finals.weights)
-    return [metrics.measure(*pair, temperature, sure) for pair in logits]
+def _on_test(
+    finals: FinalRuns, temperature: float, sure: float | None, strangest: float | None, evaluator: Evaluator
+) -> list[metrics.Measured]:
+    config = finals.candidate.config
+
+    def measured(path: Path) -> metrics.Measured:
+        strange, logits, labels = None, *evaluator.logits(config, path, "test")
+        if strangest is not None:
+            features, _, _ = evaluator.features(config, path, "test")
+            strange = find_familiar(config, path, TRAINED_ON, evaluator)(features, logits) > strangest
+        return metrics.measure(logits, labels, temperature, sure, strange)
+
+    return [measured(path) for path in finals.weights]
 
 
 def _spread(values: list[float]) -> float | None:
@@ -284,6 +335,7 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
     config, run = won.candidate.config, finals.complete[0]
     finalists = [weights(study.folder / FINALISTS, one) for one in won.complete]
     calibration = calibrate(config, finalists, evaluator)
+    strangest, strangers_text = find_strangest(config, finalists, evaluator)
     return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
@@ -295,12 +347,14 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         seed_index=run.params["seed"],
         environment=run.environment,
         epochs=config.training.epochs,
-        trained_on=["train", "validation"],
+        trained_on=TRAINED_ON,
         weights=finals.weights[0].relative_to(study.folder).as_posix(),
         temperature=calibration.temperature,
         calibration=calibration.text,
         sure=calibration.sure,
         sure_text=calibration.sure_text,
+        strangest=strangest,
+        strangers_text=strangers_text,
         networks=" ".join(one.run or "" for one in finals.runs),
         # The accuracy of a shorter run cannot be compared with the mean over seeds.
         validation=({"recorded": won.candidate.recorded} if won.candidate.complete else {})
@@ -374,6 +428,10 @@ class Winner:
     """Lowest probability of an answer that is called sure, 0 to 1; None if none is."""
     sure_text: str | None = None
     """What a sure answer is, as `metrics.Calibration.sure_text`; None before retraining and in earlier versions."""
+    strangest: float | None = None
+    """Highest strangeness of a picture that is not called a stranger; None if no picture is called one."""
+    strangers_text: str | None = None
+    """Which pictures are called strangers, or why none is; None before retraining and in earlier versions."""
     networks: str
     """Key of the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from torchvision import models
 from commands import console
 from commands.output import READER_LEFT
 from data.cache import open_part
+from model import strangers
 from model.export import formats
 from model.export.bundle import load
+from model.preprocessing import normalise
 from reporting import spotlights
 from selection import test_set_uses
 from selection.finalists import WORTH_DOUBLING
@@ -298,6 +301,14 @@ def chosen(retrained: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
     return study, finished
 
 
+@contextmanager
+def few_are_enough() -> Iterator[None]:
+    """Call so many familiar pictures strangers that the study's few validation pictures suffice for a limit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strangers, "FALSE_ALARMS", 0.3)
+        yield
+
+
 @pytest.fixture(scope="module")
 def retested(chosen: tuple[Tiny, Finished]) -> tuple[Tiny, Finished]:
     """The same study, evaluated on the test set nevertheless."""
@@ -306,7 +317,8 @@ def retested(chosen: tuple[Tiny, Finished]) -> tuple[Tiny, Finished]:
     assert "Not tested: " in first.out
     assert "--retest" in first.out
     assert not (study.study_folder / spotlights.FILE).exists()
-    finished = run_here(*study.after("retrain", *study.options, "--retest"))
+    with few_are_enough():
+        finished = run_here(*study.after("retrain", *study.options, "--retest"))
     assert (finished.code, finished.err) == (0, "")
     return study, finished
 
@@ -341,7 +353,8 @@ def test_the_baselines_are_tested_beside_the_winner(retested: tuple[Tiny, Finish
 def test_retested_networks_keep_their_result(retested: tuple[Tiny, Finished], tmp_path: Path) -> None:
     """The same command without --retest wrote `results: null` over its earlier results."""
     study = copied(retested[0], tmp_path)
-    again = run_here(*study.after("retrain", *retested[0].options))
+    with few_are_enough():
+        again = run_here(*study.after("retrain", *retested[0].options))
     assert (again.code, again.err) == (0, "")
     assert written(study) == written(retested[0])
 
@@ -582,7 +595,11 @@ def test_the_bundle_is_the_winner_with_its_result(
     assert bundle.results["top1"] == winner["results"]["top1"]
     assert bundle.results["evaluations"] == 2
     assert bundle.provenance["trial"] == winner["trial"]
-    assert "evaluation number 2 on these pictures" in (best / "README.md").read_text(encoding="utf-8")
+    text = (best / "README.md").read_text(encoding="utf-8")
+    assert "evaluation number 2 on these pictures" in text
+    assert bundle.strangest == winner["strangest"] is not None
+    assert f"{winner['results']['strangers']} were called unlike anything learned" in text
+    assert "were called unlike anything learned" in retested[1].out
     assert f"--model {best}" in exported.out
 
 
@@ -596,7 +613,10 @@ def test_predictions_as_table_json_and_csv_agree(best: Path, searched: Tiny) -> 
     assert [(ended.code, ended.err) for ended in (table, listed, rows)] == [(0, "")] * 3
     found = json.loads(listed.out)
     assert [one["path"] for one in found] == [str(path) for path in sorted(folder.iterdir())]
+    strangest = load(best)[0].strangest
+    assert strangest is not None
     for one in found:
+        assert one["stranger"] == (one["strangeness"] > strangest)
         shares = [each["probability"] for each in one["classes"]]
         assert sum(shares) == pytest.approx(1)
         assert shares == sorted(shares, reverse=True)
@@ -605,6 +625,22 @@ def test_predictions_as_table_json_and_csv_agree(best: Path, searched: Tiny) -> 
         (one["path"], one["classes"][0]["class"]) for one in found
     ]
     assert len(table.out.splitlines()) == 1 + len(found)
+    said = [line["answer"] == "stranger" for line in lines]
+    assert said == [line.startswith("stranger") for line in table.out.splitlines()[1:]]
+    assert said == [one["stranger"] for one in found]
+
+
+def test_strangeness_is_measured_against_the_pictures_that_the_network_was_trained_on(
+    best: Path, retested: tuple[Tiny, Finished]
+) -> None:
+    study, winner = retested[0], written(retested[0])
+    part = open_part(study.data, winner["config"]["image_size"], "train", "validation")
+    _, network = load(best)
+    with torch.inference_mode():
+        seen = network.features_and_logits(normalise(torch.from_numpy(part.images[part.indices])))
+    assert network.familiar is not None
+    expected = strangers.fit(*seen, torch.from_numpy(part.labels))(*seen)
+    torch.testing.assert_close(network.familiar(*seen), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_predict_finds_the_bundle_of_the_study_that_was_run_last(retested: tuple[Tiny, Finished], best: Path) -> None:
@@ -694,7 +730,7 @@ def test_predict_ends_silently_when_its_reader_closes_the_pipe(best: Path, searc
     words = [sys.executable, str(HERE / "study.py"), "predict", *[str(searched.folder)] * 60, "--model", str(best)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline().startswith("top-1")
+        assert process.stdout.readline().startswith("answer")
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == READER_LEFT

@@ -22,6 +22,7 @@ from model.export.bundle import CONFIG, FORMAT, WEIGHTS, Bundle, BundleError, lo
 from model.network import ModelConfig, MushroomCNN
 from model.plain_json import MAX_BYTES, MAX_DEPTH
 from model.preprocessing import VERSION
+from model.strangers import Familiar, fit
 
 MODEL = ModelConfig(classes=3, width=0.25, stride_pattern="every", dilation_pattern="alternating", dropout=0.1)
 BUNDLE = Bundle(
@@ -30,6 +31,7 @@ BUNDLE = Bundle(
     image_size=32,
     temperature=1.25,
     sure=0.83,
+    strangest=7.5,
     ranges={"integers": [0, 4095], "floats": [-0.5, 1.5]},
     provenance={"study": "tiny", "trial": 7, "versions": {"torch": "2.15.0"}},
     results={
@@ -46,6 +48,9 @@ def weights(config: ModelConfig = MODEL) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = MushroomCNN(config).to(memory_format=torch.channels_last)
     network(torch.randn(4, 3, 32, 32))
+    network.familiar = fit(
+        torch.randn(9, network.head.in_features), torch.randn(9, config.classes), torch.arange(9) % config.classes
+    )
     return network.state_dict()
 
 
@@ -107,6 +112,7 @@ def test_the_network_is_ready_to_use(folder: Path) -> None:
     assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
     assert network.block1.branch[0].weight.is_contiguous(memory_format=torch.channels_last)
     same = MushroomCNN(MODEL).to(memory_format=torch.channels_last).eval()
+    same.familiar = Familiar(MODEL.classes, same.head.in_features)
     same.load_state_dict(WEIGHTS_SAVED)
     pictures = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -153,6 +159,7 @@ def test_a_class_folder_whose_name_is_no_utf8_makes_the_round_trip(folder: Path)
         ({"image_size": 4097}, "`16 <= image_size <= 4096` must hold, but got 4097"),
         ({"temperature": 0.0}, "`0.001 <= temperature <= 1000` must hold, but got 0.0"),
         ({"temperature": float("nan")}, "`0.001 <= temperature <= 1000` must hold, but got nan"),
+        ({"strangest": 1e10}, "`-1e+09 <= strangest <= 1e+09` must hold, but got 10000000000.0"),
         ({"sure": 83.0}, "`0 <= sure <= 1` must hold, but got 83.0"),
         ({"ranges": {"bytes": [0, 1]}}, "but is 'bytes', [0, 1]"),
         ({"ranges": {"integers": [5, 5]}}, "but is 'integers', [5, 5]"),
@@ -225,7 +232,15 @@ def test_a_bundle_of_version_1_has_no_ranges(folder: Path) -> None:
     assert load(folder)[0] == replace(BUNDLE, ranges={})
 
 
-@pytest.mark.parametrize("number", [4, 10, 999])
+def test_a_bundle_of_version_3_knows_no_strangers(folder: Path) -> None:
+    plain = {name: tensor for name, tensor in WEIGHTS_SAVED.items() if not name.startswith("familiar")}
+    save(folder, replace(BUNDLE, strangest=None), plain)
+    alter(folder, lambda config: (config.update(format="mushroom-study bundle 3"), config.pop("strangest")))
+    bundle, network = load(folder)
+    assert (bundle.strangest, network.familiar) == (None, None)
+
+
+@pytest.mark.parametrize("number", [5, 10, 999])
 def test_a_newer_format(folder: Path, number: int) -> None:
     alter(folder, lambda config: config.update(format=f"mushroom-study bundle {number}"))
     message = refused(folder, folder / CONFIG)
@@ -235,7 +250,7 @@ def test_a_newer_format(folder: Path, number: int) -> None:
 
 
 def test_a_newer_format_is_named_before_its_new_fields(folder: Path) -> None:
-    alter(folder, lambda config: (config.update(format="mushroom-study bundle 4", layers=[]), config.pop("classes")))
+    alter(folder, lambda config: (config.update(format="mushroom-study bundle 5", layers=[]), config.pop("classes")))
     assert "newer version" in refused(folder)
 
 
@@ -329,6 +344,7 @@ def test_fields_that_are_not_known(folder: Path) -> None:
         ("temperature", True),
         ("temperature", None),
         ("sure", "0.9"),
+        ("strangest", "9"),
         ("provenance", []),
         ("results", "none"),
         ("files", [WEIGHTS]),

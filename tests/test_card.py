@@ -336,6 +336,15 @@ def test_it_says_which_answers_are_sure_and_how_many_of_these_are_right() -> Non
     assert "No answer is called sure\\:" in written(bundle())
 
 
+def test_it_says_which_pictures_are_strangers_and_how_many_test_pictures_were_called_so() -> None:
+    rule = {"strangers": "pictures beyond those of 95 % are called unlike anything learned"}
+    found = {"strangers": 11, "strangers_interval": (0.0295, 0.0914)}
+    text = written(replace(bundle(results=full(len(HOSTILE)) | found, **rule), strangest=9.5))
+    assert "Pictures beyond those of 95 % are called unlike anything learned." in text
+    assert "Of 210 test pictures, 11 were called unlike anything learned (5.24 %, 95 % interval 2.95 to 9.14 %)" in text
+    assert "No picture is called a stranger\\:" in written(bundle())
+
+
 @pytest.mark.parametrize("results", [None, full(len(HOSTILE))])
 def test_it_warns_against_eating(results: Results | None) -> None:
     assert "**Never eat " in written(bundle(results=results))

@@ -25,12 +25,14 @@ from PIL.PngImagePlugin import PngInfo
 from test_card import HOSTILE, bundle, full
 from test_classify_page import make_network
 
+from commands.predictions import answer
 from model.evidence import evidence
 from model.export.bundle import load, save
 from model.network import ModelConfig, MushroomCNN
 from model.page.write import page
 from model.predict import Classifier
 from model.preprocessing import normalise
+from model.strangers import fit
 from tests.stress.chromium import CHROMIUM, DESK, DRIVER, PHONE, chromium, emulate, resize
 from tests.stress.classify import differences, give, table
 
@@ -60,19 +62,24 @@ class Exported:
 
 
 def sharpen(network: MushroomCNN, side: int) -> None:
-    """Change the head so that the answers to pictures differ as those of a well-trained network do."""
+    """Change the head so that the answers to pictures differ as those of a well-trained network do.
+
+    The network then takes these pictures for those that it was trained on.
+    """
     squares = np.stack([np.asarray(picture(seed, label=seed, width=side, height=side)) for seed in range(40)])
     with torch.no_grad():
         logits = network(normalise(torch.from_numpy(squares)))
         scale = SPREAD / logits.std(dim=0)
         network.head.weight *= scale[:, None]
         network.head.bias.copy_((network.head.bias - logits.mean(dim=0)) * scale)
+        seen = network.features_and_logits(normalise(torch.from_numpy(squares)))
+    network.familiar = fit(*seen, torch.arange(len(squares)) % network.head.out_features)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("best")
-    one = bundle(results=full(len(HOSTILE)))
+    one = replace(bundle(results=full(len(HOSTILE))), strangest=1e6)
     network = make_network(one.model, seed=3)
     sharpen(network, one.image_size)
     save(folder, one, network.state_dict())
@@ -394,25 +401,49 @@ def test_the_evidence_of_each_place_is_that_of_the_program(browser: Any, exporte
     np.testing.assert_allclose(theirs, ours.flatten(1), atol=1e-4 * float(ours.abs().max()))
 
 
-def test_answers_below_the_threshold_are_marked(browser: Any, exported: Exported, kinds: list[Path]) -> None:
+def test_the_strangeness_is_that_of_the_program(browser: Any, exported: Exported) -> None:
     one, network = load(exported.folder)
-    few = [path for path in kinds if path.suffix == ".png"][:6]
-    shares = sorted(found.classes[0][1] for found in Classifier.load(exported.folder).predict(few))
-    threshold = (shares[2] + shares[3]) / 2
-    text = page(replace(one, sure=threshold), network)
-    (exported.folder.parent / "sure.html").write_text(text, encoding="utf-8")
-    browser.get((exported.folder.parent / "sure.html").as_uri())
-    give(browser, few)
-    rows = table(browser)
-    assert {name: row["answer"] for name, row in rows.items()} == {
-        name: "sure" if float(row["probability_1"]) >= threshold else "not sure" for name, row in rows.items()
-    }
-    marked = browser.execute_script(
-        "return [...document.querySelectorAll('.card')].map(e => [e.querySelector('h2').textContent,"
-        " e.querySelector('.verdict').textContent.startsWith('Not sure')])"
-    )
-    assert dict(marked) == {name: row["answer"] == "not sure" for name, row in rows.items()}
-    assert len(set(dict(marked).values())) == 2
+    side = one.image_size
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    squares = [np.array(picture(seed, width=side, height=side)) for seed in (7, 8)] + [noise, np.zeros_like(noise)]
     browser.get(exported.address)
+    theirs = browser.execute_script(
+        "const model = JSON.parse(document.getElementById('model').textContent);"
+        "const run = makeNetwork(model, new Float32Array(bytesOf(model.numbers).buffer), bytesOf(model.kernel));"
+        "return arguments[0].map(square => run(Uint8Array.from(square)).strangeness)",
+        [square.ravel().tolist() for square in squares],
+    )
+    assert network.familiar is not None
+    with torch.inference_mode():
+        ours = network.familiar(*network.features_and_logits(normalise(torch.from_numpy(np.stack(squares)))))
+    torch.testing.assert_close(torch.tensor(theirs), ours, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_that_are_not_sure_and_strangers_are_marked(
+    browser: Any, exported: Exported, kinds: list[Path]
+) -> None:
+    one, network = load(exported.folder)
+    few = [path for path in kinds if path.suffix == ".png"]
+    found = list(Classifier.load(exported.folder).predict(few))
+    strange, shares = sorted(each.strangeness or 0 for each in found), sorted(each.classes[0][1] for each in found)
+    half, most = len(few) // 2, 3 * len(few) // 4
+    ruled = replace(one, sure=(shares[half - 1] + shares[half]) / 2, strangest=(strange[most - 1] + strange[most]) / 2)
+    address = exported.folder.parent / "ruled.html"
+    address.write_text(page(ruled, network), encoding="utf-8")
+    browser.get(address.as_uri())
+    give(browser, few)
+    said = {name: row["answer"] for name, row in table(browser).items()}
+    assert said == {
+        each.path.name: answer(each) for each in Classifier(ruled, network, torch.device("cpu")).predict(few)
+    }
+    assert set(said.values()) == {"sure", "not sure", "stranger"}
+    lines = browser.execute_script(
+        "return [...document.querySelectorAll('.card')].map(e => [e.querySelector('h2').textContent,"
+        " e.querySelector('.verdict').textContent.trim()])"
+    )
+    shown = {"sure": "", "not sure": "Not sure: a guess at best", "stranger": "Unlike anything it has learned"}
+    assert dict(lines) == {name: shown[verdict] for name, verdict in said.items()}
+    address.write_text(page(replace(one, strangest=None), network), encoding="utf-8")
+    browser.get(address.as_uri())
     give(browser, few[:1])
     assert browser.find_elements("class name", "verdict") == []

@@ -122,9 +122,11 @@ def test_no_name_becomes_markup() -> None:
 
 def test_the_page_can_be_extended_without_a_change_to_its_parts() -> None:
     found = json.loads(Elements(page(bundle(), MushroomCNN(bundle().model))).inline["script application/json"])
-    assert found.keys() == {"classes", "image_size", "ranges", "temperature", "sure", "network", "kernel", "numbers"}
+    told = {"classes", "image_size", "ranges", "temperature", "sure", "strangest"}
+    assert found.keys() == told | {"network", "kernel", "numbers"}
 
 
+STRANGERS = {"strangers": 11, "strangers_interval": (0.0295, 0.0914)}
 SURE = {"sure": 150, "sure_top1": 0.96, "sure_interval": (0.916, 0.982)}
 
 
@@ -151,7 +153,12 @@ SURE = {"sure": 150, "sure_top1": 0.96, "sure_interval": (0.916, 0.982)}
             ["Answers of 83 % are sure.", "150 of 210 test pictures had a sure answer"],
             [],
         ),
-        (bundle(), ["No answer is called sure"], []),
+        (bundle(), ["No answer is called sure", "No picture is called a stranger"], []),
+        (
+            replace(bundle(strangers="pictures beyond are strange", results=full(10) | STRANGERS), strangest=4.5),
+            ["Pictures beyond are strange.", "Of 210 test pictures, 11 were called unlike anything learned"],
+            [],
+        ),
         (bundle(data={"pictures": {"train": 1050, "test": 200}}), ["1,250 pictures"], []),
         (bundle(data="?", **{"exported with": 7}), [], ["pictures ·", "version"]),
         (bundle(**{"exported with": {"program": "0123456789abcdef"}}), ["version 0123456789"], ["abcdef</p>"]),

@@ -208,6 +208,15 @@ def test_sure_answers_are_measured_on_other_pictures() -> None:
     assert (unknown.sure, unknown.sure_top1, unknown.sure_interval) == (None, None, None)
 
 
+def test_the_answer_to_a_stranger_is_never_sure() -> None:
+    scores, labels = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 3.0], [0.2, 0.0]]), torch.tensor([0, 1, 1, 0])
+    measured = measure(scores, labels, 1.0, 0.9, torch.tensor([False, True, False, True]))
+    assert (measured.sure, measured.sure_top1) == (2, 1.0)
+    assert (measured.strangers, measured.strangers_interval) == (2, wilson(2, 4))
+    assert (measured.top1, measured.pictures) == (0.75, 4)
+    assert measure(scores, labels, 1.0, 0.9).strangers is None
+
+
 # -- calibration
 
 

@@ -24,6 +24,8 @@ from data.split import split
 from model.export.bundle import Bundle, load, save
 from model.network import ModelConfig, MushroomCNN
 from model.predict import Classifier, PredictError, Prediction, pictures_in, square_of
+from model.preprocessing import normalise
+from model.strangers import fit
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = Bundle(
@@ -115,6 +117,22 @@ def test_an_answer_is_sure_from_the_bundles_probability_on(best: Path, folder: P
     highest = sorted(one.classes[0][1] for one in Classifier(bundle, network, torch.device("cpu")).predict(paths))
     assert said(None) == [None] * len(paths)
     assert said(highest[len(paths) // 2]).count(True) == sum(one >= highest[len(paths) // 2] for one in highest)
+
+
+def test_a_picture_farther_than_the_bundles_limit_is_a_stranger_and_never_sure(best: Path, folder: Path) -> None:
+    bundle, network = load(best)
+    paths = list(pictures_in([folder]))
+    squares = np.stack([square_of(path, bundle.image_size, {})[0] for path in paths])
+    with torch.inference_mode():
+        features, logits = network.features_and_logits(normalise(torch.from_numpy(squares)))
+    network.familiar = fit(features[:9], logits[:9], torch.arange(9) % 3)
+    expected = network.familiar(features, logits)
+    limited = replace(bundle, strangest=float(expected.median()), sure=0.0)
+    found = list(Classifier(limited, network, torch.device("cpu")).predict(paths))
+    torch.testing.assert_close(torch.tensor([one.strangeness for one in found]), expected, rtol=1e-4, atol=1e-4)
+    assert [one.stranger for one in found] == (expected > limited.strangest).tolist()
+    assert [one.sure for one in found] == [not one.stranger for one in found]
+    assert {one.stranger for one in found} == {True, False}
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 36, 100])

@@ -19,10 +19,10 @@ NAMES = ["plain.jpg", "two words.jpg", 'comma, "quotes".jpg', "line\nend.jpg", "
 
 
 def table(
-    predictions: list[Prediction], classes: tuple[str, ...] = CLASSES, top: int = 2, *, sure: bool = False
+    predictions: list[Prediction], classes: tuple[str, ...] = CLASSES, top: int = 2, *, answers: bool = False
 ) -> list[str]:
     out = io.StringIO()
-    write_table(predictions, classes, top, out, sure=sure)
+    write_table(predictions, classes, top, out, answers=answers)
     return out.getvalue().splitlines()
 
 
@@ -34,19 +34,31 @@ def test_the_table_has_one_aligned_line_per_picture() -> None:
     ]
 
 
-def test_every_form_says_whether_an_answer_is_sure() -> None:
-    both = [replace(GOOD, sure=True), replace(GOOD, sure=False), BAD]
-    assert table(both, sure=True) == [
+def test_every_form_says_whether_an_answer_is_sure_and_a_picture_a_stranger() -> None:
+    found = [
+        replace(GOOD, sure=True, stranger=False, strangeness=1.5),
+        replace(GOOD, sure=False, stranger=False, strangeness=2.5),
+        replace(GOOD, sure=False, stranger=True, strangeness=3.5),
+        BAD,
+    ]
+    assert table(found, answers=True) == [
         "answer    top-1              top-2              picture",
         "sure      Boletus   75.00 %  Agaricus  25.00 %  a/good.jpg",
         "not sure  Boletus   75.00 %  Agaricus  25.00 %  a/good.jpg",
+        "stranger  Boletus   75.00 %  Agaricus  25.00 %  a/good.jpg",
         '          error: it is truncated                a/bad, or "worse".jpg',
     ]
     listed, rows = io.StringIO(), io.StringIO()
-    write_json(both, listed)
-    assert [one["sure"] for one in json.loads(listed.getvalue())] == [True, False, None]
-    write_csv(both, 2, rows)
-    assert [row["answer"] for row in csv.DictReader(io.StringIO(rows.getvalue()))] == ["sure", "not sure", ""]
+    write_json(found, listed)
+    assert [(one["sure"], one["stranger"], one["strangeness"]) for one in json.loads(listed.getvalue())] == [
+        (True, False, 1.5),
+        (False, False, 2.5),
+        (False, True, 3.5),
+        (None, None, None),
+    ]
+    write_csv(found, 2, rows)
+    answers = [row["answer"] for row in csv.DictReader(io.StringIO(rows.getvalue()))]
+    assert answers == ["sure", "not sure", "stranger", ""]
 
 
 def test_a_probability_of_100_percent_stays_in_its_column() -> None:
@@ -84,6 +96,8 @@ def test_json_is_one_array_for_names_of_any_kind() -> None:
         "path": "plain.jpg",
         "classes": [{"class": "Boletus", "probability": 0.75}, {"class": "Agaricus", "probability": 0.25}],
         "sure": None,
+        "stranger": None,
+        "strangeness": None,
         "error": None,
     }
     assert rows[-1]["classes"] == []
@@ -131,7 +145,7 @@ def test_a_prediction_is_written_as_soon_as_it_is_made(form: str) -> None:
         yield BAD
 
     if form == "table":
-        write_table(coming(), CLASSES, 2, out, sure=False)
+        write_table(coming(), CLASSES, 2, out, answers=False)
     elif form == "json":
         write_json(coming(), out)
     else:

@@ -214,6 +214,7 @@ BUNDLE = Bundle(
     provenance={
         "calibration": "not calibrated: 8 validation pictures do not determine a temperature",
         "sure answers": "of 90 %",
+        "strangers": "no picture",
     },
     results=None,
 )
@@ -236,7 +237,7 @@ def test_the_bundles_files_and_how_to_use_them(console: Console) -> None:
     assert any("model.onnx takes 0.53 ms (0.50 to 0.61) per picture" in line for line in shown(console))
     assert cells(console, "model.onnx  ") == ["model.onnx", "1,235", "2.5e-07", "1 of 192"]
     assert shown(console)[-3:] == [
-        "Probabilities: not calibrated: 8 validation pictures do not determine a temperature; of 90 %.",
+        "Probabilities: not calibrated: 8 validation pictures do not determine a temperature; of 90 %; no picture.",
         "Exported trial 3 to /results/x/best (test top-1 75.00 %).",
         "Use it:  python study.py predict PICTURE ... --model /results/x/best",
     ]

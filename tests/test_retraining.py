@@ -224,7 +224,7 @@ def test_a_gpu_with_too_little_memory_to_evaluate_on_is_an_error_that_names_the_
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.")
 
-    monkeypatch.setattr(metrics, "logits", full)
+    monkeypatch.setattr(metrics, "outputs", full)
     path = weights(tiny.study_folder / retraining.FINALISTS, standing.runs[0])
     with pytest.raises(StudyError, match=r"^cpu has too little free memory .*--device cpu"):
         evaluator(tiny).logits(POINT, path, "validation")
@@ -255,6 +255,7 @@ def test_the_winner_before_the_test_part_is_used(tiny: Tiny, standing: Standing,
     assert known.results is None
     fitted = retraining.calibrate(POINT, paths, evaluator(tiny))
     assert (known.temperature, known.calibration) == (fitted.temperature, fitted.text)
+    assert (known.strangest, known.strangers_text) == retraining.find_strangest(POINT, paths, evaluator(tiny))
     assert known.trained_on == ["train", "validation"]
     assert (known.name, known.trial, known.epochs) == ("trial 3", 3, 5)
     assert Config.from_dict(known.config) == POINT
@@ -338,7 +339,7 @@ def test_a_stored_winner_is_read_back_unchanged(tmp_path: Path) -> None:
     assert Winner.load(tmp_path) is None
     WINNER.save(tmp_path)
     assert Winner.load(tmp_path) == WINNER
-    untested = replace(WINNER, results=None, temperature=None, sure=0.9, sure_text="answers of 90 % are called sure")
+    untested = replace(WINNER, results=None, temperature=None, sure=0.9, sure_text="of 90 %", strangest=12.5)
     untested.save(tmp_path)
     assert Winner.load(tmp_path) == untested
     assert [path.name for path in tmp_path.iterdir()] == ["retrained.json"]

@@ -29,10 +29,11 @@ from model.files import open_regular, printable, replacing_on_disk, why
 from model.network import ModelConfig, MushroomCNN
 from model.plain_json import duplicate, few, short
 from model.preprocessing import MEAN, STD, VERSION, Ranges, check_ranges
+from model.strangers import Familiar
 
-FORMAT = "mushroom-study bundle 3"
+FORMAT = "mushroom-study bundle 4"
 """Format version, the first entry of every config.json; raise it when older programs would misread newer bundles. In
-version 1 there were no ranges, in version 2 no answers were called sure."""
+version 1 there were no ranges, in version 2 no answers were called sure, in version 3 no pictures strangers."""
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -41,6 +42,9 @@ IMAGE_SIZES = (16, 4096)
 """Smallest and largest side of the network's input, in pixels."""
 TEMPERATURES = (1e-3, 1e3)
 """Lowest and highest plausible temperature: beyond them all probabilities would be 0 or 1, or all equal."""
+
+STRANGENESS = (-1e9, 1e9)
+"""Lowest and highest plausible strangeness of a familiar picture, in standard deviations."""
 
 MAX_HEADER = 2**20
 """Bytes that model.safetensors may have besides its tensors: names, shapes, and other tools' metadata."""
@@ -78,6 +82,9 @@ class Bundle:
     """Divisor of the logits with which softmax gives calibrated probabilities; 1 if they could not be calibrated."""
     sure: float | None = None
     """Lowest probability of an answer that is called sure, 0 to 1; None if none is."""
+    strangest: float | None = None
+    """Highest strangeness of a picture that is not called a stranger; None if no picture is called one. Otherwise the
+    network has a `model.strangers.Familiar`."""
     provenance: dict[str, Any]
     """Provenance as plain JSON: study, trial, data fingerprint, versions and so on; shown but not used."""
     results: dict[str, Any] | None
@@ -95,6 +102,7 @@ class Bundle:
             ("image_size", self.image_size, IMAGE_SIZES),
             ("temperature", self.temperature, TEMPERATURES),
             ("sure", self.sure, (0, 1)),
+            ("strangest", self.strangest, STRANGENESS),
         ):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"`{low:g} <= {name} <= {high:g}` must hold, but got {value}")
@@ -110,6 +118,12 @@ class Bundle:
     def sure_answers(self) -> str:
         """What a sure answer is, or why no answer is called sure, as the provenance says."""
         return str(self.provenance.get("sure answers", "no answer is called sure: the network was not tested for that"))
+
+    @property
+    def strangers(self) -> str:
+        """Which pictures are called strangers, or why none is, as the provenance says."""
+        unknown = "no picture is called a stranger: the network was not tested for that"
+        return str(self.provenance.get("strangers", unknown))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +142,7 @@ class _Description:
     """SHA-256 of each other file in the folder, by name."""
     ranges: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     sure: float | None = None
+    strangest: float | None = None
 
 
 def save(folder: Path, bundle: Bundle, weights: dict[str, Tensor]) -> None:
@@ -155,6 +170,7 @@ def seal(folder: Path, bundle: Bundle) -> None:
         files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         ranges={kind: list(ends) for kind, ends in bundle.ranges.items()},
         sure=bundle.sure,
+        strangest=bundle.strangest,
     )
     # A folder's name need not be UTF-8; `backslashreplace` writes what is not as JSON's own escape.
     text = _readable(asdict(description)) + "\n"
@@ -168,7 +184,7 @@ def load(folder: Path) -> tuple[Bundle, MushroomCNN]:
     preprocessing.
     """
     bundle, hashes = _description(folder)
-    network = empty(bundle.model)
+    network = empty(bundle)
     expected = network.state_dict()
     needed = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
     path = folder / WEIGHTS
@@ -181,13 +197,16 @@ def load(folder: Path) -> tuple[Bundle, MushroomCNN]:
     return bundle, network.eval().to(memory_format=torch.channels_last)
 
 
-def empty(model: ModelConfig) -> MushroomCNN:
+def empty(bundle: Bundle) -> MushroomCNN:
     """Return a network on the meta device, with shapes but no memory, for `load_state_dict(..., assign=True)` to fill.
 
     No random number is drawn.
     """
     with torch.device("meta"), _Unfilled():
-        return MushroomCNN(model)
+        network = MushroomCNN(bundle.model)
+        if bundle.strangest is not None:
+            network.familiar = Familiar(network.head.out_features, network.head.in_features)
+        return network
 
 
 class _Unfilled(TorchFunctionMode):
@@ -240,6 +259,7 @@ def _description(folder: Path) -> tuple[Bundle, dict[str, str]]:
             results=found.results,
             ranges=found.ranges,
             sure=found.sure,
+            strangest=found.strangest,
         )
     except ValueError as error:  # from UTF-8, JSON, numbers with thousands of digits, or a rule of the dataclasses
         _refuse(path, why(error))

@@ -70,6 +70,9 @@ class Results(TypedDict):
     sure_top1: NotRequired[float | None]
     """Share of the sure answers that are right; None without one."""
     sure_interval: NotRequired[Sequence[float] | None]
+    strangers: NotRequired[int | None]
+    """Number of pictures that are called strangers; None if none can be."""
+    strangers_interval: NotRequired[Sequence[float] | None]
     loss: float
     per_class: Sequence[float | None]
     """Top-1 within each class; None for a class without test pictures."""
@@ -105,6 +108,7 @@ def card(bundle: Bundle, parity: Mapping[str, Parity], sizes: Mapping[str, int],
         _results(bundle, results),
         _calibration(bundle, results),
         _sure(bundle, results),
+        _strangers(bundle, results),
         _files(parity, sizes),
         _speed(bundle, latency),
         _LIMITATIONS,
@@ -417,6 +421,31 @@ def sure_result(results: Mapping[str, Any]) -> str:
     return f"{share}, and {_percent(top1)} of these were right (95 % interval {_interval(interval)})."
 
 
+def _strangers(bundle: Bundle, results: Results | None) -> str:
+    found = _text(bundle.strangers)
+    text = f"{found[0].upper()}{found[1:]}. "
+    if bundle.strangest is not None:
+        if results is not None and (said := strangers_result(results)):
+            text += f"{said} "
+        text += (
+            "`predict` and `classify.html` say so instead of calling an answer sure; `model.onnx` and `model.pt2` do "
+            "not tell. How many strangers are found depends on what they are: noise and pictures of something quite "
+            "different are mostly found, classes that look like the learned ones often are not."
+        )
+    return f"## Unlike anything it has learned\n\n{text.strip()}"
+
+
+def strangers_result(results: Mapping[str, Any]) -> str:
+    """Return a sentence: how many test pictures are called strangers; "" if unknown."""
+    strangers, interval = results.get("strangers"), results.get("strangers_interval")
+    if strangers is None or interval is None:
+        return ""
+    return (
+        f"Of {results['pictures']:,} test pictures, {strangers:,} were called unlike anything learned "
+        f"({_percent(strangers / results['pictures'])}, 95 % interval {_interval(interval)})."
+    )
+
+
 def _files(parity: Mapping[str, Parity], sizes: Mapping[str, int]) -> str:
     rows = [
         (
@@ -459,7 +488,8 @@ Sorting and exploring pictures of these classes, and learning how such models ar
 touch or pick, and what the model takes for harmless may kill. Do not use it for any other decision about health, safety
 or people either.
 
-- It knows only its own classes and assigns one of them to any picture, often with a high probability.
+- It knows only its own classes and assigns one of them to any picture, often with a high probability, and not every
+  picture of something else is found to be unlike anything it has learned.
 - It is less accurate, by an unknown amount, on pictures from other cameras, places, seasons or backgrounds than in
   the data.
 - It was trained from scratch. On photographs, a pretrained network will usually do better, if one may be used.
@@ -467,7 +497,7 @@ or people either.
 
 
 def _provenance(bundle: Bundle) -> str:
-    told = ("data", "config", "calibration", "sure answers")
+    told = ("data", "config", "calibration", "sure answers", "strangers")
     rest = {name: value for name, value in bundle.provenance.items() if name not in told}
     return f"## Provenance\n\n{_listed(rest)}"
 

@@ -116,7 +116,7 @@ def publish(target: Path, bundle: Bundle, weights: dict[str, Tensor], check: Pic
         new.mkdir()
         save(new, bundle, weights)
         load(new)
-        network = empty(bundle.model)
+        network = empty(bundle)
         network.load_state_dict(weights, assign=True)  # as they were given, not as they were written
         write(new / PAGE, page(bundle, network).encode())
         _python(_WRITE, new.resolve())

@@ -5,7 +5,8 @@
 
 Map 0 is the normalised picture; layer n computes map n + 1. Every layer is one convolution. Its numbers are its
 weights, [outputs / 8][kernel][kernel][inputs][8], for the eight output channels that kernel.c sums at once, and a bias
-per output. After the layers come the head's weights, [classes][features], and its biases.
+per output. After the layers come the head's weights, [classes][features], and its biases; then, if the network knows
+strangers, what is usual for it: the features' scale, the means, [classes][features], and the two usual values of each.
 """
 
 import math
@@ -55,6 +56,8 @@ class Layout:
     pooled: list[str]
     """The head's features: "max", "avg", or both in that order, each one number per channel of the last map."""
     classes: int
+    familiar: bool
+    """Whether the numbers end with those of a `model.strangers.Familiar`."""
 
 
 def lay_out(network: MushroomCNN) -> tuple[Layout, Floats]:
@@ -98,7 +101,10 @@ def lay_out(network: MushroomCNN) -> tuple[Layout, Floats]:
         layers=layers,
         pooled=["max"] * pooling.has_max + ["avg"] * pooling.has_avg,
         classes=head.out_features,
+        familiar=network.familiar is not None,
     )
+    if (familiar := network.familiar) is not None:
+        numbers += [one.double().numpy().ravel() for one in (familiar.scale, familiar.means, familiar.usual)]
     return layout, np.concatenate(numbers).astype("<f4")
 
 

@@ -1,9 +1,10 @@
-// --- The network: a square of RGB bytes -> probabilities, and where the evidence for a class is.
+// --- The network: a square of RGB bytes -> probabilities, its strangeness, and where the evidence for a class is.
 //
 // What is computed is described in layout.py. All numbers and maps lie in one memory, counted in floats. Each map has a
 // border of zeros as wide as the largest dilation, so that a convolution needs no other padding.
 
-function makeNetwork({ image_size, temperature, network: { scale, shift, layers, pooled, classes } }, numbers, wasm) {
+function makeNetwork(model, numbers, wasm) {
+  const { image_size, temperature, network: { scale, shift, layers, pooled, classes, familiar } } = model;
   const border = Math.max(...layers.map(layer => layer.dilation)), maps = [], calls = [];
   let size = numbers.length, next = 0;
 
@@ -58,10 +59,10 @@ function makeNetwork({ image_size, temperature, network: { scale, shift, layers,
     const channels = pool(), values = pooled.flatMap(name => channels.map(channel => channel[name]));
     const logits = Array.from({ length: classes }, (_, label) => {
       const bias = floats[next + classes * features + label];
-      return values.reduce((sum, value, feature) => sum + value * weight(label, feature), bias) / temperature;
+      return values.reduce((sum, value, feature) => sum + value * weight(label, feature), bias);
     });
-    const highest = logits.reduce((a, b) => Math.max(a, b)), odds = logits.map(logit => Math.exp(logit - highest));
-    const sum = odds.reduce((a, b) => a + b);
+    const highest = logits.reduce((a, b) => Math.max(a, b));
+    const odds = logits.map(logit => Math.exp((logit - highest) / temperature)), sum = odds.reduce((a, b) => a + b);
 
     // model/evidence.py: what each place of the last map adds to a class's logit, less what it adds to the mean logit
     const evidence = label => {
@@ -73,8 +74,19 @@ function makeNetwork({ image_size, temperature, network: { scale, shift, layers,
       }));
       return parts;
     };
-    return { probabilities: odds.map(odd => odd / sum), evidence };
+    const strangeness = familiar ? measure(values, logits, highest) : null;
+    return { probabilities: odds.map(odd => odd / sum), strangeness, evidence };
   };
+
+  function measure(values, logits, highest) {  // model/strangers.py
+    const first = next + classes * features + classes, means = first + features, usual = means + classes * features;
+    const distances = logits.map((_, label) => Math.hypot(...values.map((value, feature) =>
+      value * floats[first + feature] - floats[means + label * features + feature])));
+    const energy = highest + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - highest), 0));
+    const [distance, recognised] = [Math.min(...distances), energy].map((value, n) =>
+      (value - floats[usual + 2 * n]) / floats[usual + 2 * n + 1]);
+    return distance - recognised;
+  }
 }
 
 function makeKernel(bytes, wasm) {

@@ -2,6 +2,7 @@
 
 const SOURCE = self.document?.currentScript.textContent;
 const SHOWN = 3;  // number of likeliest classes
+const DOUBTS = { "not sure": "Not sure: a guess at best", stranger: "Unlike anything it has learned" };
 const LOOKED_SIDE = 256, SHADE = 0.8;  // pixels; how dark the places are that say nothing
 
 function bytesOf(base64) {  // ten times as fast as Uint8Array.from with a function
@@ -10,19 +11,19 @@ function bytesOf(base64) {  // ten times as fast as Uint8Array.from with a funct
   return bytes;
 }
 
-// Return a function that maps a file to { best, square, small, turn }, or to { error }, the reason in a line
+// Return a function that maps a file to { best, strangeness, square, small, turn }, or to { error }, why not in a line
 function makeClassifier(model) {
   let network;
   return async file => {
     try {
       network ??= makeNetwork(model, new Float32Array(bytesOf(model.numbers).buffer), bytesOf(model.kernel));
       const { square, small, turn } = await readPicture(file, model.image_size, model.ranges);
-      const { probabilities, evidence } = network(square);
+      const { probabilities, strangeness, evidence } = network(square);
       if (!probabilities.every(Number.isFinite)) return { error: "the network's numbers overflow" };
       const order = probabilities.map((_, label) => label).sort((a, b) => probabilities[b] - probabilities[a]);
       const best = order.slice(0, SHOWN)
         .map(label => ({ label, probability: probabilities[label], evidence: evidence(label) }));
-      return { best, square, small, turn };
+      return { best, strangeness, square, small, turn };
     } catch (error) {
       return { error: error instanceof RangeError ? "too large for the free memory" : error.message };
     }
@@ -90,7 +91,10 @@ function startPage(model) {
     Object.assign(entry, await ask(entry.file));
     if (!entries.includes(entry)) return;
     if (entry.error) showError(entry);
-    else showAnswer(entry);
+    else {
+      entry.verdict = judge(entry);
+      showAnswer(entry);
+    }
     tell();
   }
 
@@ -118,9 +122,9 @@ function startPage(model) {
     at("status").textContent = entries.length ? parts.join(", ") : "";
     document.body.classList.toggle("begun", entries.length > 0);
     if (left) return;
-    const spoken = best => (isSure({ best }) ? "" : "not sure, ") +
+    const spoken = ({ best, verdict }) => (DOUBTS[verdict] ? `${DOUBTS[verdict]}, ` : "") +
       `${printable(model.classes[best[0].label])}, ${percent(best[0].probability)}`;
-    const few = entries.slice(0, 5).map(({ name, best, error }) => `${name}: ${error ?? spoken(best)}`);
+    const few = entries.slice(0, 5).map(entry => `${entry.name}: ${entry.error ?? spoken(entry)}`);
     at("spoken").textContent = entries.length ? [parts.join(", "), ...few].join(". ") : "No pictures";
   }
 
@@ -130,15 +134,17 @@ function startPage(model) {
     const rows = Array.from({ length: shown }, () => make("li", { className: "guess" }, "\u00a0"));
     entry.card.replaceChildren(title(entry),
       views(make("div", { className: "view" }), make("div", { className: "view" })),
-      ...verdict("\u00a0"), make("ol", { className: "guesses" }, ...rows), removal(entry));
+      ...doubt(entry), make("ol", { className: "guesses" }, ...rows), removal(entry));
   }
 
-  function isSure({ best }) {
-    return model.sure === null || best[0].probability >= model.sure;
+  function judge({ best, strangeness }) {
+    if (model.strangest !== null && strangeness > model.strangest) return "stranger";
+    return model.sure === null ? "" : best[0].probability >= model.sure ? "sure" : "not sure";
   }
 
-  function verdict(text) {  // its line is there from the start, so that nothing moves
-    return model.sure === null ? [] : [make("p", { className: "verdict", textContent: text })];
+  function doubt({ verdict }) {  // its line is there from the start, so that nothing moves
+    if (model.sure === null && model.strangest === null) return [];
+    return [make("p", { className: "verdict", textContent: DOUBTS[verdict] ?? "\u00a0" })];
   }
 
   function showError(entry) {
@@ -171,9 +177,9 @@ function startPage(model) {
     };
     choose(0);
     const rows = buttons.map(button => make("li", {}, button));
-    const doubt = verdict(isSure(entry) ? "\u00a0" : "Not sure: a guess at best");
-    entry.card.classList.toggle("doubtful", !isSure(entry));
-    entry.card.replaceChildren(title(entry), views(whole, looked), ...doubt,
+    entry.card.classList.toggle("doubtful", entry.verdict in DOUBTS);
+    entry.card.classList.toggle("stranger", entry.verdict === "stranger");
+    entry.card.replaceChildren(title(entry), views(whole, looked), ...doubt(entry),
       make("ol", { className: "guesses" }, ...rows), removal(entry));
   }
 
@@ -234,10 +240,10 @@ function startPage(model) {
 
   function save() {
     const numbers = Array.from({ length: shown }, (_, n) => n + 1);
-    const answer = best => model.sure === null || !best.length ? "" : isSure({ best }) ? "sure" : "not sure";
     const head = ["path", "error", "answer", ...numbers.flatMap(n => [`class_${n}`, `probability_${n}`])];
-    const rows = entries.filter(entry => entry.best || entry.error).map(({ name, error = "", best = [] }) =>
-      [asText(name, "./"), error, answer(best),
+    const read = entries.filter(entry => entry.best || entry.error);
+    const rows = read.map(({ name, error = "", best = [], verdict = "" }) =>
+      [asText(name, "./"), error, verdict,
         ...best.flatMap(({ label, probability }) => [asText(printable(model.classes[label]), "'"), probability])]);
     const lines = [head, ...rows].map(row =>
       row.map(cell => `"${String(cell).replaceAll('"', '""')}"`).join(",") + "\n");

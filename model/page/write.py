@@ -21,7 +21,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from model.export.bundle import Bundle
-from model.export.card import WARNING, Results, study_name, sure_result
+from model.export.card import WARNING, Results, strangers_result, study_name, sure_result
 from model.files import printable
 from model.network import MushroomCNN
 from model.page.layout import Floats, Layer, Layout, answer, lay_out
@@ -39,6 +39,7 @@ def page(bundle: Bundle, network: MushroomCNN) -> str:
         "ranges": bundle.ranges,
         "temperature": bundle.temperature,
         "sure": bundle.sure,
+        "strangest": bundle.strangest,
         "network": asdict(layout),
         "kernel": "".join(_asset("kernel.b64").split()),
         "numbers": base64.b64encode(numbers.tobytes()).decode(),
@@ -65,6 +66,8 @@ def page(bundle: Bundle, network: MushroomCNN) -> str:
         calibration=printable(bundle.calibration),
         sure=printable(bundle.sure_answers),
         sure_result=sure_result(bundle.results or {}),
+        strangers=printable(bundle.strangers),
+        strangers_result=strangers_result(bundle.results or {}),
     )
 
 

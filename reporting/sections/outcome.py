@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from model import metrics
-from model.export.card import compared, sure_result
+from model.export.card import compared, strangers_result, sure_result
 from reporting import analysis, charts, svg
 from reporting.sections.parts import BEST_FEW, Facts, Figure, Paragraph, Part, Section, Table, interval, trial_table
 from reporting.words import (
@@ -256,7 +256,7 @@ def _tested(test: dict[str, Any], calibration: str | None) -> list[Part]:
             f"The mean over {plural(len(test['seeds']), 'seed')}{lost} is {percent(test['top1_mean'], 1)}, with a "
             f"standard deviation of {points(test['top1_sd'])}. "
         )
-    if said := sure_result(test):
+    for said in filter(None, (sure_result(test), strangers_result(test))):
         text += f"{said} "
     parts: list[Part] = [Paragraph(text=f"{text}The test set was used {times(test['evaluations'])}.")]
     if test["evaluations"] > 1:
