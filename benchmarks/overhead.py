@@ -46,7 +46,7 @@ class InstantWorkers:
     """Workers that train nothing and send random metrics at once."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
-        self.slots = slots
+        self.slots = dict(enumerate(slots))
         self._jobs: dict[int, tuple[TrialJob, int]] = {}
         self._asked: deque[int] = deque()
 

@@ -15,7 +15,6 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -41,7 +40,7 @@ class ScheduledWorkers:
     """Workers by a clock that runs while the coordinator works, and jumps while it waits."""
 
     def __init__(self, slots: int) -> None:
-        self.slots: Sequence[Slot] = [Slot()] * slots
+        self.slots = dict.fromkeys(range(slots), Slot())
         self.trained = 0.0
         """Seconds of training in all slots together."""
         self.skipped = 0.0

@@ -35,7 +35,7 @@ from reporting.words import duration, how_far, numbered_epochs, percent, plural,
 from tuning.cleaning import Item
 from tuning.coordinator import Plan
 from tuning.database import network_file_system, without_password
-from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialStarted
+from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialRequeued, TrialStarted
 from tuning.memory import shortage
 from tuning.session import SearchSession, Session
 from tuning.settings import command_line
@@ -292,7 +292,9 @@ def print_runs(console: Console, title: str, wanted: int, session: Session, expe
 def _at_once(session: Session) -> str:
     first, compared = session.slots[0], session.timing and session.timing.comparison
     speed = f", {compared}" if compared else ""
-    return f"{len(session.slots)} at once on {first.device.partition(':')[0]} in {first.precision}{speed}"
+    hosts = len({slot.host for slot in session.slots})
+    where = f" of {hosts} machines" if hosts > 1 else ""
+    return f"{len(session.slots)} at once on {first.device.partition(':')[0]}{where} in {first.precision}{speed}"
 
 
 @dataclass(kw_only=True)
@@ -309,6 +311,8 @@ class _Running:
     final: bool = False
     """Whether the run also trains on the validation pictures, so that its accuracy on them means nothing."""
     epoch_seconds: float = 0.0
+    host: str | None = None
+    """Name of the slot's machine; None if it is not known."""
 
     @property
     def seconds_left(self) -> float:
@@ -351,6 +355,7 @@ class Screen:
         self._trials, self._slots, self._expected = trials, slots, expected
         self._searches, self._unit = searches, "trial" if searches else "run"
         self._running: dict[int, _Running] = {}
+        self._hosts = {trial.host for trial in known if trial.host}
         self._mean_epochs = epochs
         self._epochs = {trial.number: trial.epochs for trial in known}
         self._reached = {trial.number: trial.reached for trial in known if trial.reached is not None}
@@ -404,7 +409,10 @@ class Screen:
                     name=event.assignment.name,
                     final=event.assignment.final,
                     epoch_seconds=self._expected / (self._mean_epochs or event.assignment.epochs),
+                    host=event.host,
                 )
+                if event.host:
+                    self._hosts.add(event.host)
                 if event.number in self._paused:
                     self._paused.remove(event.number)
                 elif event.attempt > 1:
@@ -426,6 +434,9 @@ class Screen:
                 self._paused.add(event.number)
                 after = f"{f'{name}, ' if name else ''}paused after epoch {self._epochs.get(event.number, 0)}"
                 self._line(event.number, self._reached.get(event.number), after)
+            case TrialRequeued():
+                self._running.pop(event.slot, None)
+                self._line(event.number, None, f"requeued: {event.reason}")
             case TrialEnded():
                 self._end(event)
                 if self._live.is_started:
@@ -451,6 +462,8 @@ class Screen:
         if better:
             self._best = (ended.value or 0.0, ended.number)
         facts = [running.name] if running and running.name else []
+        if running and (where := self._where(running)):
+            facts.append(where)
         if ended.outcome is Outcome.PRUNED:
             facts.append(ended.reason)
         elif ended.outcome is not Outcome.COMPLETE:
@@ -466,6 +479,10 @@ class Screen:
             self._console.print(Text(line, style="dim"))
         else:
             self._console.print(Text(f"{line} | {self._headline()}, {self._time_left()}"), soft_wrap=True)
+
+    def _where(self, running: _Running) -> str:
+        """Return where a trial runs if the study has seen several machines; otherwise an empty text."""
+        return f"on {running.host}" if running.host and len(self._hosts) > 1 else ""
 
     def _headline(self) -> str:
         facts = [f"{self._counted} of {self._trials} {self._unit}s"]
@@ -487,14 +504,14 @@ class Screen:
 
     def _render(self) -> RenderableType:
         lines = Table.grid(padding=(0, 2))
-        for slot in range(self._slots):
+        for slot in sorted({*range(self._slots), *self._running}):
             running = self._running.get(slot)
             if running is None:
                 lines.add_row(Text(f"worker {slot}", style="dim"))
                 continue
             epoch = f"epoch {min(running.epoch + 1, running.epochs)}/{running.epochs}"
             lines.add_row(
-                Text(f"worker {slot}", style="dim"),
+                Text(f"worker {slot} {self._where(running)}".rstrip(), style="dim"),
                 Text(f"{self._unit} {running.number}"),
                 Text("starting" if running.share is None else epoch),
                 ProgressBar(total=running.epochs, completed=running.done, width=16),

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import CoercionError, Group, Parameter, Token
 from cyclopts.validators import Number
 
-from data import NearDuplicates
+from data import NearDuplicates, expanded
 from tuning.folder import RESULTS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuning.session import OpenStudy
+    from tuning.devices import RunThere, Slot
+    from tuning.session import MakeWorkers, OpenStudy
 
 DATA = Group("Data and study", sort_key=1)
 EXTENT = Group("Length of the run", sort_key=2)
@@ -145,6 +146,16 @@ PrecisionOption = Annotated[
     choice(PLACE),
     Parameter(help='Precision of training: "float32", "bfloat16", or "auto", the faster one, timed at the start.'),
 ]
+RayOption = Annotated[
+    str | None,
+    Parameter(
+        name="--ray",
+        group=PLACE,
+        metavar="ADDRESS",
+        help='Train on every node of the Ray cluster with this head, as HOST:PORT; "auto" is the cluster that this '
+        "machine belongs to. By default this machine trains alone.",
+    ),
+]
 # Options of the commands that use an existing study
 StudyOption = Annotated[
     str | None,
@@ -188,6 +199,26 @@ StorageOption = Annotated[
 ]
 Injected = Annotated[Any, Parameter(parse=False)]
 """Type of a command's parameter that is not an option: only a caller of `study.main` can set it."""
+
+
+def hardware(
+    console: Console, ray: str | None, device: str, workers: int | None, cache: Path | None
+) -> tuple[Sequence[Slot], MakeWorkers, RunThere]:
+    """Return the slots that the options ask for, on this machine or a cluster, and what trains and times in them."""
+    from tuning import devices
+    from tuning.workers import LocalWorkers
+
+    if ray is None:
+        return devices.slots(device, workers), LocalWorkers, devices.run_here
+
+    from tuning.ray_workers import connect
+
+    def say(line: str) -> None:
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    everywhere = expanded(cache).absolute() if cache else None
+    cluster = connect(ray, device=device, workers=workers, cache_dir=everywhere, say=say)
+    return cluster.slots, cluster.make_workers, cluster.run_there
 
 
 def argv() -> list[str]:

@@ -16,6 +16,7 @@ from commands.options import (
     MovedPartsOption,
     MovedTestOption,
     PrecisionOption,
+    RayOption,
     ResultsOption,
     StorageOption,
     StudyOption,
@@ -24,6 +25,7 @@ from commands.options import (
     count,
     find_study,
     flag,
+    hardware,
     several,
     study_options,
 )
@@ -48,6 +50,7 @@ def retrain(
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    ray: RayOption = None,
     storage: StorageOption = None,
     results: ResultsOption = RESULTS,
     cache: CacheOption = None,
@@ -92,16 +95,14 @@ def retrain(
     from selection.pretrained import DEFAULT, load
     from selection.retraining import compare, retrain_winner
     from selection.test_set_uses import uses_by_others
-    from tuning import devices
     from tuning.trials import METRIC, read_trials
-    from tuning.workers import LocalWorkers
 
     comparing = "pretrained" in (baseline or ())
     for option, value in (("--pretrained", pretrained), ("--weights", weights)):
         if value is not None and not comparing:
             raise StudyError(f"{option} {value} has no effect without --baseline pretrained: add that, or omit it")
     console = screen.make_console()
-    slots = devices.slots(device, workers)
+    slots, at_work, run_there = hardware(console, ray, device, workers, cache)
     found = find_study(console, results, study, storage)
     with found.locked():
         chosen = best.candidates(found.study, finalists) if trial is None else [best.candidate(found.study, trial)]
@@ -117,11 +118,13 @@ def retrain(
             precision=precision,
             cache_dir=cache,
             track=screen.track(console),
-            make_workers=make_workers or LocalWorkers,
+            make_workers=make_workers or at_work,
+            run_there=run_there,
             make_notes=TrialNotes,
         )
         screen.print_pictures(console, session.pictures, classes=False)
-        screen.print_machine(console, len(slots))
+        if ray is None:
+            screen.print_machine(console, len(slots))
         follow = follow_runs(console, session)
         if trial is not None:
             original = read_trials(found.study)[trial]

@@ -20,6 +20,7 @@ from commands.options import (
     NearDuplicatesOption,
     PartsOption,
     PrecisionOption,
+    RayOption,
     ResultsOption,
     TestOption,
     WorkersOption,
@@ -28,6 +29,7 @@ from commands.options import (
     choice,
     count,
     flag,
+    hardware,
     percentage,
     study_options,
 )
@@ -72,6 +74,7 @@ def run(
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    ray: RayOption = None,
     storage: Annotated[str | None, Parameter(group=PLACE, metavar="URL")] = None,
     results: ResultsOption = RESULTS,
     cache: CacheOption = None,
@@ -132,17 +135,16 @@ def run(
     from reporting.study_note import StudyNote
     from reporting.trial_note import TrialNotes
     from selection.pruner_audit import audit_pruner as train_pruned
-    from tuning import devices, scheduling
+    from tuning import scheduling
     from tuning.coordinator import Plan
     from tuning.events import Ending
     from tuning.session import open_session
-    from tuning.workers import LocalWorkers
 
     if audit_pruner is not None and scheduler == "none":
         raise StudyError("--audit-pruner has nothing to train with --scheduler none: omit one of the two")
     console = screen.make_console()
     track = screen.track(console)
-    slots = devices.slots(device, workers)
+    slots, at_work, run_there = hardware(console, ray, device, workers, cache)
     limits = _profile(profile, slots[0].device, epochs, flips=not no_flips)
     found = find_pictures(
         data,
@@ -186,7 +188,8 @@ def run(
         storage=storage,
         cache_dir=cache,
         track=track,
-        make_workers=make_workers or LocalWorkers,
+        make_workers=make_workers or at_work,
+        run_there=run_there,
         make_notes=TrialNotes,
         argv=argv(),
     ) as session:
@@ -204,7 +207,8 @@ def run(
             epochs=session.trained_share * horizon if rungs else None,
         )
         if wanted:
-            screen.print_machine(console, len(slots))
+            if ray is None:
+                screen.print_machine(console, len(slots))
             first = scheduling.first_pruning(scheduler, horizon)
             screen.print_plan(
                 console, session, wanted=wanted, rungs=rungs, first_pruning=first, left=shown.seconds_left

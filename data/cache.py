@@ -94,7 +94,7 @@ def build(
         with replacing(_split_path(handle)) as unfinished:
             unfinished.write_bytes(stored.getbuffer())
         if missing:
-            _remove_abandoned(directory)
+            remove_abandoned(directory)
             _check_room(directory, sum(len(catalog.kept) * size * size * 3 for size in missing))
             _write_squares(catalog, missing, directory, track)
     return handle
@@ -129,6 +129,31 @@ def squares(catalog: Catalog, positions: Sequence[int], size: int) -> Generator[
             pool, lambda picture: _squares(catalog.file(picture), picture, [size], catalog.ranges), kept
         ):
             yield square
+
+
+def cache_files(handle: CacheHandle, image_size: int) -> list[Path]:
+    """Return the paths of the files that pictures of one size consist of, for a copy on another machine."""
+    directory = handle.directory
+    return [_split_path(handle), _images_path(directory, image_size), _digest_path(directory, image_size)]
+
+
+def read_chunk(path: Path, offset: int, length: int) -> bytes:
+    """Return up to `length` bytes of a file of the cache. Raises DataError if it is gone."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    except OSError as error:
+        raise _damaged(path) from error
+
+
+def is_intact(handle: CacheHandle, image_size: int) -> bool:
+    """Return whether the pictures of one size are those that were decoded; takes a second per GB."""
+    try:
+        part = open_part(handle, image_size, "train")
+    except DataError:
+        return False
+    return _intact(handle, image_size, len(part.images))
 
 
 def _digest(labels: npt.NDArray[np.int64], positions: Mapping[str, npt.NDArray[np.int64]]) -> str:
@@ -178,7 +203,8 @@ def _damaged(path: Path) -> DataError:
     )
 
 
-def _remove_abandoned(directory: Path) -> None:
+def remove_abandoned(directory: Path) -> None:
+    """Remove unfinished files that killed processes have left in a folder of the cache."""
     for path in directory.glob(f"*{UNFINISHED}"):
         try:
             if time.time() - path.stat().st_mtime > ABANDONED:

@@ -10,7 +10,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import IO, Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -54,11 +54,15 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     A process killed in between leaves an unfinished file with a random name beside it. On an error such as a full disk
     it raises OSError, or torch's RuntimeError, and leaves nothing.
     """
+    with replacing_on_disk(path) as file:
+        write(file, checkpoint)
+
+
+def write(file: IO[bytes], checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` into an open file. Raises OSError, or torch's RuntimeError."""
     records = [metrics.to_dict() for metrics in checkpoint.history]
     weights = {"model": dict(checkpoint.model), "averaged": checkpoint.averaged and dict(checkpoint.averaged)}
-    contents = {"format": FORMAT, **vars(checkpoint), **weights, "history": records}
-    with replacing_on_disk(path) as file:
-        torch.save(contents, file)
+    torch.save({"format": FORMAT, **vars(checkpoint), **weights, "history": records}, file)
 
 
 def load(path: Path) -> Checkpoint:
@@ -68,6 +72,11 @@ def load(path: Path) -> Checkpoint:
             file = io.BytesIO(opened.read())
     except OSError as error:
         raise CheckpointError(f"cannot load checkpoint {path} ({why(error)})") from error
+    return read(file, path)
+
+
+def read(file: io.BytesIO, path: Path) -> Checkpoint:
+    """Return the checkpoint in the bytes of a file, as `load` does; errors name its `path`."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()

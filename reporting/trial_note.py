@@ -25,6 +25,7 @@ from reporting import svg
 from reporting.gallery import gallery
 from reporting.words import configuration, duration, percent, plural, short
 from tuning.events import TrialRecord
+from tuning.trials import read_trial
 
 GALLERY = "mistakes.jpg"
 IN_A_ROW = 6
@@ -57,7 +58,7 @@ class TrialNotes:
         pictures = {
             name: get_artifact_path(trial, identity) for name, identity in there.items() if not name.endswith(".json")
         }
-        save_note(trial, note(trial.number, record, pictures))
+        save_note(trial, note(trial.number, record, pictures, read_trial(trial).host))
 
     def _contents(self, record: TrialRecord, chosen: EpochMetrics) -> dict[str, bytes]:
         """Return the content of each artifact by its file name."""
@@ -96,8 +97,8 @@ def _artifacts(trial: optuna.Trial) -> dict[str, str]:
         return {}
 
 
-def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
-    """Return the note in Markdown; `pictures` are the URLs of the artifacts by name."""
+def note(number: int, record: TrialRecord, pictures: dict[str, str], host: str | None = None) -> str:
+    """Return the note in Markdown; `pictures` are the URLs of the artifacts by name, `host` names the machine."""
     chosen, epochs = record.chosen, len(record.history)
     reason = record.reason[:1].upper() + record.reason[1:]
     planned = record.assignment.epochs
@@ -120,7 +121,8 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str]) -> str:
     if record.history:
         seconds = sum(metrics.seconds for metrics in record.history)
         peak = max(metrics.peak_memory for metrics in record.history)
-        rows.append(("run", f"{duration(seconds)} of training, {peak / 2**20:,.0f} MB peak memory"))
+        where = f", on {as_text(host)}" if host else ""
+        rows.append(("run", f"{duration(seconds)} of training, {peak / 2**20:,.0f} MB peak memory{where}"))
     lines += ["", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
     titles = {
         "curves.svg": "Learning curves",

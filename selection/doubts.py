@@ -52,7 +52,7 @@ class Doubt:
 
 def find(session: Session, standings: Sequence[Standing]) -> list[Doubt]:
     """Return a doubt for each validation picture, the least probable label first; [] if all networks diverged."""
-    evaluator = Evaluator(data=session.data, device=session.slots[0].device)
+    evaluator = Evaluator(data=session.data, device=session.own_device)
     found = [
         evaluator.logits(standing.candidate.config, weights(session.folder / KIND, run), "validation")
         for standing in standings

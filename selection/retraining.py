@@ -108,7 +108,7 @@ def retrain_winner(
     trained = iter(train(session, FINAL_RUNS, FINAL_METRIC, runs, follow))
     folder = session.folder / FINAL_RUNS
     finals = [FinalRuns(candidate=one.candidate, runs=tuple(islice(trained, seeds)), folder=folder) for one in tested]
-    evaluator = Evaluator(data=session.data, device=session.slots[0].device)
+    evaluator = Evaluator(data=session.data, device=session.own_device)
     winner = conclude(session, won, finals[0], evaluator)
     winner = evaluate_logged(session, winner, finals, evaluator, retest=retest)
     winner.save(session.folder)
@@ -136,7 +136,7 @@ def compare(
     if earlier is None:
         return winner
     started = time.monotonic()
-    device, pictures = torch.device(session.slots[0].device), session.pictures
+    device, pictures = torch.device(session.device), session.pictures
     fitted = fit_head(pretrained, pictures.catalog, pictures.split, device, track)
     seconds = time.monotonic() - started
     measured = metrics.measure(fitted.logits, fitted.labels, temperature=1.0)

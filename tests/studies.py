@@ -67,7 +67,7 @@ class ThreadWorkers:
     """Workers that are threads of this process: the real training, and no process to start."""
 
     def __init__(self, slots: Sequence[Slot] = (Slot(),)) -> None:
-        self.slots = slots
+        self.slots = dict(enumerate(slots))
         self._received: queue.Queue[tuple[_ThreadLink, WorkerMessage]] = queue.Queue()
         self._links: dict[int, _ThreadLink] = {}
 
@@ -103,7 +103,7 @@ class _ThreadLink:
         self.slot = slot
         self.answers: queue.Queue[Answer] = queue.Queue()
         self._received = received
-        self.thread = threading.Thread(target=trainer.run, args=(job, self), daemon=True)
+        self.thread = threading.Thread(target=trainer.run, args=(job, self, trainer.CheckpointFolder(job)), daemon=True)
         self.thread.start()
 
     def send(self, message: WorkerMessage) -> None:

@@ -97,7 +97,8 @@ def test_memory_that_runs_out_during_training_is_recognised(
     tiny: Tiny, tmp_path: Path, fault: Callable[[], object]
 ) -> None:
     link = Recorder(fault)
-    assert trainer.run(job(tiny, tmp_path), link), "the process can train another trial"
+    one = job(tiny, tmp_path)
+    assert trainer.run(one, link, trainer.CheckpointFolder(one)), "the process can train another trial"
     _, failure = link.sent
     assert isinstance(failure, TrialFailure)
     assert failure.kind is FailureKind.OUT_OF_MEMORY
@@ -118,7 +119,8 @@ def test_a_trial_short_of_memory_also_evaluates_fewer_pictures_at_a_time(
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
         link = Recorder()
-        trainer.run(job(tiny, tmp_path, micro_batch=8), link)
+        one = job(tiny, tmp_path, micro_batch=8)
+        trainer.run(one, link, trainer.CheckpointFolder(one))
     finally:
         hook.remove()
     assert isinstance(link.sent[-1], EpochMetrics)

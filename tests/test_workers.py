@@ -1,12 +1,14 @@
-"""The `Workers` protocol: one suite for worker processes and for threads, and what is true of processes alone."""
+"""The `Workers` protocol: one suite for processes, threads and a Ray cluster, and what is true of processes alone."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,12 +49,32 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return prepare(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=[ThreadWorkers, lambda: LocalWorkers([Slot()])], ids=["threads", "processes"])
+@contextmanager
+def on_a_cluster() -> Iterator[Workers]:
+    """Workers on a cluster of one node, which keeps the pictures in a cache of its own."""
+    from clusters import cluster
+
+    from tuning.ray_workers import connect
+
+    with tempfile.TemporaryDirectory() as cache, cluster("a") as nodes:
+        workers = connect(nodes.address, cache_dir=Path(cache)).make_workers([Slot()])
+        until(lambda: workers.wait(0.1) or workers.slots, "a slot")
+        with closing(workers):
+            yield workers
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(lambda: closing(ThreadWorkers()), id="threads"),
+        pytest.param(lambda: closing(LocalWorkers([Slot()])), id="processes"),
+        pytest.param(on_a_cluster, id="ray", marks=pytest.mark.long),
+    ],
+)
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     """Workers with one slot."""
-    made: Workers = request.param()
-    yield made
-    made.close()
+    with request.param() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +286,7 @@ def test_a_replaced_attempt_writes_and_sends_nothing(job: Jobs) -> None:
         def stop_asked(self) -> bool:
             return False
 
-    assert trainer.run(job(), Sleeper())
+    assert trainer.run(job(), Sleeper(), trainer.CheckpointFolder(job()))
     ready, *others = sent
     assert isinstance(ready, WorkerReady)
     assert others and all(isinstance(message, Progress) for message in others)

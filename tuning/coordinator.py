@@ -26,7 +26,16 @@ from model.network import Cost
 from model.training import EpochMetrics
 from search_space import Config
 from tuning import StudyError
-from tuning.events import Ending, StudyEvent, TrialAdvanced, TrialEnded, TrialPaused, TrialRecord, TrialStarted
+from tuning.events import (
+    Ending,
+    StudyEvent,
+    TrialAdvanced,
+    TrialEnded,
+    TrialPaused,
+    TrialRecord,
+    TrialRequeued,
+    TrialStarted,
+)
 from tuning.folder import remove_file, replace_file, trial_directory
 from tuning.jobs import Assignment, FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady, Workers
 from tuning.sampling import one_seed
@@ -188,7 +197,7 @@ class Coordinator:
                     self.ending = Ending.STOPPED
                 if self.ending is None:
                     yield from self._fill_slots()
-                if not self._live:
+                if not self._live and (self._workers.slots or self.ending is not None):
                     if self.ending is None and not self._stops:
                         yield from self._retire_paused()
                         self.ending = self._fulfilled(read_trials(self._study))
@@ -207,7 +216,7 @@ class Coordinator:
     # -- for a free slot
 
     def _fill_slots(self) -> Iterator[StudyEvent]:
-        for slot in range(len(self._workers.slots)):
+        for slot in self._workers.slots:
             while slot not in self._live:
                 match self._next_action():
                     case None:
@@ -227,7 +236,7 @@ class Coordinator:
     def _next_action(self) -> Resume | Retire | optuna.Trial | None:
         """Return a running trial that has no slot, else the scheduler's choice, else a new one; None if there is none.
 
-        An earlier run may have left such a trial, or a database whose answer was lost.
+        An earlier run may have left such a trial, or a node that was lost, or a database whose answer was lost.
         """
         trials = read_trials(self._study)
         if not self._adopted:
@@ -315,7 +324,7 @@ class Coordinator:
         directory = trial_directory(self._folder, number)
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "attempt", lambda path: path.write_text(str(live.attempt)))
-        write_attempt(live.trial, live.attempt, slot)
+        write_attempt(live.trial, live.attempt, slot, self._workers.slots[slot].host)
         self._live[slot] = live
         job = TrialJob(
             number=number,
@@ -333,6 +342,7 @@ class Coordinator:
             attempt=live.attempt,
             assignment=live.assignment,
             micro_batch=live.micro_batch,
+            host=self._workers.slots[slot].host,
         )
 
     # -- what a worker sends
@@ -393,6 +403,10 @@ class Coordinator:
                 if "diverged" not in live.trial.constraints:
                     live.trial.set_constraint("diverged", 1.0)
                 yield self._end(slot, live, Outcome.DIVERGED, failure.reason)
+                return
+            case FailureKind.LOST:
+                self._release(slot)
+                yield TrialRequeued(slot=slot, number=live.trial.number, reason=failure.reason)
                 return
             case FailureKind.OUT_OF_MEMORY:
                 pictures = live.micro_batch or live.assignment.config.training.batch_size

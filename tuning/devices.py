@@ -1,15 +1,20 @@
-"""Slots: where a machine can train trials, one slot per trial at a time."""
+"""Slots: where a machine can train trials, one slot per trial at a time; and how a function runs on that machine."""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.limits import cpus
 from tuning import StudyError
 
 if TYPE_CHECKING:
     from model.training import Precision
+
+RunThere = Callable[..., Any]
+"""Function that calls a function on the machine of the first slot, with the arguments that follow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,13 @@ class Slot:
     threads: int = 1
     """Number of CPU threads that train the trial."""
     precision: Precision = "float32"
+    host: str | None = None
+    """Name of the machine; None if it is not known."""
+
+
+def run_here(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function on this machine: the `RunThere` of local slots."""
+    return function(*args, **options)
 
 
 def slots(device: str, workers: int | None) -> list[Slot]:
@@ -31,8 +43,7 @@ def slots(device: str, workers: int | None) -> list[Slot]:
     """
     import torch
 
-    cores = cpus()
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    cores, found = cpus(), available()
     kind = next(kind for kind, there in found.items() if there) if device == "auto" else device
     if not found[kind]:
         raise StudyError(
@@ -45,4 +56,16 @@ def slots(device: str, workers: int | None) -> list[Slot]:
     else:
         devices = [kind] * (workers or (cores if kind == "cpu" else 1))
     threads = max(1, cores // len(devices))
-    return [Slot(device=name, threads=threads) for name in devices]
+    return [Slot(device=name, threads=threads, host=platform.node()) for name in devices]
+
+
+def available() -> dict[str, bool]:
+    """Return whether this machine has each kind of device, fastest first."""
+    import torch
+
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
+def or_cpu(device: str) -> str:
+    """Return a device if this machine has its kind, which another machine's may not be; else the CPU."""
+    return device if available()[device.partition(":")[0]] else "cpu"

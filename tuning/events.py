@@ -32,6 +32,8 @@ class TrialStarted:
     assignment: Assignment
     micro_batch: int | None = None
     """Pictures per forward pass if memory was short; None for whole batches."""
+    host: str | None = None
+    """Name of the slot's machine; None if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,15 @@ class TrialPaused:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialRequeued:
+    """A trial has lost its slot together with the node, and waits for another slot."""
+
+    slot: int
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialEnded:
     """A trial has finished."""
 
@@ -65,7 +76,7 @@ class TrialEnded:
     """Slot that trained the trial; None if it was not in one."""
 
 
-StudyEvent = TrialStarted | TrialAdvanced | TrialPaused | TrialEnded | None
+StudyEvent = TrialStarted | TrialAdvanced | TrialPaused | TrialRequeued | TrialEnded | None
 """Event that `Coordinator.run` yields; None comes at least once a second, so that clocks on a screen advance."""
 
 

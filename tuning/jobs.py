@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -67,6 +67,7 @@ class FailureKind(StrEnum):
     OUT_OF_MEMORY = "out of memory"
     DIED = "worker died"
     HUNG = "worker hung"
+    LOST = "node lost"
     DISK = "disk"
     BUG = "bug"
 
@@ -107,8 +108,8 @@ class Workers(Protocol):
     """
 
     @property
-    def slots(self) -> Sequence[Slot]:
-        """The slots, one per trial that can run at once; the methods refer to a slot by its index here."""
+    def slots(self) -> Mapping[int, Slot]:
+        """The slots by number, one per trial that can run at once; only `wait` adds and removes slots."""
         ...
 
     def start(self, slot: int, job: TrialJob) -> None:

@@ -30,7 +30,7 @@ from search_space import PROFILES, Config, Profile, baselines, portfolio, sugges
 from tuning import StudyError, database, devices, forecast, ownership, settings
 from tuning.coordinator import KEPT_CHECKPOINTS, Coordinator, Plan, search
 from tuning.database import IDENTITY, load_study, open_study
-from tuning.devices import Slot
+from tuning.devices import RunThere, Slot, run_here
 from tuning.events import StudyEvent, TrialRecord
 from tuning.folder import RESULTS, sqlite_url, study_folder
 from tuning.jobs import Assignment, Workers
@@ -114,12 +114,14 @@ class OpenStudy:
         cache_dir: Path | None = None,
         track: Track = no_track,
         make_workers: MakeWorkers = LocalWorkers,
+        run_there: RunThere = run_here,
         make_notes: MakeNotes = no_notes,
     ) -> Session:
         """Read the study's pictures again and decode them at `sizes` (pixels), by default those of its trials.
 
-        `data`, `test_data` and `parts` say where the pictures are now, if they have moved; `slots` and `precision` are
-        those of `open_session`. Raises StudyError if the pictures have changed, and DataError if they cannot be read.
+        `data`, `test_data` and `parts` say where the pictures are now, if they have moved; `slots`, `precision` and
+        `run_there` are those of `open_session`. Raises StudyError if the pictures have changed, and DataError if they
+        cannot be read.
         """
         source = data or self.settings.data
         tested = test_data or (Path(self.settings.test_data) if self.settings.test_data else None)
@@ -153,6 +155,7 @@ class OpenStudy:
             precision,
             points=sorted(trained, key=lambda config: config.cost.flops),
             pictures=len(pictures.split.train),
+            run_there=run_there,
         )
         return Session(
             study=self.study,
@@ -164,6 +167,7 @@ class OpenStudy:
             slots=slots,
             timing=timing,
             make_workers=make_workers,
+            run_there=run_there,
             make_notes=make_notes,
         )
 
@@ -179,7 +183,13 @@ class Session(OpenStudy):
     timing: Timing | None = None
     """What was timed to choose the precision of the slots; None if it was given."""
     make_workers: MakeWorkers = LocalWorkers
+    run_there: RunThere = run_here
     make_notes: MakeNotes = no_notes
+
+    @property
+    def own_device(self) -> str:
+        """Torch's name for the device on which this process evaluates networks."""
+        return devices.or_cpu(self.slots[0].device)
 
     def coordinator(
         self,
@@ -229,12 +239,14 @@ class SearchSession(Session):
 
     def expected_seconds(self) -> float:
         """Return the expected seconds of one trial in one slot, given that the scheduler ends most of them early."""
-        return forecast.seconds_so_far(read_trials(self.study), self.slots[0]) or forecast.seconds_per_trial(
+        known = forecast.seconds_so_far(read_trials(self.study), self.slots[0], self.run_there)
+        return known or forecast.seconds_per_trial(
             self.points,
             pictures=len(self.pictures.split.train),
             trained_share=self.trained_share,
             slots=self.slots,
             timing=self.timing,
+            run_there=self.run_there,
         )
 
 
@@ -256,6 +268,7 @@ def open_session(
     cache_dir: Path | None = None,
     track: Track = no_track,
     make_workers: MakeWorkers = LocalWorkers,
+    run_there: RunThere = run_here,
     make_notes: MakeNotes = no_notes,
     argv: Sequence[str] = (),
 ) -> Generator[SearchSession]:
@@ -278,6 +291,7 @@ def open_session(
         cache_dir: Where decoded pictures are kept; by default the user's cache folder.
         track: Function that shows the progress of decoding.
         make_workers: Function that returns workers for the slots.
+        run_there: Function that times training steps on the machine of the first slot, if that is another machine.
         make_notes: Returns the function that describes trials, such as `reporting.trial_note.TrialNotes`.
         argv: Command-line arguments to store for later commands.
 
@@ -336,7 +350,8 @@ def open_session(
             )
             started.save(folder)
             points = typical(draw, plan.feasible)
-            slots, timing = _settled(study, slots, precision, points=points, pictures=len(pictures.split.train))
+            shown = len(pictures.split.train)
+            slots, timing = _settled(study, slots, precision, points=points, pictures=shown, run_there=run_there)
             session = Session(
                 study=study,
                 folder=folder,
@@ -347,6 +362,7 @@ def open_session(
                 slots=slots,
                 timing=timing,
                 make_workers=make_workers,
+                run_there=run_there,
                 make_notes=make_notes,
             )
             yield SearchSession(
@@ -379,11 +395,14 @@ def _settled(
     *,
     points: Sequence[Config],
     pictures: int,
+    run_there: RunThere,
 ) -> tuple[Sequence[Slot], Timing | None]:
     """Return the slots in the wanted precision, by default all slots of this machine in the faster one."""
     if slots is None:
         slots, precision = devices.slots("auto", None), precision or "auto"
-    return (slots, None) if precision is None else settle_precision(study, slots, precision, points, pictures)
+    if precision is None:
+        return slots, None
+    return settle_precision(study, slots, precision, points, pictures, run_there)
 
 
 def _absolute(path: Path) -> str:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from model.network import Cost, MushroomCNN
 from model.training import Precision, autocast, make_optimizer
 from search_space import Config
-from tuning.devices import Slot
+from tuning.devices import RunThere, Slot, run_here
 from tuning.environment import environment
 from tuning.space import random_points
 
@@ -106,34 +106,50 @@ def settle_precision(
     wanted: Literal["auto"] | Precision,
     points: Sequence[Config],
     pictures: int,
+    run_there: RunThere = run_here,
 ) -> tuple[list[Slot], Timing | None]:
     """Return the slots in the wanted precision, and what was timed to decide what "auto" means.
 
     A study keeps to the precision that was the faster one when it was first opened on a machine, so that it resumes bit
     for bit; on another machine both are timed again. Where trials are SHORT nothing is timed, and float32 is chosen.
 
-    Args: `points`: typical points of the study, cheapest first; `pictures`: number of training pictures.
+    Args: `points`: typical points of the study, cheapest first; `pictures`: number of training pictures; `run_there`:
+    runs what is timed on the machine of the first slot.
     """
     timing, chosen = None, wanted
     if wanted == "auto":
-        timing = _timing(study, slots, points, pictures)
+        timing = _timing(study, slots, points, pictures, run_there)
         chosen = timing.comparison.faster if timing and timing.comparison else "float32"
     return [replace(slot, precision=chosen) for slot in slots], timing
 
 
-def _timing(study: optuna.Study, slots: Sequence[Slot], points: Sequence[Config], pictures: int) -> Timing | None:
+def _timing(
+    study: optuna.Study, slots: Sequence[Slot], points: Sequence[Config], pictures: int, run_there: RunThere
+) -> Timing | None:
     stored: dict[str, list[float]] = study.user_attrs.get(TIMINGS, {})
-    facts = environment(slots[0])
+    facts = run_there(environment, slots[0])
     machine = f"{facts['device']}, threads {facts['threads']}"
     if machine in stored:
         return Timing(seconds={}, comparison=Comparison(gains=tuple(stored[machine])))
     flops = [training_flops(point, pictures) for point in points]
-    if not flops or statistics.fmean(flops) < SHORT or not all(_may_be_faster(slot.device) for slot in slots):
+    if not flops or statistics.fmean(flops) < SHORT:
         return None
-    timing = time_steps(points, pictures=pictures, slots=slots, precisions=get_args(Precision))
-    if timing.comparison:
+    timing: Timing | None = run_there(_time_both, points, pictures, on_one_machine(slots))
+    if timing and timing.comparison:
         study.set_user_attr(TIMINGS, stored | {machine: timing.comparison.gains})
     return timing
+
+
+def on_one_machine(slots: Sequence[Slot]) -> list[Slot]:
+    """Return the slots on the machine of the first one: those that slow each other down."""
+    return [slot for slot in slots if slot.host == slots[0].host]
+
+
+def _time_both(points: Sequence[Config], pictures: int, slots: Sequence[Slot]) -> Timing | None:
+    """Time both precisions; None if bfloat16 cannot be the faster one."""
+    if not all(_may_be_faster(slot.device) for slot in slots):
+        return None
+    return time_steps(points, pictures=pictures, slots=slots, precisions=get_args(Precision))
 
 
 def _may_be_faster(device: str) -> bool:

@@ -1,7 +1,7 @@
 """The training of one job, in the worker's process.
 
-A job passes through: data, network, optimizer -> last checkpoint -> epoch -> checkpoint on disk -> metrics sent ->
-asked for the next epoch or not. The study is never touched from here; only the trial's own directory is written.
+A job passes through: data, network, optimizer -> last checkpoint -> epoch -> checkpoint kept -> metrics sent -> asked
+for the next epoch or not. The study is never touched from here; only the trial's own directory is written.
 """
 
 from __future__ import annotations
@@ -68,18 +68,59 @@ class Link(Protocol):
         ...
 
 
+class Checkpoints(Protocol):
+    """Where a trial's checkpoints are kept."""
+
+    def last(self) -> checkpoint.Checkpoint | None:
+        """Return the checkpoint of the last epoch; None if there is no intact one."""
+        ...
+
+    def keep(self, last: checkpoint.Checkpoint, best: checkpoint.Checkpoint | None) -> None:
+        """Keep the checkpoint of the last epoch and, if that is the best one so far, that for the export.
+
+        Raises Stopped if a later attempt has taken over the trial.
+        """
+        ...
+
+
 class Stopped(Exception):  # noqa: N818 - not an error
     """The coordinator has stopped this trial."""
 
 
-def run(job: TrialJob, link: Link) -> bool:
+class CheckpointFolder:
+    """The checkpoints of a job on the coordinator's own machine: files in the trial's directory."""
+
+    def __init__(self, job: TrialJob) -> None:
+        self._directory, self._attempt = job.directory, job.attempt
+
+    def last(self) -> checkpoint.Checkpoint | None:
+        """Return what last.pt holds; None if there is no intact one."""
+        try:
+            return checkpoint.load(self._directory / "last.pt")
+        except checkpoint.CheckpointError:
+            return None
+
+    def keep(self, last: checkpoint.Checkpoint, best: checkpoint.Checkpoint | None) -> None:
+        """Write last.pt, and best.pt if there is a new best. Raises Stopped, or OSError and torch's RuntimeError."""
+        owner = read_attempt(self._directory)
+        if owner > self._attempt:
+            raise Stopped
+        if owner != self._attempt:  # this may also end a replaced worker, and then nobody receives the error
+            raise FileNotFoundError(f"{self._directory / 'attempt'} is missing or damaged")
+        # best.pt first: after a kill between the two, the epoch is trained again and writes the same file again.
+        if best is not None:
+            checkpoint.save(self._directory / "best.pt", best)
+        checkpoint.save(self._directory / "last.pt", last)
+
+
+def run(job: TrialJob, link: Link, checkpoints: Checkpoints) -> bool:
     """Train until the last epoch, a stop or a failure, and send messages about it.
 
     Returns whether this process can train another trial; after a CUDA error it cannot.
     """
     try:
         link.send(WorkerReady(environment=environment(job.slot)))
-        _train(job, link)
+        _train(job, link, checkpoints)
     except Stopped:
         return True
     except Diverged as error:
@@ -115,7 +156,7 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def _train(job: TrialJob, link: Link) -> None:
+def _train(job: TrialJob, link: Link, checkpoints: Checkpoints) -> None:
     work, device = job.assignment, torch.device(job.slot.device)
     config = work.config
     torch.set_num_threads(job.slot.threads)
@@ -143,8 +184,8 @@ def _train(job: TrialJob, link: Link) -> None:
     optimizer = make_optimizer(model, config.training)
 
     history: list[EpochMetrics] = []
-    saved = _saved(job)
-    if saved is not None:
+    saved = checkpoints.last()
+    if saved is not None and saved.job_digest == job.digest:
         history += saved.history
         model.load_state_dict(saved.model)
         averaged.load_state_dict(saved.averaged or saved.model)
@@ -174,16 +215,8 @@ def _train(job: TrialJob, link: Link) -> None:
             averaged=averaged.state_dict(),
             optimizer=optimizer.state_dict(),
         )
-        owner = read_attempt(job.directory)
-        if owner > job.attempt:
-            raise Stopped
-        if owner != job.attempt:  # this may also end a replaced worker, and then nobody receives the error
-            raise FileNotFoundError(f"{job.directory / 'attempt'} is missing or damaged")
-        # best.pt first: after a kill between the two, the epoch is trained again and writes the same file again.
-        if metrics.epoch == work.chosen_epoch(history).epoch:
-            best = replace(state, model=averaged.state_dict(), averaged=None, optimizer=None)
-            checkpoint.save(job.directory / "best.pt", best)
-        checkpoint.save(job.directory / "last.pt", state)
+        best = replace(state, model=averaged.state_dict(), averaged=None, optimizer=None)
+        checkpoints.keep(state, best if metrics.epoch == work.chosen_epoch(history).epoch else None)
         _send_epoch(link, metrics, work.epochs)
 
 
@@ -193,15 +226,6 @@ def read_attempt(directory: Path) -> int:
         return int((directory / "attempt").read_text())
     except (OSError, ValueError):
         return 0
-
-
-def _saved(job: TrialJob) -> checkpoint.Checkpoint | None:
-    """Return the last checkpoint of this job; None if there is no intact one."""
-    try:
-        saved = checkpoint.load(job.directory / "last.pt")
-    except checkpoint.CheckpointError:
-        return None
-    return saved if saved.job_digest == job.digest else None
 
 
 def _of_this_device(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:

@@ -280,6 +280,11 @@ class Trial:
         return self._attributes.get("slot")
 
     @property
+    def host(self) -> str | None:
+        """Name of the machine that trained the trial last; None in earlier versions."""
+        return self._attributes.get("host")
+
+    @property
     def micro_batch(self) -> int | None:
         """Pictures per forward pass if memory was short; None for whole batches."""
         return self._attributes.get("micro_batch")
@@ -395,10 +400,12 @@ def write_work(trial: optuna.Trial, config: Config, cost: Cost, *, seed: int, ke
             trial.set_user_attr(name, value)
 
 
-def write_attempt(trial: optuna.Trial, attempt: int, slot: int) -> None:
-    """Store the number of the attempt, from 1, the slot that trains it, and that it begins now."""
+def write_attempt(trial: optuna.Trial, attempt: int, slot: int, host: str | None = None) -> None:
+    """Store the number of the attempt, from 1, the slot and the machine that train it, and that it begins now."""
     trial.set_user_attr("attempts", attempt)
     trial.set_user_attr("slot", slot)
+    if host is not None and trial.user_attrs.get("host") != host:
+        trial.set_user_attr("host", host)
     spans = trial.user_attrs.get("spans", [])[-MOST_SPANS + 1 :]
     trial.set_user_attr("spans", [*spans, [_now(), None]])
 

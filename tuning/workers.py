@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
@@ -42,11 +42,11 @@ class LocalWorkers:
     """Worker processes on this machine, one per slot, following the `Workers` protocol."""
 
     def __init__(self, slots: Sequence[Slot], *, hang_seconds: float = HANG_SECONDS) -> None:
-        self.slots = slots
+        self.slots = dict(enumerate(slots))
         self.hang_seconds = hang_seconds
         """Seconds without a message after which a busy worker is terminated."""
         self._processes: dict[int, _Process] = {}
-        self._received: queue.SimpleQueue[tuple[_Process, _Envelope | None]] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[tuple[_Process, Envelope | None]] = queue.SimpleQueue()
         """Queue of the messages of all processes, in order; None means that the connection is broken."""
 
     def start(self, slot: int, job: TrialJob) -> None:
@@ -95,9 +95,9 @@ class LocalWorkers:
         for slot in list(self._processes):
             self._discard(slot)
 
-    def _receive(self, timeout: float) -> list[tuple[_Process, _Envelope | None]]:
+    def _receive(self, timeout: float) -> list[tuple[_Process, Envelope | None]]:
         """Return the messages received, as soon as there are any or the time is up."""
-        received: list[tuple[_Process, _Envelope | None]] = []
+        received: list[tuple[_Process, Envelope | None]] = []
         with contextlib.suppress(queue.Empty):
             received.append(self._received.get(timeout=timeout))
             while True:
@@ -114,7 +114,7 @@ class LocalWorkers:
 
 
 @dataclass(frozen=True)
-class _Envelope:
+class Envelope:
     """A message together with the trial that it is about."""
 
     trial: tuple[int, int]
@@ -129,7 +129,7 @@ class _Process:
     middle of a message that is larger than the connection's buffer.
     """
 
-    def __init__(self, received: queue.SimpleQueue[tuple[_Process, _Envelope | None]]) -> None:
+    def __init__(self, received: queue.SimpleQueue[tuple[_Process, Envelope | None]]) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="trial worker", daemon=True)
@@ -170,7 +170,7 @@ class _Process:
         self._kills = Kills.around(self._process.pid or 0)
         self._to_send.put(message)
 
-    def messages(self, envelope: _Envelope | None) -> list[WorkerMessage]:
+    def messages(self, envelope: Envelope | None) -> list[WorkerMessage]:
         """Return the message if it is about the current job; a failure ends the job."""
         from tuning.jobs import TrialFailure
 
@@ -224,15 +224,32 @@ class _Process:
                 self._connection.send(message)
 
 
-class _PipeLink:
-    """The worker's end of the connection, for one job."""
+class WorkersEnd(Protocol):
+    """The worker's end of its connection to the coordinator, such as that of a pipe."""
 
-    def __init__(self, connection: Connection[Any, Any], job: TrialJob) -> None:
+    def send(self, obj: Any, /) -> None:
+        """Send a message."""
+        ...
+
+    def recv(self) -> Any:
+        """Wait for a message and return it."""
+        ...
+
+    def poll(self) -> bool:
+        """Return whether a message has arrived."""
+        ...
+
+
+class JobLink:
+    """The worker's link to the coordinator for one job."""
+
+    def __init__(self, connection: WorkersEnd, job: TrialJob) -> None:
         self._connection = connection
-        self._trial = (job.number, job.attempt)
+        self.trial = (job.number, job.attempt)
+        """Number and attempt of the job's trial."""
 
     def send(self, message: WorkerMessage) -> None:
-        self._connection.send(_Envelope(self._trial, message))
+        self._connection.send(Envelope(self.trial, message))
 
     def answer(self) -> Answer:
         return self._connection.recv()
@@ -272,7 +289,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
             message: TrialJob | Answer = connection.recv()
             # A "stop" that arrives after the end of its trial means nothing.
             if isinstance(message, TrialJob):
-                usable = trainer.run(message, _PipeLink(connection, message))
+                usable = trainer.run(message, JobLink(connection, message), trainer.CheckpointFolder(message))
                 if usable:
                     trainer.release()
 

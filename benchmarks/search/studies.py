@@ -84,7 +84,7 @@ class TableWorkers:
         self._machine = machine
         self._rows: dict[int, Row] = {}
         self._repeated: dict[int, list[EpochMetrics]] = {}
-        self.slots: Sequence[Slot] = [Slot()] * machine.slots
+        self.slots = dict.fromkeys(range(machine.slots), Slot())
 
     def start(self, slot: int, job: TrialJob) -> None:
         """Begin a row, or resume it by sending its known epochs again, as from a checkpoint."""

@@ -76,7 +76,12 @@ def settings(facts: Facts) -> Section:
     if plain:
         rows = [(name, value_text(value)) for name, value in sorted(plain.items())]
         section.parts.append(Table(title="Fixed for this study", head=("setting", "value"), rows=rows))
-    machines = Counter(tuple(sorted(trial.environment.items())) for trial in facts.trials if trial.environment)
+    several = len({trial.host for trial in facts.trials if trial.host}) > 1
+    machines = Counter(
+        (("host", trial.host or "unknown"),) * several + tuple(sorted(trial.environment.items()))
+        for trial in facts.trials
+        if trial.environment
+    )
     if machines:
         rows = [
             (f"{count:,}", ", ".join(f"{name} {value}" for name, value in machine))

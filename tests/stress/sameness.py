@@ -4,7 +4,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-VARYING = {"seconds", "peak_memory", "attempts", "slot", "spans", "paused", "resumed_after", "environment"}
+VARYING = {"seconds", "peak_memory", "attempts", "slot", "spans", "paused", "resumed_after", "environment", "host"}
 """Attributes of a trial that a disturbance may change."""
 
 

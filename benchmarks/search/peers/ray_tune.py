@@ -1,6 +1,6 @@
 """Ray Tune's OptunaSearch and asynchronous halving, called as its controller calls them, without starting Ray."""
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportPrivateUsage=false
 # The library is only in the environment that this file runs in.
 
 from __future__ import annotations
