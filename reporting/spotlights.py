@@ -39,7 +39,7 @@ def write(session: Session, winner: Winner) -> None:
         remove_file(path)
         return
     config, weights, classes = Config.from_dict(winner.config), session.folder / winner.weights, session.data.classes
-    logits, labels = Evaluator(data=session.data, device=session.device).logits(config, weights, "test")
+    logits, labels = Evaluator(data=session.data, device=session.own_device).logits(config, weights, "test")
     shares, answers = (logits.double() / (winner.temperature or 1.0)).softmax(dim=1).max(dim=1)
     is_right = answers == labels
     mistakes, right = choose(shares, labels, ~is_right), choose(shares, labels, is_right)

@@ -136,7 +136,7 @@ def compare(
     if earlier is None:
         return winner
     started = time.monotonic()
-    device, pictures = torch.device(session.device), session.pictures
+    device, pictures = torch.device(session.own_device), session.pictures
     fitted = fit_head(pretrained, pictures.catalog, pictures.split, device, track)
     seconds = time.monotonic() - started
     measured = metrics.measure(fitted.logits, fitted.labels, temperature=1.0)
