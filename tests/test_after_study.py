@@ -529,13 +529,19 @@ def test_a_mistyped_study_is_an_error_that_lists_the_studies(retrained: Tiny) ->
         (["--trial", "-1"], ">= 0"),
         (["--baseline", "pretraind"], "did you mean pretrained?"),
         (["--baseline", "--weights", "w.pth"], "--baseline pretrained"),
-        (["--baseline", "pretrained", "--weights", "nowhere.pth"], "No such file"),
-        (["--baseline", "pretrained", "--pretrained", "resnet19"], "resnet18"),
     ],
 )
 def test_what_cannot_be_retrained_is_an_error_of_one_line(options: list[str], fact: str, retrained: Tiny) -> None:
     line = refused(retrained, *retrained.after("retrain", *options))
     assert [word for word in (*options, fact) if word not in line] == []
+
+
+@pytest.mark.parametrize("words", [("--weights", "nowhere.pth"), ("--pretrained", "resnet19")])
+def test_a_pretrained_network_that_cannot_be_had_is_refused_before_anything_is_trained(
+    words: tuple[str, str], retrained: Tiny
+) -> None:
+    line = refused(retrained, *retrained.after("retrain", "--finalists", "3", "--baseline", "pretrained", *words))
+    assert all(word in line for word in words)
 
 
 def test_a_damaged_result_is_an_error_naming_it_and_retrain_rewrites_it(retrained: Tiny, tmp_path: Path) -> None:

@@ -150,13 +150,13 @@ def test_a_pretrained_network_stands_beside_the_winner_in_80_columns(console: Co
         flops=3 * 10**9,
         seconds=12345.6,
     )
-    theirs = replace(ours, name="[red]efficientnet_v2_s", top1=0.5, parameters=20_180_000, flops=5 * 10**9)
+    theirs = replace(ours, name="[red]resnet18", top1=0.5, parameters=20_180_000, flops=5 * 10**9)
     screen.print_compared(
         console,
         Comparison(weights="IMAGENET1K_V1", pictures=200, penalty=0.1, validation=0.5, winner=ours, pretrained=theirs),
     )
     assert cells(console, "trial 3")[1:] == ["90.00 %", "85.00 to 95.00 %", "1.00 M", "3,000", "12,346"]
-    assert cells(console, "[red]efficientnet_v2_s ")[3:5] == ["20.18 M", "5,000"]
+    assert cells(console, "[red]resnet18  ")[3:5] == ["20.18 M", "5,000"]
     assert "40.00 points worse" in " ".join(shown(console))
 
 
