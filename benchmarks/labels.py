@@ -119,7 +119,9 @@ def main(
                 chance = np.random.default_rng(planting)
                 learned, judged = (plant(part, share, chance, kind == "any class") for part in (train, validation))
                 wrong = torch.from_numpy(judged.labels != validation.labels)
-                outputs = [network_logits(config, learned, judged, 100 * planting + seed) for seed in range(networks)]
+                seeds = [100 * planting + seed for seed in range(networks)]
+                batches = EvaluationBatches(judged, device=CPU)
+                outputs = [logits(trained(config, learned, judged, seed), batches)[0] for seed in seeds]
                 probabilities = torch.stack(outputs).double().softmax(dim=2)
                 truth = torch.from_numpy(validation.labels)
                 right.append(float((probabilities.mean(dim=0).argmax(dim=1) == truth).double().mean()))
@@ -153,8 +155,8 @@ def plant(part: Part, share: float, chance: np.random.Generator, anywhere: bool)
     return replace(part, labels=labels)
 
 
-def network_logits(config: Config, train: Part, validation: Part, seed: int) -> Tensor:
-    """Return the logits (N, C) of the validation pictures after training, by the average of the weights."""
+def trained(config: Config, train: Part, validation: Part, seed: int) -> MushroomCNN:
+    """Return a trained network, with the average of its weights."""
     torch.manual_seed(seed)
     model = MushroomCNN(config.model)
     averaged = MushroomCNN(config.model)
@@ -162,7 +164,7 @@ def network_logits(config: Config, train: Part, validation: Part, seed: int) -> 
     batches, judged = training_batches(config, train, seed=seed), EvaluationBatches(validation, device=CPU)
     for _ in fit(model, batches, judged, config.training, seed=seed, averaged=averaged, precision="bfloat16"):
         pass
-    return logits(averaged, judged)[0]
+    return averaged.eval()
 
 
 def judge(wrong: Tensor) -> tuple[float, float]:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import filelock
-import psutil
 
 from data import DataError
 from data.cache import cache_files, is_intact, read_chunk, remove_abandoned
@@ -693,7 +692,9 @@ class _Actor:
 
 def _leave_with_node() -> None:
     """Exit when the node's own process ends: Ray would first wait for the call that waits for messages."""
-    psutil.Process(os.getppid()).wait()
+    node = os.getppid()
+    while os.getppid() == node:
+        time.sleep(1.0)
     os._exit(1)
 
 
