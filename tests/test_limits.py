@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import study
 from model import limits
 from model.limits import cpu_quota, cpus, describe_cpus, memory
-from tuning.devices import Slot, slots
+from tuning.devices import slots
 
 HERE = Path(__file__).parents[1]
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -166,7 +166,8 @@ def one_cpu() -> Iterator[None]:
 @pytest.mark.usefixtures("one_cpu")
 def test_a_process_bound_to_one_cpu_has_one_slot() -> None:
     assert cpus() == 1
-    assert slots("cpu", None) == [Slot()]
+    (slot,) = slots("cpu", None)
+    assert (slot.device, slot.threads) == ("cpu", 1)
     assert str(describe_cpus()).startswith("1 of ")
 
 

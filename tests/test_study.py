@@ -35,7 +35,7 @@ OPTIONS = {
         ),
         *("--trials", "--epochs", "--timeout", "--patience", "--target"),
         *("--max-params", "--max-flops", "--sampler", "--scheduler", "--audit-pruner", "--no-flips", "--seed"),
-        *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
+        *("--ray", "--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
     ("retrain",): {
         *(
@@ -52,7 +52,7 @@ OPTIONS = {
             "--weights",
             "--retest",
         ),
-        *("--workers", "--device", "--precision", "--storage", "--results", "--cache"),
+        *("--ray", "--workers", "--device", "--precision", "--storage", "--results", "--cache"),
     },
     ("export",): {"--study", "--data", "--test-data", "--parts", "--storage", "--results", "--cache"},
     ("predict",): {
