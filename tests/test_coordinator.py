@@ -40,6 +40,7 @@ def read(study: Tiny) -> list[Trial]:
     return [Trial(frozen) for frozen in study.trials()]
 
 
+@pytest.mark.long
 def test_interrupted_after_every_epoch_it_equals_an_undisturbed_study(tiny: Tiny, tmp_path: Path) -> None:
     """Each run is left after its first new epoch, by turns before the decision about it and within the next epoch.
 
@@ -333,6 +334,7 @@ def test_a_stop_lets_the_running_epoch_end_and_a_second_stop_does_not(tiny: Tiny
         assert len(trial.intermediate_values) == (1 if stops == 1 else 0)
 
 
+@pytest.mark.long
 def test_the_last_trials_are_asked_for_together_and_the_longest_starts_first(tiny: Tiny, tmp_path: Path) -> None:
     """When there is a slot for each of them; before that, and with one slot, trials start in their order."""
     lengths = (4, 5, 1, 2, 3)  # epochs, of the same network

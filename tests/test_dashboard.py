@@ -361,6 +361,7 @@ def test_the_study_explains_itself(served: Served, quiet: Any) -> None:
 
 
 @seen
+@pytest.mark.long
 def test_a_trial_that_ends_while_the_page_is_open_appears(served: Served, quiet: Any) -> None:
     study = served.study("tiny")
     quiet.get(served.address)

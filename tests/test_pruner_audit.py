@@ -108,6 +108,7 @@ def audit_of(study: OpenStudy, *runs: tuple[int, float | None]) -> PrunerAudit:
 # -- the command
 
 
+@pytest.mark.long
 def test_trials_retired_by_promotion_are_audited_as_pruned_ones(
     unpruned: tuple[Tiny, Finished], tmp_path: Path
 ) -> None:

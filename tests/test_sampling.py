@@ -84,7 +84,7 @@ def undisturbed(sampler: BaseSampler, trials: int) -> list[dict[str, Any]]:
     return [trial.params for trial in study.get_trials()]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["tpe", pytest.param("random", marks=pytest.mark.long)])
 def test_killed_between_any_two_suggestions_a_study_samples_the_same(tmp_path: Path, name: str) -> None:
     """Every trial is killed after some suggestions and resumed with new objects for everything."""
     make: Callable[[], BaseSampler] = partial(SAMPLERS[name], 3, SPACE)

@@ -169,6 +169,7 @@ def progress(study: Tiny) -> tuple[int, int]:
     return sum(epochs for _, epochs in states), sum(state not in ("RUNNING", "WAITING") for state, _ in states)
 
 
+@pytest.mark.long
 def test_interrupted_after_every_step_it_equals_the_undisturbed_study(
     tiny: Tiny, undisturbed: Tiny, tmp_path: Path
 ) -> None:
@@ -252,6 +253,7 @@ def test_paused_trials_are_resumed_and_end_like_trials_that_never_paused(tiny: T
     assert essence(pausing.trials()) == essence(plain.trials())
 
 
+@pytest.mark.long
 def test_when_time_is_up_paused_trials_stay_paused_and_the_next_run_resumes_them(
     tiny: Tiny, undisturbed: Tiny, tmp_path: Path
 ) -> None:

@@ -203,7 +203,10 @@ def stop_for_seconds(server: Server) -> None:
     threading.Timer(1.0, server.start).start()
 
 
-@pytest.mark.parametrize("disturb", [cut_connections, crash, stop_for_seconds])
+@pytest.mark.parametrize(
+    "disturb",
+    [cut_connections, *(pytest.param(one, marks=pytest.mark.long) for one in (crash, stop_for_seconds))],
+)
 def test_whatever_happens_to_the_server_the_study_equals_one_in_sqlite(
     server: Server,
     tiny: Tiny,
