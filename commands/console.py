@@ -430,10 +430,11 @@ class Screen:
                 else:
                     running.share = max(running.share or 0.0, progress.share)
             case TrialPaused():
-                name = running.name if (running := self._running.pop(event.slot, None)) else None
+                running = self._running.pop(event.slot, None)
                 self._paused.add(event.number)
-                after = f"{f'{name}, ' if name else ''}paused after epoch {self._epochs.get(event.number, 0)}"
-                self._line(event.number, self._reached.get(event.number), after)
+                facts = [running.name, self._where(running)] if running else []
+                after = [*filter(None, facts), f"paused after epoch {self._epochs.get(event.number, 0)}"]
+                self._line(event.number, self._reached.get(event.number), ", ".join(after))
             case TrialRequeued():
                 self._running.pop(event.slot, None)
                 self._line(event.number, None, f"requeued: {event.reason}")

@@ -51,7 +51,7 @@ def test_a_study_with_its_audit_and_retraining_run_on_the_cluster(tiny: Tiny, no
             text = running.text
         assert "2 at once on cpu of 2 machines" in text and "on a" in text and "on b" in text
         assert "6 trials: all trials are done." in text and "ray" not in text.replace("--ray", "").casefold()
-        assert {Trial(trial).host for trial in study.trials()} == {"a", "b"}
+        assert {Trial(trial).host for trial in study.trials() if Trial(trial).counts} == {"a", "b"}
         arguments = ["--finalists", "1", "--seeds", "1", "--longer", "1", "--ray", nodes.address]
         with study.start(argv=study.after("retrain", *arguments)) as running:
             assert running.end() == 0, running.text
@@ -97,7 +97,7 @@ def test_the_death_of_the_head_is_one_line_and_the_study_is_resumed(
         assert running.end() == 0, running.text
     trials = study.trials()
     assert sum(Trial(trial).counts for trial in trials) == done + 2
-    assert essence(trials)[:TRIALS] == essence(undisturbed.trials())
+    assert essence(trials)[:TRIALS] == essence(undisturbed.trials())[:TRIALS]
 
 
 def test_an_address_without_a_cluster_is_one_line(tiny: Tiny, tmp_path: Path) -> None:

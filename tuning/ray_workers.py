@@ -156,10 +156,8 @@ class RayCluster:
         """List the nodes. Raises StudyError if the head has not responded for too long; until then nothing changes."""
         import ray
 
-        host, _, port = self._head.rpartition(":")
         try:
-            # Ray itself would wait for a dead head without end.
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            _knock(self._head)
         except OSError as error:
             if time.monotonic() - self._head_seen > self._head_seconds:
                 raise StudyError(
@@ -222,14 +220,17 @@ def connect(
         import ray
         import ray._private.worker as driver
         from ray import exceptions
+        from ray._private import services
     except ImportError:
         raise StudyError('--ray needs Ray, which is not installed: run pip install -e ".[cluster]"') from None
     # Ray prints whatever happens to a node, with pages of its own log.
     driver.listen_error_messages = lambda worker, threads_stopped: None
     try:
+        head = str(services.canonicalize_bootstrap_address(address))
+        _knock(head)
         with _program() as folder:
             ray.init(
-                address=address,
+                address=head,
                 runtime_env={"working_dir": str(folder), "env_vars": {"MALLOC_ARENA_MAX": "1"}},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -250,6 +251,12 @@ def connect(
             f"{'cuda or cpu' if gpus else 'cpu'}, or start its nodes with ray start --num-cpus or --num-gpus"
         )
     return cluster
+
+
+def _knock(head: str) -> None:
+    """Connect to a cluster's head and hang up. Ray itself would wait for a dead head without end. Raises OSError."""
+    host, _, port = head.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _node(entry: Mapping[str, Any], kind: str) -> Node:
