@@ -14,7 +14,7 @@ picture and a stranger in which the stranger's score is the higher one. A second
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from data.cache import CacheHandle, Part, open_part
 from data.prepare import default_cache, find_pictures
 from model.network import MushroomCNN
 from model.preprocessing import normalise
-from model.strangers import fit, strangest
+from model.strangers import AS_MEASURED, find_limit, fit
 from tests.stress.script import header, machine, row, run
 
 MADE = 200
@@ -80,18 +80,18 @@ def main(*data: str, pictures: int = 4000, side: int = 48, shown: int = 40000, n
         train, validation, both = parts
         config, test = single_guess(side, train, shown), part_of(handle, side, "test")
         first = [Learned(trained(config, train, validation, seed), train) for seed in range(networks)]
-        limit, _ = strangest(torch.stack([one.scores(squares(validation))[OURS] for one in first]))
-        assert limit is not None, f"{name} has too few validation pictures"
+        limit = find_limit(torch.stack([one.familiar.measure(*one.outputs(squares(validation))) for one in first]))
+        assert limit.strangest is not None, f"{name} has too few validation pictures"
         right: list[float] = []
         for seed in range(networks, 2 * networks):
-            final = Learned(trained(single_guess(side, both, shown), both, validation, seed), both)
+            final = Learned(trained(single_guess(side, both, shown), both, validation, seed), both, limit.usual)
             known = final.scores(squares(test))
             _, logits = final.outputs(squares(test))
             right.append(100 * float((logits.argmax(dim=1).numpy() == test.labels).mean()))
-            called["known"].append(100 * float((known[OURS] > limit).double().mean()))
+            called["known"].append(100 * float((known[OURS] > limit.strangest).double().mean()))
             for kind, some in strangers.items():
                 strange = final.scores(some)
-                called[kind].append(100 * float((strange[OURS] > limit).double().mean()))
+                called[kind].append(100 * float((strange[OURS] > limit.strangest).double().mean()))
                 for score in SCORES:
                     areas[kind][score].append(100 * area(known[score], strange[score]))
         for kind, by_score in areas.items():
@@ -131,11 +131,11 @@ def area(known: Tensor, strange: Tensor) -> float:
 class Learned:
     """A network and the features of its training pictures."""
 
-    def __init__(self, network: MushroomCNN, train: Part) -> None:
+    def __init__(self, network: MushroomCNN, train: Part, usual: Sequence[float] = AS_MEASURED) -> None:
         self.network = network
-        self.features, logits = self.outputs(squares(train))
+        self.features, _ = self.outputs(squares(train))
         labels = torch.from_numpy(train.labels)
-        self.familiar = fit(self.features, logits, labels)
+        self.familiar = fit(self.features, labels, train.classes, usual)
         self.means = torch.stack([self.features[labels == label].mean(dim=0) for label in range(train.classes)])
         self.within = whitening(self.features - self.means[labels])
         self.mean = self.features.mean(dim=0)
@@ -179,7 +179,7 @@ SCORES: dict[str, Callable[[Learned, Tensor, Tensor], Tensor]] = {
     "energy": lambda _, features, logits: -logits.logsumexp(dim=1),
     "distance to a class mean": lambda one, features, _: nearest(features, one.means),
     "angle to it": lambda one, features, _: 1 - (unit(features) @ unit(one.means).T).max(dim=1).values,
-    "distance, a spread per feature": lambda one, features, _: one.familiar.distance(features),
+    "distance, a spread per feature": lambda one, features, logits: one.familiar.measure(features, logits)[0],
     "Mahalanobis": lambda one, features, _: nearest(features, one.means, one.within),
     "relative Mahalanobis": lambda one, features, _: (
         nearest(features, one.means, one.within) ** 2 - nearest(features, one.mean[None], one.whole) ** 2

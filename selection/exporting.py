@@ -16,7 +16,7 @@ from selection.retraining import (
     calibrate,
     exported_run,
     find_familiar,
-    find_strangest,
+    find_strangers,
     load_network,
 )
 from tuning import StudyError, ownership
@@ -61,18 +61,18 @@ def export(session: Session, winner: Winner | None = None) -> Published:
     if temperature is None:
         fitted = calibrate(config, [weights], evaluator)
         temperature = fitted.temperature
-        strangest, strangers_text = find_strangest(config, [weights], evaluator)
         winner = replace(
             winner,
             calibration=fitted.text,
             sure=fitted.sure,
             sure_text=fitted.sure_text,
-            strangest=strangest,
-            strangers_text=strangers_text,
+            strangers=find_strangers(config, [weights], evaluator),
         )
-    if winner.strangest is not None:
-        network.familiar = find_familiar(config, weights, winner.trained_on, evaluator)
-    texts = {"calibration": winner.calibration, "sure answers": winner.sure_text, "strangers": winner.strangers_text}
+    strangest, texts = None, {"calibration": winner.calibration, "sure answers": winner.sure_text}
+    if (limit := winner.strangers) is not None:
+        strangest, texts["strangers"] = limit.strangest, limit.text
+        if strangest is not None:
+            network.familiar = find_familiar(config, weights, winner.trained_on, evaluator, limit.usual)
     bundle = Bundle(
         model=config.model,
         classes=session.data.classes,
@@ -80,7 +80,7 @@ def export(session: Session, winner: Winner | None = None) -> Published:
         ranges=pictures.catalog.ranges,
         temperature=temperature,
         sure=winner.sure,
-        strangest=winner.strangest,
+        strangest=strangest,
         provenance={
             "study": session.name,
             STUDY_ID: ownership.identify(session.study),

@@ -25,9 +25,10 @@ from data import Track, no_track
 from data.batches import EvaluationBatches
 from data.cache import CacheHandle, open_part
 from data.split import PartName
-from model import checkpoint, metrics, plain_json, strangers
+from model import checkpoint, metrics, plain_json
 from model.files import printable, why
 from model.network import MushroomCNN
+from model.strangers import AS_MEASURED, Familiar, Limit, find_limit, fit
 from search_space import Config
 from selection import test_set_uses
 from selection.finalists import KIND as FINALISTS
@@ -227,19 +228,22 @@ def calibrate(config: Config, paths: list[Path], evaluator: Evaluator) -> metric
     return metrics.calibrate(torch.stack(outputs), labels[0])
 
 
-def find_familiar(config: Config, path: Path, parts: Sequence[PartName], evaluator: Evaluator) -> strangers.Familiar:
-    """Return what is familiar to the network with the weights at `path`; it was trained on `parts` of the pictures."""
-    return strangers.fit(*evaluator.features(config, path, *parts))
+def find_familiar(
+    config: Config, path: Path, parts: Sequence[PartName], evaluator: Evaluator, usual: Sequence[float] = AS_MEASURED
+) -> Familiar:
+    """Return what is familiar to the network with the weights at `path`, which was trained on `parts`."""
+    features, _, labels = evaluator.features(config, path, *parts)
+    return fit(features, labels, config.model.classes, usual)
 
 
-def find_strangest(config: Config, paths: list[Path], evaluator: Evaluator) -> tuple[float | None, str]:
-    """Return `strangers.strangest` of the validation pictures, on which these weights must not have been trained."""
+def find_strangers(config: Config, paths: list[Path], evaluator: Evaluator) -> Limit:
+    """Return the limit that follows from the validation pictures, on which these weights must not have been trained."""
 
-    def strangeness(path: Path) -> Tensor:
+    def measured(path: Path) -> Tensor:
         features, logits, _ = evaluator.features(config, path, "validation")
-        return find_familiar(config, path, ["train"], evaluator)(features, logits)
+        return find_familiar(config, path, ["train"], evaluator).measure(features, logits)
 
-    return strangers.strangest(torch.stack([strangeness(path) for path in paths]))
+    return find_limit(torch.stack([measured(path) for path in paths]))
 
 
 def evaluate_on_test(
@@ -247,18 +251,17 @@ def evaluate_on_test(
     temperature: float,
     evaluator: Evaluator,
     sure: float | None = None,
-    strangest: float | None = None,
+    limit: Limit | None = None,
 ) -> dict[str, Any]:
     """Evaluate all final runs on the test set: the winner's, which come first, and the baselines'.
 
-    `sure` is the lowest probability of the winner's sure answers, `strangest` the highest strangeness of a picture that
-    it does not call a stranger.
+    `sure` is the lowest probability of the winner's sure answers, `limit` says which pictures it calls strangers.
 
     Returns the metrics of the exported network, mean and standard deviation over the seeds, and the baselines' top-1.
     """
     won, *others = [one for one in finals if one.complete]
     measured = [
-        _on_test(won, temperature, sure, strangest, evaluator),
+        _on_test(won, temperature, sure, limit, evaluator),
         *(_on_test(one, 1.0, None, None, evaluator) for one in others),
     ]
     exported, top1 = measured[0][0], [one.top1 for one in measured[0]]
@@ -299,20 +302,21 @@ def evaluate_logged(
     )
     if earlier is None:
         return winner
-    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure, winner.strangest)
+    tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure, winner.strangers)
     return replace(winner, results=tested | {"evaluations": len(earlier) + 1})
 
 
 def _on_test(
-    finals: FinalRuns, temperature: float, sure: float | None, strangest: float | None, evaluator: Evaluator
+    finals: FinalRuns, temperature: float, sure: float | None, limit: Limit | None, evaluator: Evaluator
 ) -> list[metrics.Measured]:
     config = finals.candidate.config
 
     def measured(path: Path) -> metrics.Measured:
         strange, logits, labels = None, *evaluator.logits(config, path, "test")
-        if strangest is not None:
+        if limit is not None and limit.strangest is not None:
             features, _, _ = evaluator.features(config, path, "test")
-            strange = find_familiar(config, path, TRAINED_ON, evaluator)(features, logits) > strangest
+            familiar = find_familiar(config, path, TRAINED_ON, evaluator, limit.usual)
+            strange = familiar(features, logits) > limit.strangest
         return metrics.measure(logits, labels, temperature, sure, strange)
 
     return [measured(path) for path in finals.weights]
@@ -335,7 +339,6 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
     config, run = won.candidate.config, finals.complete[0]
     finalists = [weights(study.folder / FINALISTS, one) for one in won.complete]
     calibration = calibrate(config, finalists, evaluator)
-    strangest, strangers_text = find_strangest(config, finalists, evaluator)
     return Winner(
         name=won.candidate.name,
         trial=won.candidate.trial,
@@ -353,8 +356,7 @@ def conclude(study: OpenStudy, won: Standing, finals: FinalRuns, evaluator: Eval
         calibration=calibration.text,
         sure=calibration.sure,
         sure_text=calibration.sure_text,
-        strangest=strangest,
-        strangers_text=strangers_text,
+        strangers=find_strangers(config, finalists, evaluator),
         networks=" ".join(one.run or "" for one in finals.runs),
         # The accuracy of a shorter run cannot be compared with the mean over seeds.
         validation=({"recorded": won.candidate.recorded} if won.candidate.complete else {})
@@ -428,10 +430,8 @@ class Winner:
     """Lowest probability of an answer that is called sure, 0 to 1; None if none is."""
     sure_text: str | None = None
     """What a sure answer is, as `metrics.Calibration.sure_text`; None before retraining and in earlier versions."""
-    strangest: float | None = None
-    """Highest strangeness of a picture that is not called a stranger; None if no picture is called one."""
-    strangers_text: str | None = None
-    """Which pictures are called strangers, or why none is; None before retraining and in earlier versions."""
+    strangers: Limit | None = None
+    """Which pictures are called strangers; None before retraining and in earlier versions."""
     networks: str
     """Key of the final runs in the log of test-set evaluations; empty before retraining."""
     validation: dict[str, float | None]

@@ -603,7 +603,7 @@ def test_the_bundle_is_the_winner_with_its_result(
     assert bundle.provenance["trial"] == winner["trial"]
     text = (best / "README.md").read_text(encoding="utf-8")
     assert "evaluation number 2 on these pictures" in text
-    assert bundle.strangest == winner["strangest"] is not None
+    assert bundle.strangest == winner["strangers"]["strangest"] is not None
     assert f"{winner['results']['strangers']} were called unlike anything learned" in text
     assert "were called unlike anything learned" in retested[1].out
     assert f"--model {best}" in exported.out
@@ -645,7 +645,8 @@ def test_strangeness_is_measured_against_the_pictures_that_the_network_was_train
     with torch.inference_mode():
         seen = network.features_and_logits(normalise(torch.from_numpy(part.images[part.indices])))
     assert network.familiar is not None
-    expected = strangers.fit(*seen, torch.from_numpy(part.labels))(*seen)
+    labels, usual = torch.from_numpy(part.labels), winner["strangers"]["usual"]
+    expected = strangers.fit(seen[0], labels, network.head.out_features, usual)(*seen)
     torch.testing.assert_close(network.familiar(*seen), expected, rtol=1e-3, atol=1e-3)
 
 

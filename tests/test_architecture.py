@@ -97,5 +97,6 @@ def test_every_test_that_the_table_of_faults_names_is_there() -> None:
     for star, file, name in named:
         above, _, rest = (ROOT / "tests" / file).read_text(encoding="utf-8").partition(f"\ndef {name}(")
         assert rest, f"{file}::{name}"
-        decorators = above.rpartition("\n\n")[2]
-        assert ("@pytest.mark.long" in decorators.splitlines()) == bool(star), f"{file}::{name}"
+        marks = {"pytestmark = pytest.mark.long"} & {*above.splitlines()}
+        marks |= {"@pytest.mark.long"} & {*above.rpartition("\n\n")[2].splitlines()}
+        assert bool(marks) == bool(star), f"{file}::{name}"

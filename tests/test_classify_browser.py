@@ -32,7 +32,7 @@ from model.network import ModelConfig, MushroomCNN
 from model.page.write import page
 from model.predict import Classifier
 from model.preprocessing import normalise
-from model.strangers import fit
+from model.strangers import find_limit, fit
 from tests.stress.chromium import CHROMIUM, DESK, DRIVER, PHONE, chromium, emulate, resize
 from tests.stress.classify import differences, give, table
 
@@ -72,8 +72,11 @@ def sharpen(network: MushroomCNN, side: int) -> None:
         scale = SPREAD / logits.std(dim=0)
         network.head.weight *= scale[:, None]
         network.head.bias.copy_((network.head.bias - logits.mean(dim=0)) * scale)
-        seen = network.features_and_logits(normalise(torch.from_numpy(squares)))
-    network.familiar = fit(*seen, torch.arange(len(squares)) % network.head.out_features)
+        features, logits = network.features_and_logits(normalise(torch.from_numpy(squares)))
+    classes = network.head.out_features
+    labels = torch.arange(len(squares)) % classes
+    limit = find_limit(fit(features, labels, classes).measure(features, logits)[None])
+    network.familiar = fit(features, labels, classes, limit.usual)
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ def test_a_picture_farther_than_the_bundles_limit_is_a_stranger_and_never_sure(b
     squares = np.stack([square_of(path, bundle.image_size, {})[0] for path in paths])
     with torch.inference_mode():
         features, logits = network.features_and_logits(normalise(torch.from_numpy(squares)))
-    network.familiar = fit(features[:9], logits[:9], torch.arange(9) % 3)
+    network.familiar = fit(features[:9], torch.arange(9) % 3, 3)
     expected = network.familiar(features, logits)
     limited = replace(bundle, strangest=float(expected.median()), sure=0.0)
     found = list(Classifier(limited, network, torch.device("cpu")).predict(paths))

@@ -24,6 +24,7 @@ from data.split import PartName
 from model import checkpoint, metrics
 from model.network import MushroomCNN
 from model.preprocessing import normalise
+from model.strangers import Limit
 from model.training import EpochMetrics, fit, lr_at
 from search_space import Config
 from selection import finalists, fixed_runs, retraining
@@ -255,7 +256,7 @@ def test_the_winner_before_the_test_part_is_used(tiny: Tiny, standing: Standing,
     assert known.results is None
     fitted = retraining.calibrate(POINT, paths, evaluator(tiny))
     assert (known.temperature, known.calibration) == (fitted.temperature, fitted.text)
-    assert (known.strangest, known.strangers_text) == retraining.find_strangest(POINT, paths, evaluator(tiny))
+    assert known.strangers == retraining.find_strangers(POINT, paths, evaluator(tiny))
     assert known.trained_on == ["train", "validation"]
     assert (known.name, known.trial, known.epochs) == ("trial 3", 3, 5)
     assert Config.from_dict(known.config) == POINT
@@ -339,7 +340,8 @@ def test_a_stored_winner_is_read_back_unchanged(tmp_path: Path) -> None:
     assert Winner.load(tmp_path) is None
     WINNER.save(tmp_path)
     assert Winner.load(tmp_path) == WINNER
-    untested = replace(WINNER, results=None, temperature=None, sure=0.9, sure_text="of 90 %", strangest=12.5)
+    limit = Limit(usual=[4.0, 2.0, 3.5, 0.5], strangest=12.5, text="beyond 95 %")
+    untested = replace(WINNER, results=None, temperature=None, sure=0.9, sure_text="of 90 %", strangers=limit)
     untested.save(tmp_path)
     assert Winner.load(tmp_path) == untested
     assert [path.name for path in tmp_path.iterdir()] == ["retrained.json"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.strangers import FALSE_ALARMS, LEAST_SPREAD, fit, strangest
+from model.strangers import FALSE_ALARMS, LEAST_SPREAD, Familiar, Limit, find_limit, fit, standardised
 
 
 def made(seed: int, pictures: int, classes: int = 3, width: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -19,6 +19,19 @@ def made(seed: int, pictures: int, classes: int = 3, width: int = 6) -> tuple[Te
     stretch = torch.rand(width, generator=generator) + 0.1
     features = means[labels] + torch.randn(pictures, width, generator=generator) * stretch
     return features, features @ torch.randn(width, classes, generator=generator), labels
+
+
+def calibrated(features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Familiar, Limit]:
+    """Return what is familiar, with what is usual for the same pictures."""
+    classes = logits.shape[1]
+    limit = find_limit(fit(features, labels, classes).measure(features, logits)[None])
+    return fit(features, labels, classes, limit.usual), limit
+
+
+def uniform(networks: int, pictures: int, generator: torch.Generator) -> Tensor:
+    """Return measured distances between 0 and 1, and energies that are all alike."""
+    distances = torch.rand(networks, 1, pictures, generator=generator)
+    return torch.cat((distances, torch.zeros_like(distances)), dim=1)
 
 
 @given(st.integers(0, 2**31), st.integers(2, 5), st.integers(1, 8))
@@ -45,23 +58,24 @@ def test_it_is_the_distance_to_the_nearest_mean_less_the_energy(seed: int, class
         for values, mean in ((values, sum(values) / len(values)) for values in (distances, energies))
     ]
     expected = torch.tensor([distance - energy for distance, energy in zip(*standard, strict=True)])
-    torch.testing.assert_close(fit(features, logits, labels)(features, logits), expected, rtol=1e-3, atol=1e-3)
+    familiar, _ = calibrated(features, logits, labels)
+    torch.testing.assert_close(familiar(features, logits), expected, rtol=1e-3, atol=1e-3)
 
 
 @given(st.integers(0, 2**31), st.floats(0.1, 100))
 @settings(max_examples=30, deadline=None)
-def test_neither_the_scale_nor_the_origin_of_features_and_logits_matters(seed: int, scale: float) -> None:
-    """The limit is found with one network and used with another one, whose features and logits differ in both."""
+def test_neither_the_scale_nor_the_origin_of_the_features_matters(seed: int, scale: float) -> None:
+    """The limit is found with one network and used with another one, whose features differ in both."""
     features, logits, labels = made(seed, 60)
-    moved, higher = scale * (features + 3), logits + scale
+    familiar, moved = fit(features, labels, 3), fit(scale * (features + 3), labels, 3)
     torch.testing.assert_close(
-        fit(moved, higher, labels)(moved, higher), fit(features, logits, labels)(features, logits), rtol=1e-2, atol=1e-2
+        moved.measure(scale * (features + 3), logits), familiar.measure(features, logits), rtol=1e-2, atol=1e-2
     )
 
 
 def test_far_features_and_low_logits_are_strange() -> None:
     features, logits, labels = made(0, 300)
-    familiar = fit(features, logits, labels)
+    familiar, _ = calibrated(features, logits, labels)
     usual = familiar(features, logits)
     assert float(usual.mean()) == pytest.approx(0, abs=1e-4)
     assert (familiar(features + 30, logits) > usual).all()
@@ -71,7 +85,7 @@ def test_far_features_and_low_logits_are_strange() -> None:
 def test_a_feature_that_never_varied_is_not_infinitely_strange() -> None:
     features, logits, labels = made(0, 300, width=20)
     features[:, 7] = 0
-    familiar, woken = fit(features, logits, labels), features.clone()
+    (familiar, _), woken = calibrated(features, logits, labels), features.clone()
     woken[:, 7] = 1e-3
     torch.testing.assert_close(familiar(woken, logits), familiar(features, logits), rtol=0, atol=1e-2)
 
@@ -79,9 +93,8 @@ def test_a_feature_that_never_varied_is_not_infinitely_strange() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.5])
 def test_a_network_that_gives_all_pictures_the_same_answer_has_a_limit(value: float) -> None:
     features, logits, labels = torch.full((20, 5), value), torch.zeros(20, 3), torch.arange(20) % 3
-    familiar = fit(features, logits, labels)
-    limit, _ = strangest(familiar(features, logits)[None])
-    assert limit == pytest.approx(0, abs=1)
+    familiar, limit = calibrated(features, logits, labels)
+    assert limit.strangest == pytest.approx(0, abs=1)
     assert torch.isfinite(familiar(features + 1, logits)).all()
 
 
@@ -91,22 +104,35 @@ def test_few_of_other_pictures_like_them_are_strangers(networks: int) -> None:
     generator = torch.Generator().manual_seed(networks)
     alarms: list[float] = []
     for _ in range(300):
-        limit, _ = strangest(torch.rand(networks, 50, generator=generator))
-        assert limit is not None
-        alarms.append(1 - limit)
+        limit = find_limit(uniform(networks, 50, generator))
+        assert limit.strangest is not None
+        mean, deviation, *_ = limit.usual
+        alarms.append(1 - (limit.strangest * deviation + mean))
     assert FALSE_ALARMS - 0.03 < sum(alarms) / len(alarms) <= FALSE_ALARMS
 
 
-@given(st.lists(st.floats(-100, 100), min_size=19, max_size=200))
-def test_the_limit_is_the_strangeness_of_a_picture_and_few_lie_beyond_it(values: list[float]) -> None:
-    limit, said = strangest(torch.tensor([values], dtype=torch.float64))
-    assert limit in values
-    assert sum(one > limit for one in values) <= FALSE_ALARMS * len(values)
-    assert f"{len(values)} validation pictures" in said
+@given(st.integers(19, 200), st.integers(1, 3), st.integers(0, 2**31))
+@settings(max_examples=50)
+def test_the_limit_is_the_strangeness_of_a_picture_and_few_lie_beyond_it(
+    pictures: int, networks: int, seed: int
+) -> None:
+    measured = torch.randn(networks, 2, pictures, generator=torch.Generator().manual_seed(seed))
+    limit = find_limit(measured)
+    assert limit.strangest is not None
+    strange = standardised(measured, torch.tensor(limit.usual).view(2, 2))
+    assert float((strange - limit.strangest).abs().min()) == pytest.approx(0, abs=1e-5)
+    assert int((strange > limit.strangest + 1e-5).sum()) <= FALSE_ALARMS * networks * pictures
+    assert f"{pictures} validation pictures" in limit.text
 
 
 @pytest.mark.parametrize("pictures", [1, 6, 18])
 def test_too_few_pictures_set_no_limit(pictures: int) -> None:
-    limit, said = strangest(torch.rand(3, pictures))
-    assert limit is None
-    assert f"{pictures} validation pictures are too few" in said
+    limit = find_limit(uniform(3, pictures, torch.Generator().manual_seed(0)))
+    assert limit.strangest is None
+    assert f"{pictures} validation pictures are too few" in limit.text
+
+
+@pytest.mark.parametrize("usual", [[], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 1.0, math.inf, 1.0]])
+def test_a_damaged_limit_is_refused(usual: list[float]) -> None:
+    with pytest.raises(ValueError, match="two means"):
+        Limit(usual=usual, strangest=1.0, text="")
