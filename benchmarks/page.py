@@ -7,6 +7,7 @@
 Speed is that of the page's WebAssembly kernel, of the plain JavaScript that replaces it where WebAssembly is forbidden,
 and of onnxruntime-web, one thread each; they take turns within one run. The pictures are given to the page through its
 own input, as they are; those large enough also as PNG, as WebP, and as JPEGs that Pillow's decoder makes smaller.
+Last, the memory that large photographs take, by the proportional set sizes that Linux counts.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Generator, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -48,6 +51,9 @@ QUALITIES = (60, 75, 85, 92, 96)
 """JPEG qualities, which the pictures made for a comparison take in turn."""
 AIM = 0.02
 """Largest difference of a probability that JPEGs should have."""
+LARGE = ((4000, 3000), (8000, 6000))
+"""Sizes of the photographs whose memory is measured: 12 and 48 megapixels."""
+REPEATS = 3
 
 SPEED = """
 const [names, turns, least, done] = arguments;
@@ -209,6 +215,56 @@ def compare_answers(bundle: Path, pictures: tuple[Path, ...], folder: Path) -> N
                 row(kind, len(values), f"{max(values):.2g}", f"{statistics.fmean(values):.2g}", above)
 
 
+def compare_memory(bundle: Path, folder: Path) -> None:
+    """Print how much memory Chromium takes for a large picture, beyond that of the page before, and for how long."""
+    (folder / PAGE).write_text(page(*load(bundle)), encoding="utf-8")
+    header("photograph", "megapixels", "memory before, MB", "largest rise, MB", "after, MB", "s")
+    rng = np.random.default_rng(0)
+    for width, height in LARGE:
+        coarse = rng.integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        for kind in ("jpg", "png"):
+            path = folder / f"{width}.{kind}"
+            picture.save(path)
+            before, rise, after, seconds = zip(*(memory_of(folder / PAGE, path) for _ in range(REPEATS)), strict=True)
+            cells = (f"{statistics.median(one):.0f} ({min(one):.0f} to {max(one):.0f})" for one in (before, rise, after))
+            row(kind, f"{width * height / 1e6:.0f}", *cells, spread(list(seconds), 1))
+
+
+def memory_of(address: Path, picture: Path) -> tuple[float, float, float, float]:
+    """Return what all of Chromium's processes take before, their largest rise, what is left, in MB, and the seconds."""
+    with chromium() as browser:
+        browser.get(address.as_uri())
+        driver = psutil.Process(browser.service.process.pid)
+        time.sleep(1)
+        before = most = resident(driver)
+        done = threading.Event()
+
+        def watch() -> None:
+            nonlocal most
+            while not done.wait(0.02):
+                most = max(most, resident(driver))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        begin = time.monotonic()
+        said = give(browser, [picture], seconds=120)
+        seconds = time.monotonic() - begin
+        done.set()
+        watcher.join()
+        assert "1 picture" in said, said
+        return before, most - before, resident(driver) - before, seconds
+
+
+def resident(process: psutil.Process) -> float:
+    """Return the proportional set size of a process's descendants in MB."""
+    total = 0
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            total += child.memory_full_info().pss
+    return total / 1e6
+
+
 def main(*, onnxruntime_web: Path | None = None, bundle: Path | None = None, pictures: tuple[Path, ...] = ()) -> None:
     """Print the tables.
 
@@ -217,7 +273,7 @@ def main(*, onnxruntime_web: Path | None = None, bundle: Path | None = None, pic
     onnxruntime_web
         Folder of the npm package onnxruntime-web: compare its speed with the page's.
     bundle
-        Folder of a bundle: compare its page with `predict`.
+        Folder of a bundle: compare its page with `predict`, and measure its memory.
     pictures
         Folders with pictures for that comparison.
     """
@@ -229,7 +285,9 @@ def main(*, onnxruntime_web: Path | None = None, bundle: Path | None = None, pic
             compare_speed(onnxruntime_web, speed)
         if bundle:
             (answers / "downloads").mkdir(parents=True)
-            compare_answers(bundle, pictures, answers)
+            if pictures:
+                compare_answers(bundle, pictures, answers)
+            compare_memory(bundle, answers)
 
 
 if __name__ == "__main__":
