@@ -227,7 +227,7 @@ def compare_memory(bundle: Path, folder: Path) -> None:
             path = folder / f"{width}.{kind}"
             picture.save(path)
             before, rise, after, seconds = zip(*(memory_of(folder / PAGE, path) for _ in range(REPEATS)), strict=True)
-            cells = (f"{statistics.median(one):.0f} ({min(one):.0f} to {max(one):.0f})" for one in (before, rise, after))
+            cells = (f"{statistics.median(n):.0f} ({min(n):.0f} to {max(n):.0f})" for n in (before, rise, after))
             row(kind, f"{width * height / 1e6:.0f}", *cells, spread(list(seconds), 1))
 
 
