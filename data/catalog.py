@@ -98,6 +98,8 @@ class Catalog:
         if self.ranges:
             digest.update(repr(sorted(self.ranges.items())).encode())
         for picture in self.kept:
+            if picture.mode == "CMYK":
+                digest.update(f"{picture.content_hash} decoded whole".encode())
             if picture.traits.recovered > 1:
                 digest.update(f"{picture.content_hash} {picture.traits.recovered}".encode())
         for row in (self.classes, *map(_identity, self.kept)):

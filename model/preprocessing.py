@@ -156,8 +156,8 @@ def read_picture(
     """Return a fully decoded picture, upright and in mode RGB, and its traits.
 
     Transparent areas become white. Values of more than 8 bits are scaled by the data set's `ranges`, or, if that is
-    None, by the picture's own. With `at_least` (pixels), a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its
-    shorter side stays at least twice that, so that the better resize that follows hides the decoder's own.
+    None, by the picture's own. With `at_least` (pixels), a JPEG in grey or RGB is decoded at 1/2, 1/4 or 1/8 of its
+    size if its shorter side stays at least twice that, so that the better resize that follows hides the decoder's own.
 
     Raises PictureError if the file is not a picture, is truncated or broken, or has more than MAX_PIXELS. Raises
     MemoryError if it does not fit into the free memory.
@@ -168,7 +168,8 @@ def read_picture(
             with Image.open(file, formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise _too_large(image.width * image.height)
-                if at_least is not None and image.format in ("JPEG", "MPO"):  # of HEIC it would be an embedded preview
+                # Of HEIC it would be an embedded preview; of CMYK, browsers hide what classify.html would need for it.
+                if at_least is not None and image.format in ("JPEG", "MPO") and image.mode != "CMYK":
                     image.draft(None, (2 * at_least, 2 * at_least))
                 # A progressive JPEG holds all its coefficients, however small it is decoded.
                 large = image.width * image.height > LARGE or "progressive" in image.info

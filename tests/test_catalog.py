@@ -88,6 +88,10 @@ def test_only_what_is_read_in_a_new_way_has_a_new_fingerprint(tmp_path: Path):
     picture(500).save(root / "Amanita" / "sideways.jpg", exif=b"Exif\0\0" + exif)
     turned = scanned(root, tmp_path / "cache")
     assert turned.fingerprint != plain_fingerprint(turned)
+    (root / "Amanita" / "sideways.jpg").unlink()
+    picture(500).convert("CMYK").save(root / "Amanita" / "print.jpg")
+    whole = scanned(root, tmp_path / "cache")
+    assert whole.fingerprint != plain_fingerprint(whole)
     deep = scanned(deep_folder(tmp_path / "deep"), tmp_path / "cache")
     assert deep.ranges == {"integers": [0, 4095]} and deep.fingerprint != plain_fingerprint(deep)
 

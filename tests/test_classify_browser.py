@@ -124,6 +124,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for width, height in ((61, 900), (17, 20), (64, 64), (900, 65), (64, 300)):
         base.resize((width, height)).save(folder / f"{width} x {height}.png")
     base.convert("CMYK").save(folder / "cmyk.jpg", quality=90)
+    base.convert("CMYK").resize(REDUCED[0]).save(folder / "cmyk large.jpg", quality=90)
     grey.save(folder / "grey.jpg")
     base.save(folder / "progressive.jpg", progressive=True)
     base.save(folder / "whole chroma.jpg", subsampling=0)

@@ -477,6 +477,10 @@ def test_a_reduced_jpeg_keeps_twice_the_requested_size(width: int, height: int, 
     assert min(got.size) < 4 * size + 4 or min(got.size) <= min(width, height) // 8 + 1
 
 
+def test_a_jpeg_in_cmyk_is_decoded_whole():
+    assert opened(encoded(Image.new("CMYK", (900, 900)), "JPEG"), at_least=32).size == (900, 900)
+
+
 def test_reduced_decoding_hardly_changes_the_pixels():
     image = picture(3, width=1024, height=768)
     content = encoded(image, "JPEG", quality=95)

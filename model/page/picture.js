@@ -115,7 +115,9 @@ const ZIGZAG = Array.from({ length: 64 }, (_, n) => n)
 
 // Return how a JPEG stores its colours: as red, green and blue, or as brightness and two differences; and of each its
 // quantisation table and how many pixels a sample covers across and down. Nothing is said of what is stored otherwise.
+// Of CMYK, which Pillow's decoder does not make smaller here, return undefined.
 function readStorage(planes, tables, transform) {
+  if (planes.length === 4) return undefined;
   const known = planes.length === 1 || planes.length === 3, ids = String.fromCharCode(...planes.map(([id]) => id));
   const [widest, highest] = known ? [planes[0][1] >> 4, planes[0][1] & 15] : [];
   const stored = planes.map(([, sampling, table]) =>
@@ -247,7 +249,7 @@ async function toSquare(bitmap, turn, stored, size) {
   // Pillow's decoder makes a JPEG 1/2, 1/4 or 1/8 as large, before the picture is turned
   const least = 2 * Math.max(size, MIN_SIDE),
     most = Math.min(Math.floor(bitmap.width / least), Math.floor(bitmap.height / least));
-  const by = stored ? [8, 4, 2].find(factor => factor <= most) ?? 1 : 1;
+  const by = stored ? [8, 4, 2].find(factor => factor <= most) ?? 1 : 1;  // all but those in CMYK
   const reduced = [bitmap.width, bitmap.height].map(length => Math.ceil(length / by));
   const [width, height] = turn.swap ? [reduced[1], reduced[0]] : reduced, side = Math.min(width, height);
   const across = makeTaps(width, (width - side) / 2, side, size),
