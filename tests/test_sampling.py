@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from studies import TINY
 
 from search_space import suggest
+from tuning import sampling
 from tuning.database import connect, open_study
 from tuning.folder import sqlite_url
 from tuning.sampling import PROPOSALS, SAMPLERS, STARTUP_TRIALS, draw_seed
@@ -150,6 +151,32 @@ def test_a_running_trial_is_not_taken_for_a_pruned_one() -> None:
     for trial in asked:
         draw(trial)
     assert asked[0].params != asked[1].params
+
+
+@pytest.mark.parametrize(
+    ("changed", "matters"),
+    [(range(5), True), (range(30, 50), False), (range(50, 60), True)],
+    ids=["best", "old", "new"],
+)
+def test_of_many_trials_the_best_and_the_latest_teach_the_sampler(
+    changed: range, matters: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "LATEST", 10)
+    drawn = optuna.create_study(sampler=SAMPLERS["random"](0, SPACE))
+    for _ in range(120):
+        draw(drawn.ask())
+    asked: list[dict[str, Any]] = []
+    for differs in (False, True):
+        study = optuna.create_study(sampler=SAMPLERS["tpe"](3, SPACE), direction="maximize")
+        for number in range(60):
+            one = drawn.trials[60 + number if differs and number in changed else number]
+            study.add_trial(
+                optuna.create_trial(params=one.params, distributions=one.distributions, value=1 / (1 + number))
+            )
+        trial = study.ask()
+        draw(trial)
+        asked.append(trial.params)
+    assert (asked[0] != asked[1]) is matters
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -21,7 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.space import FeasibleSpace, SpacePoint
-from tuning.trials import Trial
+from tuning.trials import Trial, top
 
 STARTUP_TRIALS = 10
 """Number of trials before the sampler begins to learn, including the baselines: Optuna's default for TPE."""
@@ -32,6 +32,9 @@ def one_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+BEST, LATEST = 25, 500
+"""TPE learns from the best trials, of which it takes at most 25 for good, and from the latest others, ended and running
+ones apart. It would give older ones the least weight, and take a second for a proposal when there are thousands."""
 PROPOSALS = 50
 """Number of infeasible proposals of TPE in a row after which a trial gets a random point."""
 
@@ -89,7 +92,7 @@ class FeasibleTPESampler(TPESampler):
 
         As long as there are fewer than STARTUP_TRIALS such trials, points are random.
         """
-        seen = _paused_as_pruned(study)
+        seen = _as_now(study)
         if _has_learned(seen):
             return super().infer_relative_search_space(seen, trial)
         point = _random_point(self._space, self._seed, trial)
@@ -99,7 +102,7 @@ class FeasibleTPESampler(TPESampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return TPE's first feasible proposal of PROPOSALS, or else a random point."""
-        seen = _paused_as_pruned(study)
+        seen = _as_now(study, LATEST)
         for self._attempt in range(PROPOSALS if _has_learned(seen) else 0):
             proposed = super().sample_relative(seen, trial, search_space)
             # Parameters that no group has yet, such as those of an optimizer that was never chosen, are random.
@@ -123,7 +126,7 @@ class FeasibleTPESampler(TPESampler):
         seed = draw_seed(self._seed, trial.number, [param_name])
         self._rng.rng.seed(seed)
         self._random_sampler._rng.rng.seed(seed)  # pyright: ignore[reportPrivateUsage]
-        return super().sample_independent(_paused_as_pruned(study), trial, param_name, param_distribution)
+        return super().sample_independent(_as_now(study, LATEST), trial, param_name, param_distribution)
 
 
 def _has_learned(study: Study) -> bool:
@@ -141,24 +144,30 @@ def _fixed(trial: FrozenTrial) -> dict[str, Any]:
     return trial.system_attrs.get("fixed_params", {})
 
 
-def _paused_as_pruned(study: Study) -> Study:
-    """Return a view of a study in which paused trials are pruned."""
-    view = copy.copy(study)
-    get_trials = study._get_trials  # pyright: ignore[reportPrivateUsage]
+def _as_now(study: Study, most: int | None = None) -> Study:
+    """Return a view of a study as it is now, in which paused trials are pruned.
 
-    def seen(
+    With `most`, it has only the best trials and the latest `most` others of the ended and of the running ones.
+    """
+    trials: list[FrozenTrial] = []
+    for trial in study._get_trials(deepcopy=False):  # pyright: ignore[reportPrivateUsage]
+        if trial.state is TrialState.RUNNING and Trial(trial).is_paused:
+            trial = copy.copy(trial)
+            trial.state = TrialState.PRUNED
+        trials.append(trial)
+    if most is not None and len(trials) > most:
+        running, ended = ([trial for trial in trials if trial.state.is_finished() is over] for over in (False, True))
+        best = [one.number for one in top(map(Trial, ended), BEST)]
+        chosen = {*best, *(trial.number for trial in running[-most:] + ended[-most:])}
+        trials = [trial for trial in trials if trial.number in chosen]
+
+    def get_trials(
         deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        found: list[FrozenTrial] = []
-        for trial in get_trials(deepcopy=deepcopy, use_cache=use_cache):
-            if Trial(trial).is_paused:
-                trial = copy.copy(trial)
-                trial.state = TrialState.PRUNED
-            if states is None or trial.state in states:
-                found.append(trial)
-        return found
+        return [trial for trial in trials if states is None or trial.state in states]
 
-    view._get_trials = seen  # pyright: ignore[reportPrivateUsage]
+    view = copy.copy(study)
+    view._get_trials = get_trials  # pyright: ignore[reportPrivateUsage]
     return view
 
 

@@ -1,19 +1,20 @@
 """The database as the coordinator uses it: patient with a server, and read only where something may have changed.
 
-A trial is written to about twenty times, and the study is looked at as often. Optuna reads every unfinished trial anew
-at each look, which takes seconds with hundreds of slots. But a study has one writer: a trial that it has not touched is
-as it was, except for what people change in the dashboard, which may be seen a moment later.
+A trial is written to about sixty times, and the study is looked at as often. Optuna reads every unfinished trial anew
+at each look, which takes seconds with hundreds of slots. But a study has one writer: a trial is as this process has
+left it, except for what people change in the dashboard, which may be seen a moment later.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
@@ -21,10 +22,12 @@ from typing import Any, cast
 
 import sqlalchemy
 import sqlalchemy.exc
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage  # pyright: ignore[reportPrivateUsage]
+from optuna.storages._rdb.models import TrialUserAttributeModel
+from optuna.storages._rdb.storage import _create_scoped_session  # pyright: ignore[reportPrivateUsage]
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import NullPool
 
@@ -60,11 +63,21 @@ LONGEST_NAME = 63
 _logger = logging.getLogger(__name__)
 
 
+class _Database(RDBStorage):
+    """Optuna's storage, which would store each attribute in a transaction of its own."""
+
+    def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
+        """Store several user attributes in one transaction."""
+        with _create_scoped_session(self.scoped_session) as session:
+            for key, value in values.items():
+                self._set_trial_attr_without_commit(session, TrialUserAttributeModel, trial_id, key, value)
+
+
 class Storage(_CachedStorage):
     """A database with studies, for their one coordinator or for readers.
 
-    Trials that this object has written to are read again at the next look, the other unfinished ones after
-    REREAD_SECONDS.
+    What this object writes is also written into its copy of the trial. A trial whose state it has changed, or whose
+    writing failed, is read again at the next look, every unfinished one after REREAD_SECONDS.
     """
 
     def __init__(self, url: str, *, shown: str, locked_seconds: float) -> None:
@@ -77,13 +90,13 @@ class Storage(_CachedStorage):
         self.kind = sqlalchemy.make_url(url).get_backend_name()
         self._patient: PatientBackend | None = None
         if self.kind == "sqlite":
-            super().__init__(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": locked_seconds}}))
+            super().__init__(_Database(url, engine_kwargs={"connect_args": {"timeout": locked_seconds}}))
         else:
             arguments = POSTGRESQL_ARGUMENTS if self.kind == "postgresql" else {}
-            backend = RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments})
+            backend = _Database(url, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments})
             self._patient = PatientBackend(backend, shown)
             super().__init__(cast(RDBStorage, self._patient))
-        self._written: dict[int, set[int]] = {}
+        self._stale: dict[int, set[int]] = {}
         self._read_again_at: dict[int, float] = {}
 
     @contextmanager
@@ -120,26 +133,39 @@ class Storage(_CachedStorage):
         """Store a parameter."""
         with self._writing(trial_id):
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        distribution = json_to_distribution(distribution_to_json(distribution))
+        self._mirror(trial_id, "params", param_name, distribution.to_external_repr(param_value_internal))
+        self._mirror(trial_id, "distributions", param_name, distribution)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Store a state; return False for a waiting trial that another process has begun meanwhile."""
-        with self._writing(trial_id):
+        try:
             return super().set_trial_state_values(trial_id, state, values)
+        finally:
+            self._read_soon(trial_id)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """Store the value of a step."""
         with self._writing(trial_id):
             super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        self._mirror(trial_id, "intermediate_values", step, float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store a user attribute."""
+        self.set_trial_user_attrs(trial_id, {key: value})
+
+    def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
+        """Store several user attributes, all or none."""
         with self._writing(trial_id):
-            super().set_trial_user_attr(trial_id, key, value)
+            cast(_Database, self._backend).set_trial_user_attrs(trial_id, values)
+        for key, value in values.items():
+            self._mirror(trial_id, "user_attrs", key, json.loads(json.dumps(value)))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store a system attribute."""
         with self._writing(trial_id):
             super().set_trial_system_attr(trial_id, key, value)
+        self._mirror(trial_id, "system_attrs", key, json.loads(json.dumps(value)))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial; one that has not finished is a copy, which Optuna's `Trial` changes."""
@@ -152,24 +178,39 @@ class Storage(_CachedStorage):
 
     @contextmanager
     def _writing(self, trial_id: int) -> Generator[None]:
-        """Have the trial read again after the body, even if that fails: another program may have ended the trial."""
+        """Have the trial read again if the body fails: another program may have ended the trial."""
         try:
             yield
-        finally:
-            if trial_id in self._trial_id_to_study_id_and_number:
-                study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
-                self._written.setdefault(study_id, set()).add(trial_id)
+        except BaseException:
+            self._read_soon(trial_id)
+            raise
+
+    def _read_soon(self, trial_id: int) -> None:
+        """Have a trial read again at the next look."""
+        if trial_id in self._trial_id_to_study_id_and_number:
+            study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
+            self._stale.setdefault(study_id, set()).add(trial_id)
+
+    def _mirror(self, trial_id: int, name: str, key: str | int, value: Any) -> None:
+        """Write into the copy of a trial what has been stored; those who hold the trial as it was see no change."""
+        if (where := self._trial_id_to_study_id_and_number.get(trial_id)) is None:
+            return
+        study_id, number = where
+        with self._lock:
+            trials = self._studies[study_id].trials
+            trials[number] = copy.copy(trials[number])
+            setattr(trials[number], name, {**getattr(trials[number], name), key: value})
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         begin = time.monotonic()
-        written = self._written.pop(study_id, None)  # before reading: another thread may write meanwhile
+        stale = self._stale.pop(study_id, None)  # before reading: another thread may write meanwhile
         try:
             if begin >= self._read_again_at.get(study_id, 0.0):
                 super()._read_trials_from_remote_storage(study_id)
                 end = time.monotonic()
                 self._read_again_at[study_id] = end + max(REREAD_SECONDS, (end - begin) / REREAD_SHARE)
-            elif written:
-                trials = self._backend._get_trials(study_id, None, written, LARGEST_ID)  # pyright: ignore[reportPrivateUsage]
+            elif stale:
+                trials = self._backend._get_trials(study_id, None, stale, LARGEST_ID)  # pyright: ignore[reportPrivateUsage]
                 with self._lock:
                     self._add_trials_to_cache(study_id, trials)
         except BaseException:

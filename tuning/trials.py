@@ -29,6 +29,7 @@ from model.training import EpochMetrics
 from search_space import Config
 from tuning import StudyError
 from tuning.folder import replace_file, trial_directory
+from tuning.storage import Storage
 
 METRIC = "validation top-1"
 """Dashboard's name for a trial's value."""
@@ -395,19 +396,15 @@ def write_work(trial: optuna.Trial, config: Config, cost: Cost, *, seed: int, ke
         "flops": cost.flops,
     }
     there = trial.user_attrs
-    for name, value in facts.items():
-        if name not in there and value is not None:
-            trial.set_user_attr(name, value)
+    _write(trial, {name: value for name, value in facts.items() if name not in there and value is not None})
 
 
 def write_attempt(trial: optuna.Trial, attempt: int, slot: int, host: str | None = None) -> None:
     """Store the number of the attempt, from 1, the slot and the machine that train it, and that it begins now."""
-    trial.set_user_attr("attempts", attempt)
-    trial.set_user_attr("slot", slot)
-    if host is not None and trial.user_attrs.get("host") != host:
-        trial.set_user_attr("host", host)
-    spans = trial.user_attrs.get("spans", [])[-MOST_SPANS + 1 :]
-    trial.set_user_attr("spans", [*spans, [_now(), None]])
+    there = trial.user_attrs
+    spans = [*there.get("spans", [])[-MOST_SPANS + 1 :], [_now(), None]]
+    moved = {} if host in (None, there.get("host")) else {"host": host}
+    _write(trial, {"attempts": attempt, "slot": slot, **moved, "spans": spans})
 
 
 def _now() -> float:
@@ -417,40 +414,37 @@ def _now() -> float:
 
 def write_environment(trial: optuna.Trial, environment: Mapping[str, str]) -> None:
     """Store the facts of the machine that trains the trial, as its worker sent them."""
-    trial.set_user_attr("environment", dict(environment))
+    _write(trial, {"environment": dict(environment)})
 
 
 def write_micro_batch(trial: optuna.Trial, pictures: int) -> None:
     """Store how many pictures a forward pass takes because memory was short."""
-    trial.set_user_attr("micro_batch", pictures)
+    _write(trial, {"micro_batch": pictures})
 
 
 def write_paused(trial: optuna.Trial) -> None:
     """Store that a trial has left its slot and waits for its scheduler to resume it."""
-    _write_left(trial)
-    trial.set_user_attr("paused", True)
+    _write(trial, _left(trial) | {"paused": True})
 
 
-def _write_left(trial: optuna.Trial) -> None:
-    """Store that a trial leaves its slot now; nothing changes if it is not in one."""
+def _left(trial: optuna.Trial) -> dict[str, Any]:
+    """Return the attribute of a trial that leaves its slot now; nothing if it is not in one."""
     spans = trial.user_attrs.get("spans", [])
-    if spans and spans[-1][1] is None:
-        trial.set_user_attr("spans", [*spans[:-1], [spans[-1][0], _now()]])
+    return {"spans": [*spans[:-1], [spans[-1][0], _now()]]} if spans and spans[-1][1] is None else {}
 
 
 def write_resumed(trial: optuna.Trial, epochs: int) -> None:
     """Store that a paused trial continues after this many epochs."""
-    trial.set_user_attr("resumed_after", epochs)
-    trial.set_user_attr("paused", False)
+    _write(trial, {"resumed_after": epochs, "paused": False})
 
 
 def write_result(
     trial: optuna.Trial, outcome: Outcome, reason: str, best: EpochMetrics | None, history: Sequence[EpochMetrics]
 ) -> None:
     """Store how a trial ended and what its best epoch reached; None if no epoch was trained."""
-    _write_left(trial)
+    facts = _left(trial)
     if best is not None:
-        facts = {
+        reached = {
             "best_epoch": best.epoch,
             "best_top1": best.top1,
             "best_top3": best.top3,
@@ -459,11 +453,22 @@ def write_result(
             "seconds": round(sum(metrics.seconds for metrics in history), 2),
             "peak_memory": max(metrics.peak_memory for metrics in history),
         }
+        facts |= {
+            name: value
+            for name, value in reached.items()
+            if value is not None and len(json.dumps(value)) <= LONGEST_ATTRIBUTE
+        }
+    _write(trial, facts | {"reason": reason[-LONGEST_ATTRIBUTE // 2 :], "outcome": outcome})
+
+
+def _write(trial: optuna.Trial, facts: dict[str, Any]) -> None:
+    """Store attributes of a live trial, all or none if the study is in a database."""
+    if isinstance(storage := trial.storage, Storage):
+        storage.set_trial_user_attrs(trial._trial_id, facts)  # pyright: ignore[reportPrivateUsage]
+        trial._cached_frozen_trial.user_attrs.update(facts)  # pyright: ignore[reportPrivateUsage]
+    else:
         for name, value in facts.items():
-            if value is not None and len(json.dumps(value)) <= LONGEST_ATTRIBUTE:
-                trial.set_user_attr(name, value)
-    trial.set_user_attr("reason", reason[-LONGEST_ATTRIBUTE // 2 :])
-    trial.set_user_attr("outcome", outcome)
+            trial.set_user_attr(name, value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
