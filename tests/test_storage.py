@@ -229,7 +229,30 @@ def test_whatever_happens_to_the_server_the_study_equals_one_in_sqlite(
         assert "waiting for the database" in caplog.text and "is back" in caplog.text
 
 
-class Forgetful(RDBStorage):
+def test_a_connection_may_break_at_any_statement_of_a_running_study(
+    server: Server, tiny: Tiny, tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    statements, cuts = 0, 0
+
+    def cut(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        nonlocal statements, cuts
+        if "pg_terminate_backend" not in statement:
+            statements += 1
+            if statements % 23 == 0:
+                cuts += 1
+                cut_connections(server)
+
+    with study_at(tiny, tmp_path, server.url()) as session:
+        sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", cut)
+        try:
+            list(session.run())
+        finally:
+            sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", cut)
+        assert essence(session.study.get_trials()) == undisturbed
+    assert cuts > 10
+
+
+class Forgetful(storage.Database):
     """A database whose answer is lost every few calls, when everything has been stored."""
 
     def __init__(self, url: str, **named: Any) -> None:
@@ -262,7 +285,7 @@ def test_no_trial_is_lost_or_counted_twice_when_answers_are_lost(
     server: Server, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(storage, "RDBStorage", Forgetful)
+    monkeypatch.setattr(storage, "Database", Forgetful)
     with study_at(tiny, tmp_path, server.url()) as session:
         list(session.run())
         trials = read_trials(session.study)

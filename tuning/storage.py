@@ -63,7 +63,7 @@ LONGEST_NAME = 63
 _logger = logging.getLogger(__name__)
 
 
-class _Database(RDBStorage):
+class Database(RDBStorage):
     """Optuna's storage, which would store each attribute in a transaction of its own."""
 
     def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
@@ -90,10 +90,10 @@ class Storage(_CachedStorage):
         self.kind = sqlalchemy.make_url(url).get_backend_name()
         self._patient: PatientBackend | None = None
         if self.kind == "sqlite":
-            super().__init__(_Database(url, engine_kwargs={"connect_args": {"timeout": locked_seconds}}))
+            super().__init__(Database(url, engine_kwargs={"connect_args": {"timeout": locked_seconds}}))
         else:
             arguments = POSTGRESQL_ARGUMENTS if self.kind == "postgresql" else {}
-            backend = _Database(url, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments})
+            backend = Database(url, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments})
             self._patient = PatientBackend(backend, shown)
             super().__init__(cast(RDBStorage, self._patient))
         self._stale: dict[int, set[int]] = {}
@@ -157,7 +157,7 @@ class Storage(_CachedStorage):
     def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
         """Store several user attributes, all or none."""
         with self._writing(trial_id):
-            cast(_Database, self._backend).set_trial_user_attrs(trial_id, values)
+            cast(Database, self._backend).set_trial_user_attrs(trial_id, values)
         for key, value in values.items():
             self._mirror(trial_id, "user_attrs", key, json.loads(json.dumps(value)))
 
@@ -265,9 +265,8 @@ class PatientBackend:
             else:
                 if began is not None:
                     _logger.warning("the database is back after %.0f s", time.monotonic() - began)
-                    result = result or (
-                        method.__name__ == "set_trial_state_values" and self._is_stored(*args, **kwargs)
-                    )
+                    if method.__name__ == "set_trial_state_values":
+                        result = result or self._is_stored(*args, **kwargs)
                 return result
 
     def _is_stored(self, trial_id: int, state: Any = None, values: Sequence[float] | None = None) -> bool:
@@ -350,6 +349,8 @@ HOLDER = sqlalchemy.text(
 def is_away(error: BaseException) -> bool:
     """Return whether a database error means that its server cannot be reached or is shutting down or starting."""
     for cause in causes(error):
+        if isinstance(cause, sqlalchemy.exc.PendingRollbackError):
+            return True  # Optuna asks again with a connection that has just broken
         if isinstance(cause, sqlalchemy.exc.DBAPIError):
             code = getattr(cause.orig, "sqlstate", None)
             away = isinstance(cause, sqlalchemy.exc.OperationalError) if code is None else code.startswith(AWAY)
