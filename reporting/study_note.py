@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import html
 import shlex
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from tuning.trials import Outcome, Trial, count_trials, live_trial, read_trial, 
 EVERY, SHARE = 10, 20
 """Number of trials that finish or pause between two updates: ten, or a twentieth of all if that is more. An update
 reads every trial, and the importances of 1,000 take seconds."""
+LARGEST_SHARE = 0.05
+"""Largest share of the time that updates may take."""
 SHOWN_CLASSES = 50
 
 
@@ -48,6 +51,8 @@ class StudyNote:
         self._wanted = trials
         self._ended = 0
         """Number of trials that have finished or paused since the last update."""
+        self._due = 0.0
+        """Time, on the clock of `time.monotonic`, before which there is no other update."""
 
     def receive(self, event: StudyEvent) -> None:
         """Count a finished or paused trial, and update the note and the plots if an update is due.
@@ -59,7 +64,8 @@ class StudyNote:
             save_note(paused, _paused(read_trial(paused)))
         if isinstance(event, TrialEnded | TrialPaused):
             self._ended += 1
-            if self._ended >= max(EVERY, len(self._study.get_trials(deepcopy=False)) // SHARE):
+            every = max(EVERY, len(self._study.get_trials(deepcopy=False)) // SHARE)
+            if self._ended >= every and time.monotonic() >= self._due:
                 self.update()
 
     def write_note(self) -> None:
@@ -68,12 +74,15 @@ class StudyNote:
 
     def update(self) -> None:
         """Write the note and the plots."""
+        begin = time.monotonic()
         self._ended = 0
         self.write_note()
         trials = read_trials(self._study)
         _show(self._study, "Accuracy against FLOPs", plots.cost(trials))
         _show(self._study, "Importances", plots.importances(importances(trials)))
         show_finalists(self._study, self._folder)
+        end = time.monotonic()
+        self._due = end + (end - begin) / LARGEST_SHARE
 
     def _note(self) -> str:
         trials = read_trials(self._study)

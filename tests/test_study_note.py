@@ -24,6 +24,7 @@ from data import catalog, sources
 from data.catalog import Catalog
 from data.split import split
 from model.files import printable
+from reporting import study_note
 from reporting.study_note import EVERY, SHARE, SHOWN_CLASSES, StudyNote, show_finalists
 from search_space import PROFILES
 from tests.stress.made_up_studies import made_up_study, made_up_trials, write_finals
@@ -226,8 +227,9 @@ def test_the_note_and_the_plots_follow_the_study(found: Catalog, tmp_path: Path)
 
 @pytest.mark.parametrize(("there", "every"), [(0, EVERY), (40 * EVERY, 40 * EVERY // SHARE)])
 def test_it_is_written_after_every_tenth_trial_or_every_twentieth_part(
-    found: Catalog, tmp_path: Path, there: int, every: int
+    found: Catalog, tmp_path: Path, there: int, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(study_note, "LARGEST_SHARE", 1e9)
     study = made_up_study((made_up_trials(40) * EVERY)[:there])
     kept = note_of(study, tmp_path, found)
     for _ in range(2):
@@ -238,6 +240,17 @@ def test_it_is_written_after_every_tenth_trial_or_every_twentieth_part(
         assert get_note(study) == ""
         kept.receive(ended(every))
         assert get_note(study).startswith("# made")
+
+
+def test_updates_take_no_more_than_their_share_of_the_time(found: Catalog, tmp_path: Path) -> None:
+    """With hundreds of slots a twentieth of the trials ends sooner than an update is written."""
+    study = made_up_study(made_up_trials(8))
+    kept = note_of(study, tmp_path, found)
+    kept.update()
+    save_note(study, "")
+    for number in range(2 * EVERY):
+        kept.receive(ended(number))
+    assert get_note(study) == ""
 
 
 def test_a_paused_trial_has_a_note_and_counts_for_an_update(found: Catalog, tmp_path: Path) -> None:
