@@ -151,9 +151,12 @@ def _as_now(study: Study, most: int | None = None) -> Study:
     """
     trials: list[FrozenTrial] = []
     for trial in study._get_trials(deepcopy=False):  # pyright: ignore[reportPrivateUsage]
-        if trial.state is TrialState.RUNNING and Trial(trial).is_paused:
-            trial = copy.copy(trial)
-            trial.state = TrialState.PRUNED
+        if trial.state is TrialState.RUNNING:
+            is_paused, trial = Trial(trial).is_paused, copy.copy(trial)
+            if is_paused:
+                trial.state = TrialState.PRUNED
+            elif trial.params:  # TPE would read from its attributes, again and again, what was proposed for it
+                trial.system_attrs = {}
         trials.append(trial)
     if most is not None and len(trials) > most:
         running, ended = ([trial for trial in trials if trial.state.is_finished() is over] for over in (False, True))
