@@ -313,6 +313,13 @@ class _Running:
     epoch_seconds: float = 0.0
     host: str | None = None
     """Name of the slot's machine; None if it is not known."""
+    stop: int
+    """Number of epochs after which it pauses, or ends."""
+
+    @property
+    def seconds_to_stop(self) -> float:
+        """Seconds until it pauses or ends."""
+        return self.epoch_seconds * max(0.0, self.stop - self.done)
 
     @property
     def seconds_left(self) -> float:
@@ -337,13 +344,14 @@ class Screen:
         slots: int,
         expected: float,
         epochs: float | None = None,
+        rungs: Sequence[int] = (),
         searches: bool = True,
     ) -> None:
         """Read the study's current state.
 
         Args: `trials`: total number; `expected`: seconds of one trial in one slot, from which the time left is computed
         until enough has been trained; `epochs`: expected mean number of epochs of a trial if the scheduler promotes
-        trials; `searches`: False for fixed runs, among which there is no best.
+        trials, which pause after `rungs` epochs; `searches`: False for fixed runs, among which there is no best.
         """
         known = read_trials(study)
         finished = [trial for trial in known if trial.is_finished]
@@ -356,7 +364,7 @@ class Screen:
         self._searches, self._unit = searches, "trial" if searches else "run"
         self._running: dict[int, _Running] = {}
         self._hosts = {trial.host for trial in known if trial.host}
-        self._mean_epochs = epochs
+        self._mean_epochs, self._rungs = epochs, rungs
         self._epochs = {trial.number: trial.epochs for trial in known}
         self._reached = {trial.number: trial.reached for trial in known if trial.reached is not None}
         self._paused = {trial.number for trial in known if trial.is_paused}
@@ -377,10 +385,14 @@ class Screen:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the last trial ends, from what has been trained in this run or the expected duration."""
+        """Seconds until the last trial ends, from what has been trained in this run or the expected duration.
+
+        It is at least as long as the running trials take, as more may have been promoted than expected.
+        """
         elapsed, done_here = time.monotonic() - self._began, self._done - self._done_before
         per_trial = elapsed * self._slots / done_here if done_here >= 2 * self._slots else self._expected
-        return max(0.0, self._trials - self._done) * per_trial / self._slots
+        running = (one.seconds_to_stop for one in self._running.values())
+        return max(max(0.0, self._trials - self._done) * per_trial / self._slots, *running, 0.0)
 
     @property
     def _done(self) -> float:
@@ -402,13 +414,15 @@ class Screen:
         """Show an event of the study."""
         match event:
             case TrialStarted():
+                epoch, last = self._epochs.get(event.number, 0), event.assignment.epochs
                 self._running[event.slot] = _Running(
                     number=event.number,
-                    epochs=event.assignment.epochs,
-                    epoch=self._epochs.get(event.number, 0),
+                    epochs=last,
+                    epoch=epoch,
+                    stop=next((rung for rung in self._rungs if rung > epoch), last),
                     name=event.assignment.name,
                     final=event.assignment.final,
-                    epoch_seconds=self._expected / (self._mean_epochs or event.assignment.epochs),
+                    epoch_seconds=self._expected / (self._mean_epochs or last),
                     host=event.host,
                 )
                 if event.host:

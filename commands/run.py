@@ -205,6 +205,7 @@ def run(
             slots=len(slots),
             expected=session.expected_seconds() if wanted else 0.0,
             epochs=session.trained_share * horizon if rungs else None,
+            rungs=rungs,
         )
         if wanted:
             if ray is None:

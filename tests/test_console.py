@@ -238,6 +238,20 @@ def test_with_promotion_the_time_left_follows_the_epochs_and_not_the_trials_that
     assert shown.seconds_left == pytest.approx(140.0 / 7 * (25 - 7), rel=0.01), "an epoch is sent again after a pause"
 
 
+def test_the_time_left_is_at_least_that_of_the_running_trials() -> None:
+    """More trials may be promoted than expected: the last one once had a second left for a minute."""
+    shown = screen.Screen(log(), study([]), trials=1, slots=1, expected=60.0, epochs=2.0, rungs=(2,))
+    shown.show(started(0, 0))
+    for at in range(2):
+        shown.show(TrialAdvanced(slot=0, number=0, progress=replace(epoch(at, 0.5), seconds=10.0)))
+    assert shown.seconds_left == 0.0
+    shown.show(TrialPaused(slot=0, number=0))
+    shown.show(started(0, 0, attempt=2))
+    last = started(0, 0).assignment.epochs
+    shown.show(TrialAdvanced(slot=0, number=0, progress=replace(epoch(2, 0.5), seconds=10.0)))
+    assert shown.seconds_left == 10.0 * (last - 3)
+
+
 def test_a_resumed_study_knows_the_epochs_of_its_paused_trials() -> None:
     earlier = study([])
     for _ in range(4):

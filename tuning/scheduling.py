@@ -114,6 +114,9 @@ RUNGS = (0.05, 0.125)
 """Shares of the horizon at which the promotion scheduler pauses a trial."""
 FINISHING = 0.25
 """Share of the trials that it trains to the end; each rung keeps the same share of those that reach it."""
+OVERTAKEN = 1.12
+"""How many more than its share a rung promotes: a trial that is among the best so far may be overtaken later (40 trials
+in random order; 11.7 of them are trained to the end with one rung and 12.6 with two, instead of 10)."""
 
 
 def rungs(epochs: int) -> tuple[int, ...]:
@@ -153,7 +156,7 @@ def trained_share(scheduler: str, epochs: int) -> float:
     if scheduler != "promote":
         # Median: 253, 280, 298 of 400 in `quick` studies.
         return 1.0 if first_pruning(scheduler, epochs) is None else 0.7
-    return promoted_share([rung / epochs for rung in rungs(epochs)], kept_share(epochs))
+    return promoted_share([rung / epochs for rung in rungs(epochs)], min(1.0, OVERTAKEN * kept_share(epochs)))
 
 
 def promoted_share(ends: Sequence[float], keep: float) -> float:

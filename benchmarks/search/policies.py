@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import combinations
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from benchmarks.search.studies import (
 )
 from benchmarks.search.tables import Table
 from search_space import GUESS
-from tuning.scheduling import RUNGS, SCHEDULERS, promoted_share, trained_share
+from tuning.scheduling import FINISHING, RUNGS, SCHEDULERS, promoted_share
 
 
 class PolicyFailed(Exception):  # noqa: N818 - a result to print, and no error of this program
@@ -77,7 +76,7 @@ def _study(
     return SimulatedStudy(
         sampler=sampler,
         scheduler=SCHEDULERS[scheduler],
-        share=partial(trained_share, scheduler) if planned else None,
+        share=(lambda epochs: promoted_share(RUNGS, FINISHING**0.5)) if planned else None,
         first=first,
         trials=trials,
     )
