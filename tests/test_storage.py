@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna_dashboard import get_note, save_note
 from servers import Server, server_programs
 from sqlalchemy.pool import Pool
 from studies import TINY, ThreadWorkers, Tiny, prepare, until
@@ -106,7 +108,7 @@ def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> list[An
 
 _OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "enqueue", "pop", "param", "attribute", "value", "tell"]),
+        st.sampled_from(["ask", "enqueue", "pop", "param", "attribute", "value", "tell", "note"]),
         st.integers(0, 4),
         st.floats(-1e300, 1e300) | st.just(float("nan")),
     ),
@@ -131,8 +133,19 @@ def test_a_look_at_a_study_equals_what_is_stored(both: tuple[Storage, RDBStorage
     for what, which, value in operations:
         act(ours, study, what, which, value)
         stored = others.get_all_trials(study)
-        assert repr(ours.get_all_trials(study)) == repr(stored)
-        assert [repr(ours.get_trial(ident(trial))) for trial in stored] == list(map(repr, stored))
+        assert ours.get_study_system_attrs(study) == others.get_study_system_attrs(study)
+        expected = list(map(facts, stored))
+        assert list(map(facts, ours.get_all_trials(study))) == expected
+        assert [facts(ours.get_trial(ident(trial))) for trial in stored] == expected
+
+
+def facts(trial: FrozenTrial) -> str:
+    """Return a trial as text, as nan equals nothing; its attributes have no order."""
+    trial = copy.copy(trial)
+    trial.user_attrs = dict(sorted(trial.user_attrs.items()))
+    trial.system_attrs = dict(sorted(trial.system_attrs.items()))
+    trial.intermediate_values = dict(sorted(trial.intermediate_values.items()))
+    return repr(trial)
 
 
 def ident(trial: FrozenTrial) -> int:
@@ -151,6 +164,8 @@ def act(ours: Storage, study: int, what: str, which: int, value: float) -> None:
         return
     trial = trials[which % len(trials)]
     number = ident(trial)
+    if what == "note":
+        ours.set_study_system_attr(study, f"note {which}", {"values": [which, None], "pair": (1, 2)})
     if what == "pop" and trial.state is TrialState.WAITING:
         assert ours.set_trial_state_values(number, TrialState.RUNNING)
     if trial.state is not TrialState.RUNNING:
@@ -183,6 +198,9 @@ def test_what_others_do_is_seen_after_a_moment(tmp_path: Path, monkeypatch: pyte
     until(lambda: [one.state for one in study.get_trials()] == [TrialState.COMPLETE, TrialState.WAITING], "a look")
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         trial.set_user_attr("a", 1)
+    assert get_note(study) == ""
+    save_note(others, "by hand")
+    until(lambda: get_note(study) == "by hand", "the note of another")
 
 
 # -- a server that goes away

@@ -40,7 +40,7 @@ RETRY_SECONDS = 1.0
 GUARD_SECONDS = 5.0
 """Seconds after which the lock is checked again."""
 REREAD_SECONDS = 2.0
-"""Seconds after which all unfinished trials are read again, for what others have changed."""
+"""Seconds after which all unfinished trials, and a study's attributes, are read again, for what others have changed."""
 REREAD_SHARE = 0.05
 """Largest share of the time that may be spent on reading them: with many slots they are read less often."""
 LARGEST_ID = 2**31 - 1
@@ -98,6 +98,8 @@ class Storage(_CachedStorage):
             super().__init__(cast(RDBStorage, self._patient))
         self._stale: dict[int, set[int]] = {}
         self._read_again_at: dict[int, float] = {}
+        self._study_attrs: dict[int, tuple[dict[str, Any], float]] = {}
+        """System attributes of each study, and when they are read again."""
 
     @contextmanager
     def sole_coordinator(self, study: str) -> Generator[None]:
@@ -124,8 +126,24 @@ class Storage(_CachedStorage):
             self._patient.patience = 0.0
 
     def read_again(self) -> None:
-        """At the next look at a study, read all of its unfinished trials."""
+        """At the next look at a study, read all of its unfinished trials and its attributes."""
         self._read_again_at.clear()
+        self._study_attrs.clear()
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Store a system attribute of a study."""
+        super().set_study_system_attr(study_id, key, value)
+        if study_id in self._study_attrs:
+            self._study_attrs[study_id][0][key] = json.loads(json.dumps(value))
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the system attributes of a study: the notes of all its trials, of which saving one reads all."""
+        begin = time.monotonic()
+        attributes, read_again_at = self._study_attrs.get(study_id, ({}, 0.0))
+        if begin >= read_again_at:
+            attributes = super().get_study_system_attrs(study_id)
+            self._study_attrs[study_id] = attributes, _next_reading(begin)
+        return attributes.copy()
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
@@ -207,8 +225,7 @@ class Storage(_CachedStorage):
         try:
             if begin >= self._read_again_at.get(study_id, 0.0):
                 super()._read_trials_from_remote_storage(study_id)
-                end = time.monotonic()
-                self._read_again_at[study_id] = end + max(REREAD_SECONDS, (end - begin) / REREAD_SHARE)
+                self._read_again_at[study_id] = _next_reading(begin)
             elif stale:
                 trials = self._backend._get_trials(study_id, None, stale, LARGEST_ID)  # pyright: ignore[reportPrivateUsage]
                 with self._lock:
@@ -216,6 +233,12 @@ class Storage(_CachedStorage):
         except BaseException:
             self.read_again()
             raise
+
+
+def _next_reading(begin: float) -> float:
+    """Return when to read again what has been read since `begin`."""
+    end = time.monotonic()
+    return end + max(REREAD_SECONDS, (end - begin) / REREAD_SHARE)
 
 
 class PatientBackend:
