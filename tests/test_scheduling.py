@@ -53,17 +53,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return prepare(tmp_path_factory.mktemp("tiny"))
 
 
-class Asserting(PromotionScheduler):
-    """Promotion that is asked only about trials of the study."""
-
-    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
-        assert trial in trials
-        return super().after_epoch(trial, trials)
-
-
 def promotion(study: optuna.Study) -> PromotionScheduler:
     """Return the scheduler of a study with two rungs, of which half of the trials are promoted."""
-    return Asserting(RUNGS, 1 / ETA)
+    return PromotionScheduler(RUNGS, 1 / ETA)
 
 
 class PausesOnce(PrunerScheduler):
@@ -71,7 +63,7 @@ class PausesOnce(PrunerScheduler):
 
     waiting = 1
 
-    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+    def after_epoch(self, trial: Trial) -> Decision:
         return Decision.PAUSE if trial.epochs == 1 else Decision.CONTINUE
 
     def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
@@ -316,8 +308,8 @@ def test_a_reached_target_ends_the_study_and_retires_what_is_paused(tiny: Tiny, 
     """Even if no new trial is wanted any more; the scheduler is not asked to resume one."""
 
     class PausesTheFirst(PausesAll):
-        def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
-            return super().after_epoch(trial, trials) if trial.number == 0 else Decision.CONTINUE
+        def after_epoch(self, trial: Trial) -> Decision:
+            return super().after_epoch(trial) if trial.number == 0 else Decision.CONTINUE
 
     for trials in (2, 9):
         study = tiny.at(tmp_path / str(trials))
@@ -383,8 +375,8 @@ def test_the_pruner_scheduler_asks_the_studys_pruner_and_resumes_what_another_sc
         study._storage.set_trial_user_attr(study.get_trials()[number]._trial_id, "paused", True)
     poor, good, other = read_trials(study)
     scheduler = PrunerScheduler(study)
-    assert scheduler.after_epoch(poor, [poor, good]) is Decision.PRUNE
-    assert scheduler.after_epoch(good, [poor, good]) is Decision.CONTINUE
+    assert scheduler.after_epoch(poor) is Decision.PRUNE
+    assert scheduler.after_epoch(good) is Decision.CONTINUE
     assert scheduler.for_free_slot([poor, good, other], new_wanted=True) == Resume(1)
     assert scheduler.for_free_slot([poor], new_wanted=True) is None
 
@@ -406,7 +398,7 @@ def test_no_pruner_prunes_during_warm_up_or_a_baseline(name: str) -> None:
         trial, decided = study.ask(), list[Decision]()
         for epoch in range(epochs):
             trial.report(value, epoch)
-            decided.append(scheduler.after_epoch(read_trial(trial), read_trials(study)))
+            decided.append(scheduler.after_epoch(read_trial(trial)))
         study.tell(trial, value)
         return decided
 
@@ -489,7 +481,7 @@ def test_the_default_rungs_are_whole_epochs_at_their_shares_of_the_horizon(epoch
     assert kept_share(epochs) ** max(1, len(found)) == pytest.approx(scheduling.FINISHING)
     assert first_pruning("promote", epochs) == (found[0] if found else None)
     scheduler = SCHEDULERS["promote"](optuna.create_study(), epochs)
-    paused = [n for n in range(1, epochs) if scheduler.after_epoch(at(0, *[0.5] * n), []) is Decision.PAUSE]
+    paused = [n for n in range(1, epochs) if scheduler.after_epoch(at(0, *[0.5] * n)) is Decision.PAUSE]
     assert tuple(paused) == found
 
 
@@ -516,7 +508,7 @@ def test_the_expected_share_of_epochs_is_that_of_a_study_with_one_slot(epochs: i
         value = trials[number].curve[0] if number in trials else random.random()
         for n in range(trials[number].epochs + 1 if number in trials else 1, epochs + 1):
             trials[number] = at(number, *[value] * n)
-            if scheduler.after_epoch(trials[number], list(trials.values())) is Decision.PAUSE:
+            if scheduler.after_epoch(trials[number]) is Decision.PAUSE:
                 trials[number] = at(number, *[value] * n, paused=True)
                 break
     trained = sum(trial.epochs for trial in trials.values()) / (40 * epochs)

@@ -376,7 +376,7 @@ class Coordinator:
         decision = Decision.CONTINUE
         # A scheduler judges the last reported epoch; asked about a repeated one, it would end the trial there.
         if metrics.epoch >= live.decided:
-            decision = self._scheduler.after_epoch(read_trial(live.trial), read_trials(self._study))
+            decision = self._scheduler.after_epoch(read_trial(live.trial))
         live.decided = max(live.decided, metrics.epoch + 1)
         if decision is Decision.PRUNE:
             yield self._end(slot, live, Outcome.PRUNED, f"pruned after epoch {metrics.epoch + 1}")

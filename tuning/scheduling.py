@@ -44,8 +44,8 @@ class Retire:
 class Scheduler(Protocol):
     """Decides what happens to a trial after each epoch, and what a free slot does next."""
 
-    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
-        """Decide about a trial whose last epoch has just been reported; `trials` are all of the study's trials."""
+    def after_epoch(self, trial: Trial) -> Decision:
+        """Decide about a trial whose last epoch has just been reported."""
         ...
 
     def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
@@ -68,7 +68,7 @@ class PrunerScheduler:
         self._study = study
         self._pruner = pruner or study.pruner
 
-    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+    def after_epoch(self, trial: Trial) -> Decision:
         """Ask the pruner."""
         pruned = trial.baseline is None and self._pruner.prune(self._study, trial.frozen)
         return Decision.PRUNE if pruned else Decision.CONTINUE
@@ -90,7 +90,7 @@ class PromotionScheduler:
         self._rungs = tuple(rungs)
         self._keep = keep
 
-    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+    def after_epoch(self, trial: Trial) -> Decision:
         """Pause at a rung."""
         return Decision.PAUSE if trial.epochs in self._rungs else Decision.CONTINUE
 

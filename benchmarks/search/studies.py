@@ -196,7 +196,7 @@ class ScreeningScheduler:
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
 
-    def after_epoch(self, trial: Trial, trials: Sequence[Trial]) -> Decision:
+    def after_epoch(self, trial: Trial) -> Decision:
         """Pause after the few epochs."""
         return Decision.PAUSE if trial.epochs == self._epochs else Decision.CONTINUE
 
