@@ -23,6 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from tuning.space import FeasibleSpace, SpacePoint
 from tuning.trials import Trial, top
 
+LEARNED_FROM = (TrialState.COMPLETE, TrialState.PRUNED)
+"""States of the trials from which a sampler learns."""
 STARTUP_TRIALS = 10
 """Number of trials before the sampler begins to learn, including the baselines: Optuna's default for TPE."""
 
@@ -92,9 +94,11 @@ class FeasibleTPESampler(TPESampler):
 
         As long as there are fewer than STARTUP_TRIALS such trials, points are random.
         """
-        seen = _as_now(study)
-        if _has_learned(seen):
-            return super().infer_relative_search_space(seen, trial)
+        ended = [one for one in _as_now(study) if one.state in LEARNED_FROM]
+        if len(ended) >= STARTUP_TRIALS:
+            # Groups follow from which parameters occur together: of thousands of trials, one of each kind tells it.
+            kinds = {tuple(one.distributions): one for one in ended}
+            return super().infer_relative_search_space(_view(study, kinds.values()), trial)
         point = _random_point(self._space, self._seed, trial)
         return point.distributions if point else {}
 
@@ -102,8 +106,9 @@ class FeasibleTPESampler(TPESampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return TPE's first feasible proposal of PROPOSALS, or else a random point."""
-        seen = _as_now(study, LATEST)
-        for self._attempt in range(PROPOSALS if _has_learned(seen) else 0):
+        seen = _view(study, _telling(_as_now(study)))
+        learned = len(seen.get_trials(deepcopy=False, states=LEARNED_FROM)) >= STARTUP_TRIALS
+        for self._attempt in range(PROPOSALS if learned else 0):
             proposed = super().sample_relative(seen, trial, search_space)
             # Parameters that no group has yet, such as those of an optimizer that was never chosen, are random.
             seed = draw_seed(self._seed, trial.number, [], self._attempt)
@@ -126,12 +131,8 @@ class FeasibleTPESampler(TPESampler):
         seed = draw_seed(self._seed, trial.number, [param_name])
         self._rng.rng.seed(seed)
         self._random_sampler._rng.rng.seed(seed)  # pyright: ignore[reportPrivateUsage]
-        return super().sample_independent(_as_now(study, LATEST), trial, param_name, param_distribution)
-
-
-def _has_learned(study: Study) -> bool:
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return len(ended) >= STARTUP_TRIALS
+        seen = _view(study, _telling(_as_now(study)))
+        return super().sample_independent(seen, trial, param_name, param_distribution)
 
 
 def _random_point(space: FeasibleSpace, seed: int, trial: FrozenTrial) -> SpacePoint | None:
@@ -144,11 +145,8 @@ def _fixed(trial: FrozenTrial) -> dict[str, Any]:
     return trial.system_attrs.get("fixed_params", {})
 
 
-def _as_now(study: Study, most: int | None = None) -> Study:
-    """Return a view of a study as it is now, in which paused trials are pruned.
-
-    With `most`, it has only the best trials and the latest `most` others of the ended and of the running ones.
-    """
+def _as_now(study: Study) -> list[FrozenTrial]:
+    """Return the trials of a study as they are now, the paused ones as pruned."""
     trials: list[FrozenTrial] = []
     for trial in study._get_trials(deepcopy=False):  # pyright: ignore[reportPrivateUsage]
         if trial.state is TrialState.RUNNING:
@@ -158,11 +156,20 @@ def _as_now(study: Study, most: int | None = None) -> Study:
             elif trial.params:  # TPE would read from its attributes, again and again, what was proposed for it
                 trial.system_attrs = {}
         trials.append(trial)
-    if most is not None and len(trials) > most:
-        running, ended = ([trial for trial in trials if trial.state.is_finished() is over] for over in (False, True))
-        best = [one.number for one in top(map(Trial, ended), BEST)]
-        chosen = {*best, *(trial.number for trial in running[-most:] + ended[-most:])}
-        trials = [trial for trial in trials if trial.number in chosen]
+    return trials
+
+
+def _telling(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the BEST trials, and the LATEST others of the ended and of the running ones."""
+    running, ended = ([trial for trial in trials if trial.state.is_finished() is over] for over in (False, True))
+    best = [one.number for one in top(map(Trial, ended), BEST)]
+    chosen = {*best, *(trial.number for trial in running[-LATEST:] + ended[-LATEST:])}
+    return [trial for trial in trials if trial.number in chosen]
+
+
+def _view(study: Study, trials: Iterable[FrozenTrial]) -> Study:
+    """Return a view of a study that has these trials."""
+    trials = list(trials)
 
     def get_trials(
         deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
