@@ -18,6 +18,7 @@ from commands.check_data import check_data
 from commands.clean import clean
 from commands.dashboard import dashboard
 from commands.export import export
+from commands.interrupt import interruptible
 from commands.output import lasting_output
 from commands.predict import predict
 from commands.report import report
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None, **injected: Any) -> None:
 
     `injected` holds values of parameters that are not options, such as `make_workers`, for the commands that have them.
     """
-    with lasting_output():
+    with lasting_output(), interruptible():
         _main(argv, injected)
 
 

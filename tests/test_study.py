@@ -21,6 +21,25 @@ from tuning.settings import Settings, command_line
 
 ROOT = Path(__file__).parents[1]
 
+STRUCK = """
+import signal, sys, time
+from commands.interrupt import interruptible
+
+class Strikes:
+    def find_spec(self, name, *rest):
+        if name == NAME:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Strikes())
+with interruptible():
+    try:
+        import torch, torchvision
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print(hasattr(torch, "compile"), "torchvision" in sys.modules)
+"""
+"""Program to which Ctrl-C comes while it imports the module NAME."""
+
 OPTIONS = {
     (): {
         *(
@@ -125,6 +144,16 @@ def pictures(tmp_path: Path) -> Path:
 
 def commands() -> set[tuple[str, ...]]:
     return {(), *((name,) for name in study.app if not name.startswith("-"))}
+
+
+@pytest.mark.parametrize("name", ["torch._tensor", "torch.nn", "torchvision.ops"])
+def test_ctrl_c_waits_until_torch_is_imported(name: str) -> None:
+    """In the midst of it, torch's C++ code aborts the process: two of a hundred times."""
+    program = STRUCK.replace("NAME", repr(name))
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    whole, other = done.stdout.split()
+    assert (done.returncode, done.stderr, whole) == (0, "", "True")
+    assert other == "True" or not name.startswith("torchvision")
 
 
 def options(command: tuple[str, ...]) -> set[str]:
