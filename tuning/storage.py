@@ -152,8 +152,8 @@ class Storage(_CachedStorage):
         with self._writing(trial_id):
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
         distribution = json_to_distribution(distribution_to_json(distribution))
-        self._mirror(trial_id, "params", param_name, distribution.to_external_repr(param_value_internal))
-        self._mirror(trial_id, "distributions", param_name, distribution)
+        value = distribution.to_external_repr(param_value_internal)
+        self._mirror(trial_id, params={param_name: value}, distributions={param_name: distribution})
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Store a state; return False for a waiting trial that another process has begun meanwhile."""
@@ -166,24 +166,23 @@ class Storage(_CachedStorage):
         """Store the value of a step."""
         with self._writing(trial_id):
             super().set_trial_intermediate_value(trial_id, step, intermediate_value)
-        self._mirror(trial_id, "intermediate_values", step, float(intermediate_value))
+        self._mirror(trial_id, intermediate_values={step: float(intermediate_value)})
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store a user attribute."""
         self.set_trial_user_attrs(trial_id, {key: value})
 
-    def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
+    def set_trial_user_attrs(self, trial_id: int, values: dict[str, Any]) -> None:
         """Store several user attributes, all or none."""
         with self._writing(trial_id):
             cast(Database, self._backend).set_trial_user_attrs(trial_id, values)
-        for key, value in values.items():
-            self._mirror(trial_id, "user_attrs", key, json.loads(json.dumps(value)))
+        self._mirror(trial_id, user_attrs=json.loads(json.dumps(values)))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store a system attribute."""
         with self._writing(trial_id):
             super().set_trial_system_attr(trial_id, key, value)
-        self._mirror(trial_id, "system_attrs", key, json.loads(json.dumps(value)))
+        self._mirror(trial_id, system_attrs=json.loads(json.dumps({key: value})))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial; one that has not finished is a copy, which Optuna's `Trial` changes."""
@@ -209,7 +208,7 @@ class Storage(_CachedStorage):
             study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
             self._stale.setdefault(study_id, set()).add(trial_id)
 
-    def _mirror(self, trial_id: int, name: str, key: str | int, value: Any) -> None:
+    def _mirror(self, trial_id: int, **stored: dict[Any, Any]) -> None:
         """Write into the copy of a trial what has been stored; those who hold the trial as it was see no change."""
         if (where := self._trial_id_to_study_id_and_number.get(trial_id)) is None:
             return
@@ -217,7 +216,8 @@ class Storage(_CachedStorage):
         with self._lock:
             trials = self._studies[study_id].trials
             trials[number] = copy.copy(trials[number])
-            setattr(trials[number], name, {**getattr(trials[number], name), key: value})
+            for name, values in stored.items():
+                setattr(trials[number], name, getattr(trials[number], name) | values)
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         begin = time.monotonic()
