@@ -16,7 +16,8 @@ from benchmarks.search.studies import (
 )
 from benchmarks.search.tables import Table
 from search_space import GUESS
-from tuning.scheduling import FINISHING, RUNGS, SCHEDULERS, promoted_share
+from tuning import scheduling
+from tuning.scheduling import RUNGS, SCHEDULERS, kept_share, promoted_share
 
 
 class PolicyFailed(Exception):  # noqa: N818 - a result to print, and no error of this program
@@ -76,10 +77,15 @@ def _study(
     return SimulatedStudy(
         sampler=sampler,
         scheduler=SCHEDULERS[scheduler],
-        share=(lambda epochs: promoted_share(RUNGS, FINISHING**0.5)) if planned else None,
+        share=planned_share if planned else None,
         first=first,
         trials=trials,
     )
+
+
+def planned_share(epochs: int) -> float:
+    """Return the share of all epochs that the default rungs let through, by which the number of trials is planned."""
+    return promoted_share([rung / epochs for rung in scheduling.rungs(epochs)], kept_share(epochs))
 
 
 def _screening(share: float, expected: float) -> SimulatedStudy:
