@@ -70,6 +70,7 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
             style="bold" if standing is won else "dim" if standing.candidate.baseline else None,
         )
     console.print(table)
+    console.print("The study shows a trial's best epoch, a seed its last one, which is what is exported.")
     if shorter := [one.candidate.name for one in standings if not one.candidate.complete]:
         console.print(f"Trained for fewer epochs in the study: {', '.join(shorter)}.")
     console.print(f"{won.candidate.name} wins.")

@@ -112,6 +112,7 @@ def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
                     "seed": work.seed,
                     "epochs": work.epochs,
                     "final": work.final,
+                    "last": work.last,
                     "expected_seconds": run.seconds,
                 },
             )
@@ -127,7 +128,14 @@ def assign(trial: optuna.Trial) -> Assignment:
             f"cannot read the configuration of {run.name} (from another version of search_space.py): retrain another "
             "trial with --trial N"
         )
-    return Assignment(config=run.config, seed=run.seed, epochs=run.planned_epochs, final=run.is_final, name=run.name)
+    return Assignment(
+        config=run.config,
+        seed=run.seed,
+        epochs=run.planned_epochs,
+        final=run.is_final,
+        last=run.keeps_last,
+        name=run.name,
+    )
 
 
 def expected_seconds(study: optuna.Study) -> float:
@@ -142,13 +150,16 @@ def _has_weights(trial: Trial, folder: Path) -> bool:
 
 
 def is_of_another_run(path: Path, trial: Trial) -> bool:
-    """Return whether a run's best checkpoint ends with another result than the run; its loader refuses damaged ones."""
+    """Return whether a run's best checkpoint has another history than the run; its loader refuses damaged ones."""
     try:
         history = checkpoint.load(path).history
     except checkpoint.CheckpointError:
         return False
     result = trial.result
-    return result is not None and [(one.epoch, one.top1) for one in history[-1:]] != [(result.epoch, result.top1)]
+    if result is None:
+        return False
+    known = {epoch: top1 for epoch, top1 in trial.curve.items() if epoch <= result.epoch}
+    return known != {one.epoch: one.top1 for one in history}
 
 
 def weights(folder: Path, trial: Trial) -> Path:

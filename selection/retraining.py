@@ -1,6 +1,6 @@
 """Retraining: the winner is trained on train + validation and evaluated once on the test set.
 
-winner's finalist runs -> its number of epochs, and the temperature of its probabilities (from validation logits)
+winner's finalist runs -> the temperature of its probabilities (from validation logits)
     -> `final_runs` on train + validation, one per seed -> `evaluate_on_test`: all of them, once -> `Winner`
 The network of the first seed is exported: a choice made before the test set is used.
 """
@@ -312,12 +312,11 @@ def _on_test(
     config = finals.candidate.config
 
     def measured(path: Path) -> metrics.Measured:
-        strange, logits, labels = None, *evaluator.logits(config, path, "test")
-        if limit is not None and limit.strangest is not None:
-            features, _, _ = evaluator.features(config, path, "test")
-            familiar = find_familiar(config, path, TRAINED_ON, evaluator, limit.usual)
-            strange = familiar(features, logits) > limit.strangest
-        return metrics.measure(logits, labels, temperature, sure, strange)
+        if limit is None or limit.strangest is None:
+            return metrics.measure(*evaluator.logits(config, path, "test"), temperature, sure)
+        features, logits, labels = evaluator.features(config, path, "test")
+        familiar = find_familiar(config, path, TRAINED_ON, evaluator, limit.usual)
+        return metrics.measure(logits, labels, temperature, sure, familiar(features, logits) > limit.strangest)
 
     return [measured(path) for path in finals.weights]
 

@@ -194,7 +194,7 @@ def test_every_candidate_is_trained_with_the_same_seeds() -> None:
     first = runs[1][0]
     assert (first.trial, first.seed_index, first.seconds) == (5, 0, 2.0 * other.training.epochs)
     assert first.assignment == Assignment(
-        config=other, seed=11, epochs=other.training.epochs, name="trial 5, seed 1 of 2"
+        config=other, seed=11, epochs=other.training.epochs, last=True, name="trial 5, seed 1 of 2"
     )
 
 
@@ -273,10 +273,10 @@ def test_finalists_csv_has_one_line_per_run(tmp_path: Path) -> None:
     finalists.write_csv([wild, standing(0, 0.4, baseline=True)], tmp_path / "finalists.csv", "5eed")
     with (tmp_path / "finalists.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["name", "trial", "epochs", "seed", "outcome", "top1", "best_epoch", "study_id"]
+    assert list(rows[0]) == ["name", "trial", "epochs", "seed", "outcome", "top1", "study_id"]
     assert [list(row.values()) for row in rows] == [
-        ["trial 2", "2", "3", "7", "complete", "0.5", "1", "5eed"],
-        ["trial 2", "2", "3", "8", "diverged", "", "", "5eed"],
-        ["trial 0", "0", "3", "1", "complete", "0.4", "0", "5eed"],
+        ["trial 2", "2", "3", "7", "complete", "0.5", "5eed"],
+        ["trial 2", "2", "3", "8", "diverged", "", "5eed"],
+        ["trial 0", "0", "3", "1", "complete", "0.4", "5eed"],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["finalists.csv"]

@@ -25,15 +25,19 @@ class Assignment:
     epochs: int
     """Number of epochs to train unless pruned; the length of the lr schedule is part of the configuration."""
     final: bool = False
-    """Whether to train on the validation pictures too. They cannot choose an epoch then, so the last one is kept."""
+    """Whether to train on the validation pictures too. They cannot choose an epoch then."""
+    last: bool = False
+    """Whether the last epoch represents the trial, as it does a final run: what is measured is what would be used."""
     key: str | None = None
     """Key that is equal for trials of which only the first needs training; None to always train the trial."""
     name: str | None = None
     """Name that is shown beside the trial's number."""
 
     def chosen_epoch(self, history: Sequence[EpochMetrics]) -> EpochMetrics:
-        """Return the epoch that represents the trial: the first with the best top-1, but a final run's last epoch."""
-        return history[-1] if self.final else max(history, key=lambda metrics: (metrics.top1, -metrics.epoch))
+        """Return the epoch that represents the trial: its last one, or else the first with the best top-1."""
+        if self.last or self.final:
+            return history[-1]
+        return max(history, key=lambda metrics: (metrics.top1, -metrics.epoch))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -317,6 +317,11 @@ class Trial:
         return self._attributes.get("final", False)
 
     @property
+    def keeps_last(self) -> bool:
+        """Whether the trial's last epoch represents it, not its best one."""
+        return self._attributes.get("last", False)
+
+    @property
     def expected_seconds(self) -> float:
         """Expected duration of a fixed run in seconds."""
         return self._attributes.get("expected_seconds", 0.0)

@@ -299,12 +299,12 @@ def _spread(results: Results) -> list[str]:
         gap = 100 * (validation["recorded"] - mean)
         parts.append(
             f"In the search, a single run of this configuration reached {_percent(validation['recorded'])} on the "
-            "validation pictures. "
+            "validation pictures in its best epoch. "
             + (
-                f"Trained again with another seed, it reached {_percent(mean)} there."
+                f"Trained again with another seed, it reached {_percent(mean)} there after the last epoch."
                 if sd is None
-                else f"Trained again with several seeds, it reached {_mean(mean, sd)} there: the single run was "
-                f"{abs(gap):.2f} points {'above' if gap >= 0 else 'below'} the mean over seeds."
+                else f"Trained again with several seeds, it reached {_mean(mean, sd)} after the last epoch: the "
+                f"single run was {abs(gap):.2f} points {'above' if gap >= 0 else 'below'} the mean over seeds."
             )
         )
     if baselines := results.get("baselines"):

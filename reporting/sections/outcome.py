@@ -137,10 +137,14 @@ def finalists(facts: Facts) -> Section | None:
             if len(values) == 1:
                 texts.append(f"With one seed, {name} won with {percent(mean, 1)}: luck may have decided.")
                 continue
-            texts.append(f"{name[:1].upper()}{name[1:]} won, with {percent(mean, 1)} on average over its seeds.")
+            texts.append(
+                f"{name[:1].upper()}{name[1:]} won, with {percent(mean, 1)} on average over its seeds, at the end."
+            )
             if recorded is not None and not partly:
                 side = "above" if recorded >= mean else "below"
-                texts.append(f"Its single run in the study was {points(recorded - mean)} {side} that.")
+                texts.append(
+                    f"The best epoch of its single run in the study was {points(recorded - mean)} {side} that."
+                )
     return Section(
         anchor="finalists",
         title="Finalists",
@@ -148,7 +152,12 @@ def finalists(facts: Facts) -> Section | None:
             Paragraph(text=" ".join(texts) or "No run of a finalist was trained to the end."),
             Table(
                 title="Validation top-1, trained again",
-                head=("finalist", "runs trained", "mean (range)" if many else "top-1", "in the study"),
+                head=(
+                    "finalist",
+                    "runs trained",
+                    "last epoch, mean (range)" if many else "last epoch",
+                    "best epoch in the study",
+                ),
                 rows=rows,
                 numeric=frozenset({1, 2, 3}),
             ),
