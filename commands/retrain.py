@@ -94,7 +94,7 @@ def retrain(
     from selection.fixed_runs import train
     from selection.pretrained import DEFAULT, load
     from selection.retraining import compare, retrain_winner
-    from selection.test_set_uses import uses_by_others
+    from selection.test_set_uses import TestSet, uses_by_others
     from tuning.trials import METRIC, read_trials
 
     comparing = "pretrained" in (baseline or ())
@@ -139,7 +139,7 @@ def retrain(
         shown.print_doubts(console, found_doubts, session.folder)
         winner = retrain_winner(session, standings, retest=retest, follow=follow)
         spotlights.write(session, winner)
-        used = session.folder.parent, session.data.fingerprint
+        used = session.folder.parent, TestSet.of(session.pictures)
         if winner.results is None:
             shown.print_not_tested(console, uses_by_others(*used, winner.networks))
         else:
@@ -150,6 +150,6 @@ def retrain(
                 if winner.pretrained is not None:
                     shown.print_compared(console, winner.pretrained)
                 else:
-                    uses = [use for use in uses_by_others(*used, other.key) if use.networks != winner.networks]
+                    uses = [use for use in uses_by_others(*used, other.key) if not use.of(winner.networks)]
                     shown.print_not_tested(console, uses, other.name)
         shown.print_next(console, session.folder, study_options(session.name, results))

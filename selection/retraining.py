@@ -35,6 +35,7 @@ from selection.finalists import KIND as FINALISTS
 from selection.finalists import Candidate, Standing, candidates, final_seeds
 from selection.fixed_runs import FixedRun, Follow, run_silently, train, weights
 from selection.pretrained import Pretrained, fit_head
+from selection.test_set_uses import TestSet
 from tuning import StudyError, ownership
 from tuning.database import load_sibling
 from tuning.folder import replace_file, trial_directory
@@ -112,8 +113,22 @@ def retrain_winner(
     evaluator = Evaluator(data=session.data, device=session.own_device)
     winner = conclude(session, won, finals[0], evaluator)
     winner = evaluate_logged(session, winner, finals, evaluator, retest=retest)
+    winner = _with_earlier_comparisons(session, winner)
     winner.save(session.folder)
     return winner
+
+
+def _with_earlier_comparisons(session: Session, winner: Winner) -> Winner:
+    """Return the winner with what the same networks were compared with before, as far as it was not asked for again."""
+    try:
+        before = Winner.load(session.folder)
+    except StudyError:  # another version's, or damaged: it is about to be replaced
+        return winner
+    known = None if before is None or before.networks != winner.networks else before.results
+    if before is None or known is None or winner.results is None:
+        return winner
+    baselines = winner.results["baselines"] or known["baselines"]
+    return replace(winner, results=winner.results | {"baselines": baselines}, pretrained=before.pretrained)
 
 
 def compare(
@@ -126,15 +141,15 @@ def compare(
     """
     if winner.results is None:
         return winner
-    earlier = test_set_uses.log_allowed_use(
+    allowed = test_set_uses.log_allowed_use(
         session.folder.parent,
-        session.data.fingerprint,
+        TestSet.of(session.pictures),
         pretrained.key,
         session.name,
         retest=retest,
         beside=winner.networks,
     )
-    if earlier is None:
+    if allowed is None:
         return winner
     started = time.monotonic()
     device, pictures = torch.device(session.own_device), session.pictures
@@ -290,20 +305,20 @@ def evaluate_on_test(
 
 
 def evaluate_logged(
-    study: OpenStudy, winner: Winner, finals: list[FinalRuns], evaluator: Evaluator, *, retest: bool
+    session: Session, winner: Winner, finals: list[FinalRuns], evaluator: Evaluator, *, retest: bool
 ) -> Winner:
     """Log the test-set evaluation, then run it; return the winner with its results.
 
     If other networks have been evaluated there before, the winner is returned unchanged, unless `retest`. Baselines are
     not logged, as nothing is chosen by them. Raises StudyError if the log cannot be used.
     """
-    earlier = test_set_uses.log_allowed_use(
-        study.folder.parent, evaluator.data.fingerprint, winner.networks, study.name, retest=retest
+    others = test_set_uses.log_allowed_use(
+        session.folder.parent, TestSet.of(session.pictures), winner.networks, session.name, retest=retest
     )
-    if earlier is None:
+    if others is None:
         return winner
     tested = evaluate_on_test(finals, winner.temperature or 1.0, evaluator, winner.sure, winner.strangers)
-    return replace(winner, results=tested | {"evaluations": len(earlier) + 1})
+    return replace(winner, results=tested | {"evaluations": len(others) + 1})
 
 
 def _on_test(

@@ -41,6 +41,7 @@ from model.preprocessing import normalise
 from reporting import spotlights
 from selection import test_set_uses
 from selection.finalists import WORTH_DOUBLING
+from selection.test_set_uses import TestSet
 from tests.stress.sameness import essence
 from tuning import settings
 from tuning.folder import sqlite_url
@@ -272,7 +273,7 @@ def test_a_pretrained_network_is_tested_beside_the_winner_and_resumed_after_ctrl
     assert finished[0].out.splitlines()[-1].startswith("Resume: ") and "--weights" in finished[0].out.splitlines()[-1]
     assert (finished[1].code, finished[1].err) == (0, "")
     assert "mobilenet_v3_small" in finished[1].out
-    uses = test_set_uses.all_uses(study.results, study.data.fingerprint)
+    uses = test_set_uses.all_uses(study.results, TestSet.of(study.pictures))
     assert [use.networks.partition(" ")[0] for use in uses[1:]] == ["mobilenet_v3_small"]
     with_it = written(study)
     comparison = with_it.pop("pretrained")
@@ -338,7 +339,7 @@ def test_other_networks_are_tested_only_with_retest(retested: tuple[Tiny, Finish
     assert "left; " not in finished.out
     assert "evaluated 2 times" in finished.out
     assert written(study)["results"]["evaluations"] == 2
-    assert len(test_set_uses.all_uses(study.results, study.data.fingerprint)) == 2
+    assert len(test_set_uses.all_uses(study.results, TestSet.of(study.pictures))) == 2
 
 
 def test_the_baselines_are_tested_beside_the_winner(retested: tuple[Tiny, Finished]) -> None:
@@ -350,31 +351,44 @@ def test_the_baselines_are_tested_beside_the_winner(retested: tuple[Tiny, Finish
     assert all(name in finished.out for name in names)
 
 
-def test_retested_networks_keep_their_result(retested: tuple[Tiny, Finished], tmp_path: Path) -> None:
+def test_retested_networks_keep_their_result_and_the_baselines(retested: tuple[Tiny, Finished], tmp_path: Path) -> None:
     """The same command without --retest wrote `results: null` over its earlier results."""
     study = copied(retested[0], tmp_path)
     with few_are_enough():
-        again = run_here(*study.after("retrain", *retested[0].options))
+        again = run_here(*study.after("retrain", *(word for word in retested[0].options if word != "--baseline")))
     assert (again.code, again.err) == (0, "")
     assert written(study) == written(retested[0])
 
 
-def test_networks_keep_their_result_when_others_are_tested_later(retrained: Tiny, tmp_path: Path) -> None:
-    study = copied(retrained, tmp_path)
-    test_set_uses.log_use(study.results, study.data.fingerprint, "other networks", "elsewhere")
+def test_another_number_of_seeds_keeps_the_test_result(retrained: Tiny, tmp_path: Path) -> None:
+    study, before = copied(retrained, tmp_path), written(retrained)
+    options = ("--trial", str(before["trial"]), "--seeds", "1", "--longer", "1", "--workers", "1")
+    finished = run_here(*study.after("retrain", *options))
+    assert (finished.code, finished.err) == (0, "")
+    after = written(study)
+    assert after["weights"] == before["weights"]
+    assert [after["results"][name] for name in ("top1", "evaluations")] == [before["results"]["top1"], 1]
+    assert len(after["results"]["seeds"]) == 1
+
+
+def test_networks_keep_their_result_when_others_are_tested_later_which_are_counted(
+    retrained: Tiny, tmp_path: Path
+) -> None:
+    study, before = copied(retrained, tmp_path), written(retrained)
+    test_set_uses.log_use(study.results, TestSet.of(study.pictures), "other networks", "elsewhere")
     assert run_here(*study.after("retrain", *RUNS)).code == 0
-    assert written(study) == written(retrained)
+    assert written(study) == before | {"results": before["results"] | {"evaluations": 2}}
 
 
 def test_a_second_study_of_the_same_pictures_is_not_tested(retrained: Tiny, tmp_path: Path) -> None:
     study = copied(retrained, tmp_path)
     (study.results / test_set_uses.FILE).unlink()
-    test_set_uses.log_use(study.results, study.data.fingerprint, "other networks", "elsewhere")
+    test_set_uses.log_use(study.results, TestSet.of(study.pictures), "other networks", "elsewhere")
     finished = run_here(*study.after("retrain", *RUNS))
     assert finished.code == 0
     assert "Not tested: " in finished.out and "in study 'elsewhere' at" in finished.out
     assert written(study)["results"] is None
-    assert [use.study for use in test_set_uses.all_uses(study.results, study.data.fingerprint)] == ["elsewhere"]
+    assert [use.study for use in test_set_uses.all_uses(study.results, TestSet.of(study.pictures))] == ["elsewhere"]
 
 
 @pytest.mark.long
@@ -602,7 +616,7 @@ def test_the_bundle_is_the_winner_with_its_result(
     assert bundle.results["evaluations"] == 2
     assert bundle.provenance["trial"] == winner["trial"]
     text = (best / "README.md").read_text(encoding="utf-8")
-    assert "evaluation number 2 on these pictures" in text
+    assert "2 evaluations have been made on these pictures" in text
     assert bundle.strangest == winner["strangers"]["strangest"] is not None
     assert f"{winner['results']['strangers']} were called unlike anything learned" in text
     assert "were called unlike anything learned" in retested[1].out

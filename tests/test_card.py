@@ -237,7 +237,8 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("evaluations", "said"), [(1, "first evaluation"), (3, "evaluation number 3 on these pictures")]
+    ("evaluations", "said"),
+    [(1, "No others have been evaluated"), (3, "3 evaluations have been made on these pictures")],
 )
 def test_the_number_of_test_set_evaluations_is_shown(evaluations: int, said: str) -> None:
     results = least(len(HOSTILE)) | Results(evaluations=evaluations)  # type: ignore[typeddict-item]

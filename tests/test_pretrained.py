@@ -25,6 +25,7 @@ from model import logistic
 from selection import test_set_uses
 from selection.pretrained import DEFAULT, Pretrained, fit_head, load
 from selection.retraining import Winner, compare
+from selection.test_set_uses import TestSet
 from tuning import StudyError
 from tuning.session import Session
 
@@ -242,7 +243,7 @@ WINNER = Winner(
 
 
 def logged(session: Session) -> list[str]:
-    return [use.networks for use in test_set_uses.all_uses(session.folder.parent, session.data.fingerprint)]
+    return [use.networks for use in test_set_uses.all_uses(session.folder.parent, TestSet.of(session.pictures))]
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +256,7 @@ def session(opened: Session, tmp_path: Path) -> Session:
     """A study in a folder of its own, whose winner alone has been evaluated on the test set."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    test_set_uses.log_use(tmp_path, opened.data.fingerprint, WINNER.networks, folder.name)
+    test_set_uses.log_use(tmp_path, TestSet.of(opened.pictures), WINNER.networks, folder.name)
     return replace(opened, folder=folder)
 
 

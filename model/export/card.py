@@ -53,7 +53,7 @@ class Results(TypedDict):
     """Contents of `Bundle.results`: test-set results as shares of 1; the exported model is the first seed's."""
 
     evaluations: int
-    """Number of evaluations on this test set so far, including this one."""
+    """Number of evaluations on these test pictures so far, of this model and of others."""
     pictures: int
     top1: float
     top1_interval: Sequence[float]
@@ -243,9 +243,9 @@ def _results(bundle: Bundle, results: Results | None) -> str:
     when = f" on {_text(results['tested'][:10])}" if "tested" in results else ""
     times = results["evaluations"]
     nth = (
-        "This was the first evaluation on these pictures."
+        "No others have been evaluated on these pictures."
         if times == 1
-        else f"This was evaluation number {times} on these pictures, so the result may be slightly optimistic."
+        else f"{times} evaluations have been made on these pictures, so the result may be slightly optimistic."
     )
     top3: list[tuple[str, str, str]] = []
     if results["top3"] is not None and results["top3_interval"] is not None:
