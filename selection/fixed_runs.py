@@ -68,32 +68,32 @@ def train(session: Session, kind: str, metric: str, runs: list[FixedRun], follow
         folder=folder,
         study_id=study_id,
     )
-    enqueue(study, runs, folder)
-    coordinator = session.coordinator(
-        study,
-        assign=assign,
-        plan=Plan(trials=None),
-        scheduler=PrunerScheduler(study),
-        folder=folder,
-        keep=len(study.trials),
-    )
-    if coordinator.wanted:
+    if enqueue(study, runs, folder):
+        coordinator = session.coordinator(
+            study,
+            assign=assign,
+            plan=Plan(trials=None),
+            scheduler=PrunerScheduler(study),
+            folder=folder,
+            keep=len(study.trials),
+        )
         follow(kind, study, coordinator)
     return finished(study, runs)
 
 
-def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
-    """Enqueue each run that the study does not have yet.
+def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> bool:
+    """Enqueue each run that the study does not have yet, and return whether any of `runs` has to be trained.
 
     A run that failed, or whose weights are gone, is enqueued again. Unfinished runs of an interrupted command that are
-    not among `runs` are marked as failed, so that they are not trained now; if all `runs` have ended, nothing changes.
+    not among `runs` are marked as failed, so that they are not trained now. If all `runs` have ended, nothing changes:
+    the rest may be wanted later, by the command that is being resumed.
     """
     wanted = {run.key for run in runs}
     trials = read_trials(study)
     unfinished = [trial for trial in trials if not trial.is_finished]
     ended = {trial.run for trial in trials if trial.counts and _has_weights(trial, folder)}
     if wanted <= ended:
-        return
+        return False
     for trial in unfinished:
         if trial.run not in wanted:
             # `tell` rejects waiting trials
@@ -116,6 +116,7 @@ def enqueue(study: optuna.Study, runs: list[FixedRun], folder: Path) -> None:
                     "expected_seconds": run.seconds,
                 },
             )
+    return True
 
 
 def assign(trial: optuna.Trial) -> Assignment:

@@ -138,9 +138,9 @@ def test_requesting_finished_runs_leaves_the_others_waiting(
     study: optuna.Study, runs: list[FixedRun], tmp_path: Path
 ) -> None:
     """A replay that had been trained before threw away the half-trained runs after it."""
-    fixed_runs.enqueue(study, runs, tmp_path)
+    assert fixed_runs.enqueue(study, runs, tmp_path)
     end(study, tmp_path, Outcome.COMPLETE)
-    fixed_runs.enqueue(study, runs[:1], tmp_path)
+    assert not fixed_runs.enqueue(study, runs[:1], tmp_path)
     assert states(study) == [TrialState.COMPLETE, TrialState.WAITING]
 
 

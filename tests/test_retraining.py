@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optuna.trial import TrialState
 from studies import Tiny, config, one_core, prepare, recorded
 
 from commands.console import make_console
@@ -28,10 +29,11 @@ from model.strangers import Limit
 from model.training import EpochMetrics, fit, lr_at
 from search_space import Config
 from selection import finalists, fixed_runs, retraining
-from selection.finalists import Candidate, Standing, train_finalists
+from selection.finalists import Candidate, Standing, stretched, train_finalists
 from selection.fixed_runs import FixedRun, weights
 from selection.retraining import Evaluator, FinalRuns, Winner
 from tuning import StudyError
+from tuning.database import load_sibling
 from tuning.events import TrialPaused
 from tuning.scheduling import PromotionScheduler
 from tuning.trials import Outcome, Trial, read_history, read_trials
@@ -157,6 +159,17 @@ def test_baselines_are_trained_for_as_much_longer_as_the_winner(tiny: Tiny, tmp_
     lengths = [one.candidate.config.training.epochs for one in standings]
     assert sorted(lengths) == sorted([5, 10, epochs[True]])
     assert standings[0].mean == max(one.mean for one in standings[:2])
+
+
+def test_runs_of_an_interrupted_command_that_are_not_asked_for_wait(tiny: Tiny, tmp_path: Path) -> None:
+    """retrain --longer 2 trained what --longer 8 had left unfinished."""
+    session = tiny.at(tmp_path).session()
+    train_finalists(session, [CHOSEN], 1, longer=1)
+    study, folder = load_sibling(session.study, finalists.KIND), session.folder / finalists.KIND
+    assert study is not None
+    fixed_runs.enqueue(study, stretched(CHOSEN, 4).runs([7]), folder)
+    train_finalists(session, [CHOSEN], 1, longer=1)
+    assert [trial.state for trial in study.get_trials(deepcopy=False)] == [TrialState.COMPLETE, TrialState.WAITING]
 
 
 @pytest.mark.parametrize(("worth", "lengths"), [(-1.0, {5, 10, 15}), (1.0, {5, 10})])
