@@ -226,6 +226,21 @@ class TestAfterRetraining:
         assert f"Trial {won} classifies" not in sentences(tested)
         assert re.search(rf"Trial {won} won, with [\d.]+ % on average over its seeds", sentences(tested))
 
+    def test_a_winner_of_which_the_best_trial_was_no_rival_is_not_called_better(
+        self, tmp_path: Path, trials: list[FrozenTrial]
+    ) -> None:
+        study = made_up_study(trials)
+        write_files(study, tmp_path)
+        write_finals(study, tmp_path)
+        winner, best = Winner.load(tmp_path), top(read_trials(study), 1)[0].number
+        assert winner is not None and winner.trial != best
+        rows = (tmp_path / "finalists.csv").read_text(encoding="utf-8").splitlines()
+        kept = [row for row in rows if row.split(",")[1] != str(best)]
+        (tmp_path / "finalists.csv").write_text("\n".join(kept) + "\n", encoding="utf-8")
+        text = sentences(page.write(study, tmp_path).read_text(encoding="utf-8"))
+        assert "is better" not in text
+        assert f"Trial {best} was not trained again" in text
+
     def test_of_one_seed_there_is_no_mean_no_range_and_no_deviation(
         self, tmp_path: Path, trials: list[FrozenTrial]
     ) -> None:
