@@ -64,6 +64,10 @@ def predict(
         raise StudyError("no pictures to classify: name a picture or folder; see python study.py predict --help")
     if as_json and as_csv:
         raise StudyError("got both --json and --csv: choose one of them")
+    if model is not None:
+        for option, given in (("--study", study), ("--results", None if results == RESULTS else results)):
+            if given is not None:
+                raise StudyError(f"{option} {given} has no effect with --model {model}: omit one of them")
     if explain is not None:
         _refuse_within(explain, pictures)
         make_folder(explain)

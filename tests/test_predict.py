@@ -348,3 +348,10 @@ def test_explanations_are_not_written_among_the_pictures_that_are_classified(bes
     assert (ended.code, ended.out) == (2, "")
     assert "--explain" in ended.err and str(folder) in ended.err
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("option", "value"), [("--study", "mushrooms"), ("--results", "elsewhere")])
+def test_a_study_beside_a_model_is_refused(best: Path, tmp_path: Path, option: str, value: str) -> None:
+    ended = run_here("predict", str(tmp_path), "--model", str(best), option, value)
+    assert ended.code == 2
+    assert f"{option} {value} has no effect with --model" in ended.err
