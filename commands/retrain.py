@@ -40,7 +40,7 @@ def retrain(
     test_data: MovedTestOption = None,
     parts: MovedPartsOption = None,
     trial: Annotated[int | None, count(RETRAINING, least=0)] = None,
-    finalists: Annotated[int, count(RETRAINING)] = 3,
+    finalists: Annotated[int | None, count(RETRAINING)] = None,
     seeds: Annotated[int, count(RETRAINING)] = 3,
     longer: Annotated[int, count(RETRAINING)] = 8,
     baseline: Annotated[list[Literal["recipes", "pretrained"]] | None, several(RETRAINING)] = None,
@@ -65,7 +65,7 @@ def retrain(
     trial
         Retrain this trial instead of the best ones. It is first repeated exactly as it was trained.
     finalists
-        Number of best trials to train again.
+        Number of best trials to train again. By default 3.
     seeds
         Number of seeds for each of them. The best mean validation top-1 wins.
     longer
@@ -82,6 +82,8 @@ def retrain(
     retest
         Use the test set even if other networks have been tested on it, which makes the result optimistic.
     """
+    from rich.text import Text
+
     from commands import console as screen
     from commands import results as shown
     from commands.follow import follow_runs, resumable
@@ -101,13 +103,22 @@ def retrain(
     for option, value in (("--pretrained", pretrained), ("--weights", weights)):
         if value is not None and not comparing:
             raise StudyError(f"{option} {value} has no effect without --baseline pretrained: add that, or omit it")
+    if None not in (trial, finalists):
+        raise StudyError(f"--finalists {finalists} has no effect with --trial {trial}: omit one of them")
     console = screen.make_console()
     slots, at_work, run_there = hardware(console, ray, device, workers, cache)
     found = find_study(console, results, study, storage)
     with found.locked():
-        chosen = best.candidates(found.study, finalists) if trial is None else [best.candidate(found.study, trial)]
+        chosen = (
+            best.candidates(found.study, finalists or best.FINALISTS)
+            if trial is None
+            else [best.candidate(found.study, trial)]
+        )
         recipes = baseline is not None and (not baseline or "recipes" in baseline)
         baselines = best.baseline_candidates(found.study) if recipes else []
+        untrained = [one for one in read_trials(found.study) if one.baseline and one.reason and not one.epochs]
+        for one in untrained if recipes else ():
+            console.print(Text(f"Not compared with the {one.baseline}: {one.reason}."), soft_wrap=True)
         other = load(pretrained or DEFAULT, weights) if comparing else None
         session = found.reopen(
             {one.config.image_size for one in (*chosen, *baselines)},

@@ -30,6 +30,8 @@ from tuning.trials import METRIC, Outcome, Trial, furthest, read_trials
 
 KIND = "finalists"
 """Suffix of the sibling study's name, and name of its folder inside the study's folder."""
+FINALISTS = 3
+"""Number of finalists, unless --finalists says otherwise."""
 LONGER = 8
 """How many times as long as in the study the winner is trained at most, unless --longer says otherwise."""
 WORTH_DOUBLING = 0.005
@@ -127,20 +129,22 @@ def candidate(study: optuna.Study, number: int) -> Candidate:
 
 
 def baseline_candidates(study: optuna.Study) -> list[Candidate]:
-    """Return the study's baselines, and the hand-tuned recipe once more without its warm-up.
+    """Return the baselines that the study has trained, and the hand-tuned recipe once more without its warm-up.
 
-    Raises StudyError if the study has not trained the hand-tuned recipe.
+    Raises StudyError if it has trained none of them.
     """
     known = {
         trial.baseline: replace(_candidate(trial, trial.baseline), baseline=True)
         for trial in read_trials(study)
         if trial.baseline and trial.epochs
     }
-    if HAND_TUNED not in known:
+    if not known:
         raise StudyError(
-            f"'{study.study_name}' has not trained the baseline '{HAND_TUNED}' that --baseline compares with: run the "
-            "study further, or omit --baseline"
+            f"'{study.study_name}' has not trained any baseline that --baseline compares with: run the study further, "
+            "or omit --baseline"
         )
+    if HAND_TUNED not in known:
+        return list(known.values())
     recipe = known[HAND_TUNED]
     training = replace(recipe.config.training, warmup_epochs=0)
     cold = replace(recipe, name=f"{HAND_TUNED}, no warm-up", config=replace(recipe.config, training=training))
@@ -219,7 +223,7 @@ def train_finalists(
         trained = iter(train(session, KIND, METRIC, runs, follow))
         return ranked(Standing(candidate=one, runs=tuple(islice(trained, seeds))) for one in ones)
 
-    chosen = chosen or candidates(session.study, 3)
+    chosen = chosen or candidates(session.study, FINALISTS)
     standings = train_all(chosen)
     original, length, gain = standings[0].candidate, 1, math.inf
     while standings[0].complete and length < longer and gain >= WORTH_DOUBLING:

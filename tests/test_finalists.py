@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studies import config, recorded
 
 from model.training import lr_at
-from search_space import HAND_TUNED, Config
+from search_space import HAND_TUNED, ORIGINAL, Config
 from selection import finalists
 from selection.finalists import Candidate, Standing, ranked
 from tuning import StudyError
@@ -163,10 +163,18 @@ def test_the_baselines_are_both_recipes_and_the_hand_tuned_one_without_its_warm_
     assert {warm.trial, cold.trial} == {1}
 
 
-@pytest.mark.parametrize("trials", [[recorded([0.5])], [recorded([], outcome=Outcome.INFEASIBLE, baseline=HAND_TUNED)]])
-def test_a_study_that_has_not_trained_the_hand_tuned_recipe_has_no_baselines(trials: list[FrozenTrial]) -> None:
-    with pytest.raises(StudyError, match=rf"^'mushrooms' has not trained .*'{HAND_TUNED}'.*--baseline"):
+UNTRAINED = recorded([], outcome=Outcome.INFEASIBLE, baseline=HAND_TUNED)
+
+
+@pytest.mark.parametrize("trials", [[recorded([0.5])], [UNTRAINED]])
+def test_a_study_that_has_not_trained_any_baseline_has_none(trials: list[FrozenTrial]) -> None:
+    with pytest.raises(StudyError, match=r"^'mushrooms' has not trained any baseline.*--baseline"):
         finalists.baseline_candidates(searched(*trials))
+
+
+def test_a_baseline_over_the_budget_leaves_the_others_to_compare_with() -> None:
+    found = finalists.baseline_candidates(searched(UNTRAINED, recorded([0.5], baseline=ORIGINAL)))
+    assert [(one.name, one.trial, one.baseline) for one in found] == [(ORIGINAL, 1, True)]
 
 
 # -- seeds
