@@ -235,13 +235,15 @@ def test_a_trial_finished_by_another_program_before_it_is_resumed_is_released(ti
     assert ended == [(first.number, Outcome.COMPLETE), (second.number, None), (2, Outcome.COMPLETE)]
 
 
-def test_a_deleted_study_is_an_error_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_study_that_is_deleted_while_it_runs_is_an_error_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
+    """The files that a command writes at its end replaced the line by a traceback."""
     study = tiny.at(tmp_path)
-    run = study.coordinator(2).run()
-    with pytest.raises(StudyError, match=r"'tiny' was deleted"):
-        for event in run:
-            if advanced(event, 0, EpochMetrics):
-                optuna.delete_study(study_name="tiny", storage=sqlite_url(study.study_folder))
+    with study.start("--trials", "30", "--workers", "1") as running:
+        running.until(lambda: study.running(1), "the second trial")
+        optuna.delete_study(study_name="tiny", storage=sqlite_url(study.study_folder))
+        assert running.end() == 2
+    assert "'tiny' was deleted" in running.text.splitlines()[-1]
+    assert "Traceback" not in running.text
 
 
 def test_baselines_are_never_pruned_and_only_the_best_trials_keep_their_checkpoints(tiny: Tiny, tmp_path: Path) -> None:

@@ -325,8 +325,14 @@ def test_a_running_trial_that_nobody_trains_is_trained(tiny: Tiny, tmp_path: Pat
 
 
 def test_a_server_that_stays_away_is_an_error_and_the_same_command_resumes(
-    server: Server, tiny: Tiny, tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    tiny: Tiny,
+    tmp_path: Path,
+    undisturbed: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """The files that a command writes at its end each waited anew."""
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.5)
 
     stopped: list[StudyEvent] = []
@@ -339,6 +345,7 @@ def test_a_server_that_stays_away_is_an_error_and_the_same_command_resumes(
     with pytest.raises(StudyError) as caught:
         run(tiny, tmp_path, server.url(), stop)
     assert str(server.port) in str(caught.value) and "--storage" in str(caught.value)
+    assert [record.message.split()[0] for record in caplog.records if record.name == storage.__name__] == ["waiting"]
     server.start()
     assert run(tiny, tmp_path, server.url()) == undisturbed
 
@@ -365,6 +372,15 @@ def test_a_role_that_may_not_write_is_refused_in_one_line(server: Server, tiny: 
     assert "permission denied" in str(caught.value) and "\n" not in str(caught.value)
     server.query("DROP OWNED BY reader")
     server.query("DROP ROLE reader")
+
+
+@pytest.mark.parametrize(("user", "database"), [("nobody", "study"), ("study", "nothing")])
+def test_a_role_or_database_that_is_missing_is_not_called_a_server_that_is_away(
+    server: Server, tmp_path: Path, user: str, database: str
+) -> None:
+    with pytest.raises(StudyError, match=r"does not exist.*\): create it") as caught:
+        connect(server.url(user, database), tmp_path)
+    assert "start the server" not in str(caught.value)
 
 
 # -- one coordinator

@@ -465,14 +465,7 @@ class Coordinator:
 
     def _ended_outside(self, slot: int | None, trial: optuna.Trial, error: Exception) -> TrialEnded:
         """Release the slot's trial if another program has finished it; otherwise re-raise `error`."""
-        try:
-            finished = read_trial(trial).is_finished
-        except KeyError:
-            raise StudyError(
-                f"study '{self._study.study_name}' was deleted from its database while it was running: run the same "
-                "command again to start it over"
-            ) from error
-        if not finished:
+        if not read_trial(trial).is_finished:
             raise error
         if slot is not None:
             self._release(slot)

@@ -37,14 +37,19 @@ WAYS_OUT = {
     "run the same command again to resume",
     "disk is full": "free some space, then run the same command again to resume",
     "disk i/o error": "repair the disk or raise its quota, then run the same command again to resume",
-    "gone": f"put it back, or {ANOTHER}",
+    "its file is gone": f"put it back, or {ANOTHER}",
     "password": "keep the password in the file that PGPASSFILE names, by default ~/.pgpass",
     "permission denied": "grant the role SELECT, INSERT, UPDATE and DELETE on all tables and sequences",
     "read-only": "connect to a server and with a role that may write",
+    "does not exist": "create it on the server, or correct the address in --storage URL",
+    "no pg_hba.conf entry": "let the server accept this machine in pg_hba.conf",
+    "no space left": "free some space on the server, then run the same command again to resume",
     "away": "start the server, or give its address with --storage URL, then run the same command again to resume",
     "malformed": f"restore it from a backup, or {ANOTHER}",
 }
 """Fixes to suggest, each by a phrase in the database's error message."""
+REFUSALS = ("password", "does not exist", "no pg_hba.conf entry", "no space left")
+"""Those phrases by which a server, whose driver calls it away, says why it refuses."""
 NETWORK_FILE_SYSTEMS = {
     "nfs",
     "nfs4",
@@ -101,10 +106,33 @@ def explained(url: str) -> Generator[None]:
         said, file = reason(error), _file(url)
         if file is not None and not file.exists():
             said += " (its file is gone)"  # SQLite calls a file that was removed read-only
-        way_out = next((way for part, way in WAYS_OUT.items() if part in said.lower()), f"repair it, or {ANOTHER}")
-        if is_away(error) and file is None:
-            way_out = WAYS_OUT["away"]
+        away = is_away(error) and file is None
+        default = WAYS_OUT["away"] if away else f"repair it, or {ANOTHER}"
+        parts = REFUSALS if away else WAYS_OUT
+        way_out = next((WAYS_OUT[part] for part in parts if part in said.lower()), default)
         raise StudyError(f"cannot use the database {without_password(url)} ({said}): {way_out}") from error
+
+
+@contextlib.contextmanager
+def not_deleted(study: optuna.Study) -> Generator[None]:
+    """Turn the KeyError for a study that another program deletes meanwhile into a StudyError."""
+    try:
+        yield
+    except KeyError as error:
+        if _is_there(study):
+            raise
+        raise StudyError(
+            f"study '{study.study_name}' was deleted from its database while it was running: run the same command "
+            "again to start it over"
+        ) from error
+
+
+def _is_there(study: optuna.Study) -> bool:
+    try:
+        found = study._storage.get_study_id_from_name(study.study_name)  # pyright: ignore[reportPrivateUsage]
+    except KeyError:
+        return False
+    return found == study._study_id  # pyright: ignore[reportPrivateUsage]
 
 
 @contextlib.contextmanager

@@ -99,7 +99,8 @@ class OpenStudy:
     @contextmanager
     def locked(self) -> Generator[None]:
         """Hold the study's lock, and turn errors of its database into StudyError."""
-        with sole_coordinator(self.folder), database.explained(self.url), self.storage.sole_coordinator(self.name):
+        explained, not_deleted = database.explained(self.url), database.not_deleted(self.study)
+        with sole_coordinator(self.folder), explained, self.storage.sole_coordinator(self.name), not_deleted:
             yield
 
     def reopen(
@@ -365,20 +366,21 @@ def open_session(
                 run_there=run_there,
                 make_notes=make_notes,
             )
-            yield SearchSession(
-                **vars(session),
-                profile=profile,
-                plan=plan,
-                points=points,
-                trained_share=trained_share(scheduler, profile.horizon) if isinstance(scheduler, str) else 1.0,
-                searcher=session.coordinator(
-                    study,
-                    assign=search(draw, seed),
+            with database.not_deleted(study):
+                yield SearchSession(
+                    **vars(session),
+                    profile=profile,
                     plan=plan,
-                    scheduler=make_scheduler(study, profile.horizon),
-                    folder=folder,
-                ),
-            )
+                    points=points,
+                    trained_share=trained_share(scheduler, profile.horizon) if isinstance(scheduler, str) else 1.0,
+                    searcher=session.coordinator(
+                        study,
+                        assign=search(draw, seed),
+                        plan=plan,
+                        scheduler=make_scheduler(study, profile.horizon),
+                        folder=folder,
+                    ),
+                )
 
 
 def find_study(results: Path = RESULTS, name: str | None = None, storage: str | None = None) -> OpenStudy:

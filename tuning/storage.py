@@ -57,6 +57,8 @@ POSTGRESQL_ARGUMENTS = {
 """Arguments for libpq with which a connection to a server that has vanished breaks within half a minute, not hours."""
 SERVER_SETTINGS = ("tcp_keepalives_idle = 30", "tcp_keepalives_interval = 10", "tcp_keepalives_count = 3")
 """Settings with which the server releases the lock of a machine that has vanished within a minute, not two hours."""
+SET_STATE = "set_trial_state_values"
+"""Name of the method whose answer tells whether this process has changed a trial's state."""
 LONGEST_NAME = 63
 """Bytes of an application's name that PostgreSQL keeps."""
 
@@ -258,6 +260,8 @@ class PatientBackend:
         """Called before every call; it raises an error if nothing may be written."""
         self._storage = storage
         self._shown = shown
+        self._away_since: float | None = None
+        """When the server was first away; None if the last call succeeded."""
 
     def __getattr__(self, name: str) -> Any:
         """Return a method that waits, or another attribute as it is."""
@@ -265,7 +269,7 @@ class PatientBackend:
         return partial(self._call, found) if callable(found) else found
 
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        began: float | None = None
+        repeated = False
         while True:
             try:
                 if self.guard is not None:
@@ -274,26 +278,28 @@ class PatientBackend:
             except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
                 if not is_away(error):
                     raise
-                now = time.monotonic()
-                if began is None:
-                    began = now
+                # Not each call has all the patience: a command that has given up still writes its files.
+                if self._away_since is None:
+                    self._away_since = time.monotonic()
                     _logger.warning("waiting for the database %s (%s)", self._shown, reason(error))
-                if now - began >= self.patience:
+                if time.monotonic() - self._away_since >= self.patience:
                     raise
+                repeated = True
                 time.sleep(RETRY_SECONDS)
             except UpdateFinishedTrialError:
-                if began is None or not self._is_stored(*args, **kwargs):
+                if not repeated or method.__name__ != SET_STATE or not self._is_stored(*args, **kwargs):
                     raise
                 return True
             else:
-                if began is not None:
-                    _logger.warning("the database is back after %.0f s", time.monotonic() - began)
-                    if method.__name__ == "set_trial_state_values":
-                        result = result or self._is_stored(*args, **kwargs)
+                if self._away_since is not None:
+                    _logger.warning("the database is back after %.0f s", time.monotonic() - self._away_since)
+                    self._away_since = None
+                if repeated and method.__name__ == SET_STATE:
+                    result = result or self._is_stored(*args, **kwargs)
                 return result
 
     def _is_stored(self, trial_id: int, state: Any = None, values: Sequence[float] | None = None) -> bool:
-        """Return whether a call of `set_trial_state_values` was carried out before its answer was lost."""
+        """Return whether a call of SET_STATE was carried out before its answer was lost."""
         stored = self._storage.get_trial(trial_id)
         return isinstance(state, TrialState) and stored.state is state and (values is None or stored.values == values)
 
