@@ -69,8 +69,8 @@ def retrain(
     seeds
         Number of seeds for each of them. The best mean validation top-1 wins.
     longer
-        Also train the winner twice as long as in the study, and keep to that unless its mean is lower; double it again
-        as long as that gains half a point, up to N times the length in the study. 1 does not.
+        Also train the winner twice as long as in the study, and double that again as long as half a point is gained or
+        the loss falls by 1 %, up to N times the length in the study. The length with the best mean wins. 1 does not.
     baseline
         What to compare the winner with: "recipes", the baselines that every study starts with, trained for as long
         as the winner, and the hand-tuned recipe once more without its warm-up; "pretrained", a logistic regression on

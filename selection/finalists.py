@@ -34,8 +34,9 @@ FINALISTS = 3
 """Number of finalists, unless --finalists says otherwise."""
 LONGER = 8
 """How many times as long as in the study the winner is trained at most, unless --longer says otherwise."""
-WORTH_DOUBLING = 0.005
-"""Gain in mean validation top-1 after which a winner that was trained twice as long is tried at twice that length."""
+WORTH_DOUBLING, WORTH_OF_LOSS = 0.005, 0.01
+"""Gain in mean validation top-1, or fall of the mean validation loss as a share of it, after which a winner that was
+trained twice as long is tried at twice that length. Of a few hundred pictures, top-1 is too coarse to tell alone."""
 STREAM = 2**32 - 1
 """Number used instead of a trial's to derive the finalists' seeds; no trial has such a high number."""
 
@@ -195,6 +196,16 @@ class Standing:
         return statistics.fmean(self.top1) if self.top1 else 0.0
 
     @property
+    def loss(self) -> float:
+        """Mean validation loss after the last epoch; nan without a run that did not diverge."""
+        losses = [run.result.loss for run in self.complete if run.result and run.result.loss is not None]
+        return statistics.fmean(losses) if losses else math.nan
+
+    def is_worth_doubling(self, shorter: Standing) -> bool:
+        """Return whether the same configuration gained so much on a `shorter` training that a longer one may too."""
+        return self.mean - shorter.mean >= WORTH_DOUBLING or self.loss <= (1 - WORTH_OF_LOSS) * shorter.loss
+
+    @property
     def spread(self) -> float | None:
         """Standard deviation over the seeds; None with fewer than two."""
         return statistics.stdev(self.top1) if len(self.top1) > 1 else None
@@ -211,10 +222,10 @@ def train_finalists(
 ) -> list[Standing]:
     """Train every candidate, by default the best three trials, with the same seeds; return them ranked, winner first.
 
-    The winner is also trained twice as long, and wins at that length unless its mean is lower; while that gains at
-    least WORTH_DOUBLING, the length is doubled again, up to `longer` times that of the study. The baselines then train
-    for as much longer as the winner. Writes finalists.csv. Raises StudyError if all of the winner's runs diverged, or
-    naming a run that failed.
+    The winner is also trained twice as long, and wins at the length with the highest mean. While doubling is worth it,
+    the length is doubled again, up to `longer` times that of the study. The baselines then train for as much longer as
+    the winner. Writes finalists.csv. Raises StudyError if all of the winner's runs diverged, or naming a run that
+    failed.
     """
     fixed = final_seeds(session, seeds)
 
@@ -225,12 +236,14 @@ def train_finalists(
 
     chosen = chosen or candidates(session.study, FINALISTS)
     standings = train_all(chosen)
-    original, length, gain = standings[0].candidate, 1, math.inf
-    while standings[0].complete and length < longer and gain >= WORTH_DOUBLING:
-        before, length = standings[0].mean, min(2 * length, longer)
+    original, length, worthwhile = standings[0].candidate, 1, bool(standings[0].complete)
+    latest = standings[0]
+    while worthwhile and length < longer:
+        length = min(2 * length, longer)
         chosen = [*chosen, stretched(original, length)]
         standings = train_all(chosen)
-        gain = standings[0].mean - before
+        shorter, latest = latest, next(one for one in standings if one.candidate is chosen[-1])
+        worthwhile = latest.is_worth_doubling(shorter)
     if baselines:
         factor = standings[0].candidate.config.training.epochs // original.config.training.epochs
         standings = train_all([*chosen, *(stretched(one, factor) for one in baselines)])

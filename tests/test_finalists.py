@@ -275,6 +275,18 @@ def test_mean_and_spread_over_the_seeds() -> None:
     assert (none_left.mean, none_left.spread, none_left.complete) == (0.0, None, [])
 
 
+@pytest.mark.parametrize(
+    ("top1", "loss", "worth"),
+    [(0.5, 1.0, False), (0.506, 1.1, True), (0.499, 0.98, True), (0.499, 0.995, False), (0.6, None, True)],
+)
+def test_twice_the_length_is_worth_it_for_its_top1_or_its_loss(top1: float, loss: float | None, worth: bool) -> None:
+    def standing_of(top1: float, loss: float | None) -> Standing:
+        return Standing(candidate=candidate(1), runs=(Trial(recorded([top1], best_loss=loss)),))
+
+    assert standing_of(top1, loss).is_worth_doubling(standing_of(0.5, 1.0)) == worth
+    assert not standing(1, diverged=1).is_worth_doubling(standing_of(0.5, 1.0))
+
+
 def test_finalists_csv_has_one_line_per_run(tmp_path: Path) -> None:
     runs = (Trial(recorded([0.2, 0.5], seed=7)), Trial(recorded([], outcome=Outcome.DIVERGED, seed=8)))
     wild = Standing(candidate=candidate(2), runs=runs)

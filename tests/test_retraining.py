@@ -177,6 +177,7 @@ def test_a_winner_is_doubled_up_to_the_limit_while_it_gains_enough(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, lengths: set[int]
 ) -> None:
     monkeypatch.setattr(finalists, "WORTH_DOUBLING", worth)
+    monkeypatch.setattr(finalists, "WORTH_OF_LOSS", 1.0)  # no loss falls to 0
     standings = train_finalists(tiny.at(tmp_path).session(), [CHOSEN], 1, longer=3)
     assert {one.candidate.config.training.epochs for one in standings} == lengths
     assert standings[0].mean == max(one.mean for one in standings)

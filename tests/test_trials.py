@@ -89,6 +89,7 @@ def test_a_complete_trial_is_read_as_the_coordinator_wrote_it(trained: Tiny) -> 
         epoch=best.epoch,
         top1=best.top1,
         top3=best.top3,
+        loss=best.validation_loss,
         seconds=first.seconds,
         peak_memory=max(metrics.peak_memory for metrics in history),
         per_class=list(best.per_class),
@@ -206,7 +207,7 @@ def test_a_configuration_that_this_version_cannot_read_is_none(stored: Any) -> N
 def test_a_result_without_the_lists_that_were_too_long_is_read() -> None:
     made = Trial(recorded([0.5, 0.25]))
     assert made.result == Result(
-        epoch=0, top1=0.5, top3=0.5, seconds=4.0, peak_memory=None, per_class=None, confusion=None
+        epoch=0, top1=0.5, top3=0.5, loss=None, seconds=4.0, peak_memory=None, per_class=None, confusion=None
     )
 
 

@@ -72,14 +72,16 @@ def state_of(outcome: Outcome) -> TrialState:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Result of a trial's best epoch on the validation set."""
+    """Result of the epoch that represents a trial, on the validation set."""
 
     epoch: int
-    """Number of the best epoch, from 0."""
+    """Number of the epoch, from 0."""
     top1: float
     """Top-1 as a share of the validation pictures, 0 to 1."""
     top3: float | None
     """Top-3, likewise; None for up to three classes."""
+    loss: float | None
+    """Cross entropy per validation picture; None in earlier versions."""
     seconds: float
     """Training time in seconds of all epochs together."""
     peak_memory: int | None
@@ -230,6 +232,7 @@ class Trial:
             epoch=stored["best_epoch"],
             top1=stored["best_top1"],
             top3=stored.get("best_top3"),
+            loss=stored.get("best_loss"),
             seconds=stored["seconds"],
             peak_memory=stored.get("peak_memory"),
             per_class=stored.get("per_class"),
@@ -453,6 +456,7 @@ def write_result(
             "best_epoch": best.epoch,
             "best_top1": best.top1,
             "best_top3": best.top3,
+            "best_loss": best.validation_loss,
             "per_class": [None if math.isnan(share) else share for share in best.per_class],
             "confusion": best.confusion,
             "seconds": round(sum(metrics.seconds for metrics in history), 2),
