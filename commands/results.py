@@ -65,6 +65,7 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
             standing.candidate.name,
             _points(standing.candidate.recorded),
             *(_points(run.value) if run in standing.complete else "diverged" for run in standing.runs),
+            *["-"] * (seeds - len(standing.runs)),
             *(_points(standing.mean if standing.top1 else None), _points(standing.spread))[: len(spread)],
             str(standing.candidate.config.training.epochs),
             style="bold" if standing is won else "dim" if standing.candidate.baseline else None,

@@ -70,7 +70,8 @@ def retrain(
         Number of seeds for each of them. The best mean validation top-1 wins.
     longer
         Also train the winner twice as long as in the study, and double that again as long as half a point is gained or
-        the loss falls by 1 %, up to N times the length in the study. The length with the best mean wins. 1 does not.
+        the loss falls by 1 %, up to N times the length in the study. With the first seed, stronger augmentation and
+        the best single guess are tried too, and the best goes on. The best mean wins. 1 does not.
     baseline
         What to compare the winner with: "recipes", the baselines that every study starts with, trained for as long
         as the winner, and the hand-tuned recipe once more without its warm-up; "pretrained", a logistic regression on
@@ -109,11 +110,10 @@ def retrain(
     slots, at_work, run_there = hardware(console, ray, device, workers, cache)
     found = find_study(console, results, study, storage)
     with found.locked():
-        chosen = (
-            best.candidates(found.study, finalists or best.FINALISTS)
-            if trial is None
-            else [best.candidate(found.study, trial)]
-        )
+        if trial is None:
+            chosen, guess = best.candidates(found.study, finalists or best.FINALISTS), best.best_guess(found.study)
+        else:
+            chosen, guess = [best.candidate(found.study, trial)], []
         recipes = baseline is not None and (not baseline or "recipes" in baseline)
         baselines = best.baseline_candidates(found.study) if recipes else []
         untrained = [one for one in read_trials(found.study) if one.baseline and one.reason and not one.epochs]
@@ -121,7 +121,7 @@ def retrain(
             console.print(Text(f"Not compared with the {one.baseline}: {one.reason}."), soft_wrap=True)
         other = load(pretrained or DEFAULT, weights) if comparing else None
         session = found.reopen(
-            {one.config.image_size for one in (*chosen, *baselines)},
+            {one.config.image_size for one in (*chosen, *guess, *baselines)},
             data=data,
             test_data=test_data,
             parts=parts,
@@ -141,7 +141,9 @@ def retrain(
             original = read_trials(found.study)[trial]
             (again,) = train(session, best.KIND, METRIC, [best.replay(chosen[0], original)], follow)
             shown.print_replay(console, original, again)
-        standings = best.train_finalists(session, chosen, seeds, follow, longer=longer, baselines=baselines)
+        standings = best.train_finalists(
+            session, chosen, seeds, follow, longer=longer, alternatives=trial is None, baselines=baselines
+        )
         show_finalists(session.study, session.folder)
         shown.print_standings(console, standings)
         found_doubts = doubts.find(session, standings)

@@ -19,7 +19,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from search_space import HAND_TUNED, Config
+from search_space import GUESS, HAND_TUNED, Config
 from selection.fixed_runs import FixedRun, Follow, run_silently, train
 from tuning import StudyError, ownership
 from tuning.folder import replace_file
@@ -37,6 +37,8 @@ LONGER = 8
 WORTH_DOUBLING, WORTH_OF_LOSS = 0.005, 0.01
 """Gain in mean validation top-1, or fall of the mean validation loss as a share of it, after which a winner that was
 trained twice as long is tried at twice that length. Of a few hundred pictures, top-1 is too coarse to tell alone."""
+STRONGER = 0.3
+"""What is added to the strength of a winner's augmentation, to try that in a longer training."""
 STREAM = 2**32 - 1
 """Number used instead of a trial's to derive the finalists' seeds; no trial has such a high number."""
 
@@ -98,6 +100,17 @@ def stretched(candidate: Candidate, factor: int) -> Candidate:
     )
 
 
+def stronger(candidate: Candidate) -> list[Candidate]:
+    """Return the candidate with stronger augmentation of every view; an empty list if that is as strong as it gets."""
+    before = candidate.config.augment
+    strength = max(before.strength, min(1.0, round(before.strength + STRONGER, 1)))
+    augment = replace(before, strength=strength, reuse_originals=False, fresh=True)
+    if augment == before:
+        return []
+    name = f"{candidate.name.partition(',')[0]}, augmentation {strength:g}"
+    return [replace(candidate, name=name, config=replace(candidate.config, augment=augment))]
+
+
 def final_seeds(study: OpenStudy, count: int) -> list[int]:
     """Return the first `count` seeds of finalists and final runs; they follow from the study's own seed."""
     return [one_seed(study.seed, STREAM, index) for index in range(count)]
@@ -150,6 +163,11 @@ def baseline_candidates(study: optuna.Study) -> list[Candidate]:
     training = replace(recipe.config.training, warmup_epochs=0)
     cold = replace(recipe, name=f"{HAND_TUNED}, no warm-up", config=replace(recipe.config, training=training))
     return [*known.values(), cold]
+
+
+def best_guess(study: optuna.Study) -> list[Candidate]:
+    """Return the best single guess as a candidate; an empty list if the study has not trained it."""
+    return [_candidate(trial, GUESS) for trial in read_trials(study) if trial.baseline == GUESS and trial.epochs]
 
 
 def replay(candidate: Candidate, trial: Trial) -> FixedRun:
@@ -218,35 +236,44 @@ def train_finalists(
     follow: Follow = run_silently,
     *,
     longer: int = LONGER,
+    alternatives: bool = True,
     baselines: Sequence[Candidate] = (),
 ) -> list[Standing]:
     """Train every candidate, by default the best three trials, with the same seeds; return them ranked, winner first.
 
     The winner is also trained twice as long, and wins at the length with the highest mean. While doubling is worth it,
-    the length is doubled again, up to `longer` times that of the study. The baselines then train for as much longer as
-    the winner. Writes finalists.csv. Raises StudyError if all of the winner's runs diverged, or naming a run that
-    failed.
+    the length is doubled again, up to `longer` times that of the study. What is best after a short training may learn
+    its pictures by heart in a longer one. With `alternatives`, the winner so far is therefore tried at each length,
+    with the first seed, beside itself with stronger augmentation, and at twice the length beside the best single guess;
+    the best of them goes on. The baselines then train for as much longer as the winner. Writes finalists.csv. Raises
+    StudyError if all of the winner's runs diverged, or naming a run that failed.
     """
     fixed = final_seeds(session, seeds)
 
-    def train_all(ones: Sequence[Candidate]) -> list[Standing]:
-        runs = [run for one in ones for run in one.runs(fixed)]
+    def train_all(ones: Sequence[Candidate], count: int = seeds) -> list[Standing]:
+        runs = [run for one in ones for run in one.runs(fixed)[:count]]
         trained = iter(train(session, KIND, METRIC, runs, follow))
-        return ranked(Standing(candidate=one, runs=tuple(islice(trained, seeds))) for one in ones)
+        return ranked(Standing(candidate=one, runs=tuple(islice(trained, count))) for one in ones)
 
-    chosen = chosen or candidates(session.study, FINALISTS)
-    standings = train_all(chosen)
-    original, length, worthwhile = standings[0].candidate, 1, bool(standings[0].complete)
-    latest = standings[0]
+    standings = train_all(chosen or candidates(session.study, FINALISTS))
+    latest, length, worthwhile = standings[0], 1, bool(standings[0].complete)
+    base, horizon = latest.candidate, latest.candidate.config.training.epochs
     while worthwhile and length < longer:
         length = min(2 * length, longer)
-        chosen = [*chosen, stretched(original, length)]
-        standings = train_all(chosen)
-        shorter, latest = latest, next(one for one in standings if one.candidate is chosen[-1])
+        if alternatives:
+            met = {one.candidate.trial for one in standings}
+            guesses = [one for one in best_guess(session.study) if one.trial not in met]
+            rivals = [base, *stronger(base), *guesses]
+            tried = train_all([stretched(one, length) for one in rivals], 1) if len(rivals) > 1 else []
+            base = next(one for one in rivals if not tried or stretched(one, length) == tried[0].candidate)
+            standings += tried[1:]
+        shorter, (latest,) = latest, train_all([stretched(base, length)])
+        standings.append(latest)
         worthwhile = latest.is_worth_doubling(shorter)
+    standings = ranked(standings)
     if baselines:
-        factor = standings[0].candidate.config.training.epochs // original.config.training.epochs
-        standings = train_all([*chosen, *(stretched(one, factor) for one in baselines)])
+        factor = standings[0].candidate.config.training.epochs // horizon
+        standings += train_all([stretched(one, factor) for one in baselines])
     write_csv(standings, session.folder / "finalists.csv", ownership.study_id(session.study))
     if not standings[0].complete:
         raise StudyError(f"{standings[0].candidate.name} diverged with every seed: choose another one with --trial N")
@@ -254,11 +281,15 @@ def train_finalists(
 
 
 def ranked(standings: Iterable[Standing]) -> list[Standing]:
-    """Return the standings sorted by fewest diverged runs, highest mean and longest training; baselines come last."""
+    """Return the standings sorted by most seeds, fewest diverged runs, highest mean and longest training.
+
+    Baselines come last.
+    """
     return sorted(
         standings,
         key=lambda standing: (
             standing.candidate.baseline,
+            -len(standing.runs),
             standing.diverged,
             -standing.mean,
             -standing.candidate.config.training.epochs,

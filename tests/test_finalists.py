@@ -14,8 +14,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from studies import config, recorded
 
+from data.augment import AugmentConfig
 from model.training import lr_at
-from search_space import HAND_TUNED, ORIGINAL, Config
+from search_space import GUESS, HAND_TUNED, ORIGINAL, Config
 from selection import finalists
 from selection.finalists import Candidate, Standing, ranked
 from tuning import StudyError
@@ -285,6 +286,38 @@ def test_twice_the_length_is_worth_it_for_its_top1_or_its_loss(top1: float, loss
 
     assert standing_of(top1, loss).is_worth_doubling(standing_of(0.5, 1.0)) == worth
     assert not standing(1, diverged=1).is_worth_doubling(standing_of(0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("strength", "reuse", "fresh", "after"),
+    [
+        (0.0, False, True, 0.3),
+        (0.7, True, True, 1.0),
+        (0.9, False, False, 1.0),
+        (1.0, True, True, 1.0),
+        (1.5, True, True, 1.5),
+    ],
+)
+def test_a_stronger_augmentation_is_of_every_view(strength: float, reuse: bool, fresh: bool, after: float) -> None:
+    augment = AugmentConfig(strength=strength, reuse_originals=reuse, fresh=fresh, flips=False)
+    (made,) = finalists.stronger(candidate(3, point=replace(config(), augment=augment)))
+    assert made.config.augment == AugmentConfig(strength=after, reuse_originals=False, fresh=True, flips=False)
+    assert (made.trial, made.name) == (3, f"trial 3, augmentation {after:g}")
+    again = finalists.stronger(made)
+    assert [one.name for one in again] == ([f"trial 3, augmentation {after + 0.3:g}"] if after < 1 else [])
+
+
+def test_the_best_single_guess_is_a_candidate_if_the_study_has_trained_it() -> None:
+    assert (
+        finalists.best_guess(searched(recorded([0.5]), recorded([], outcome=Outcome.INFEASIBLE, baseline=GUESS))) == []
+    )
+    (found,) = finalists.best_guess(searched(recorded([0.5]), recorded([0.4], baseline=GUESS)))
+    assert (found.name, found.trial, found.baseline) == (GUESS, 1, False)
+
+
+def test_a_candidate_with_fewer_seeds_comes_after_those_with_all() -> None:
+    lucky, steady = standing(1, 0.9), standing(2, 0.6, 0.7)
+    assert ranked([lucky, steady]) == [steady, lucky]
 
 
 def test_finalists_csv_has_one_line_per_run(tmp_path: Path) -> None:

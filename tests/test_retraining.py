@@ -153,7 +153,7 @@ def test_baselines_are_trained_for_as_much_longer_as_the_winner(tiny: Tiny, tmp_
     other = replace(POINT, training=replace(POINT.training, lr=POINT.training.lr / 2))
     recipe = replace(CHOSEN, name="recipe", config=other, baseline=True)
     session = tiny.at(tmp_path).session()
-    standings = train_finalists(session, [CHOSEN], 1, longer=2, baselines=[recipe])
+    standings = train_finalists(session, [CHOSEN], 1, longer=2, alternatives=False, baselines=[recipe])
     epochs = {one.candidate.baseline: one.candidate.config.training.epochs for one in (standings[0], standings[-1])}
     assert epochs[False] == epochs[True] in (5, 10)
     lengths = [one.candidate.config.training.epochs for one in standings]
@@ -181,6 +181,20 @@ def test_a_winner_is_doubled_up_to_the_limit_while_it_gains_enough(
     standings = train_finalists(tiny.at(tmp_path).session(), [CHOSEN], 1, longer=3)
     assert {one.candidate.config.training.epochs for one in standings} == lengths
     assert standings[0].mean == max(one.mean for one in standings)
+
+
+def test_a_longer_training_is_also_tried_with_stronger_augmentation_and_the_better_one_goes_on(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    standings = train_finalists(tiny.at(tmp_path).session(), [CHOSEN], 2, longer=2)
+    (short,) = (one for one in standings if one.candidate == CHOSEN)
+    longer, tried = (one for one in standings if one is not short)
+    strengths = {one.candidate.config.augment.strength for one in (longer, tried)}
+    assert strengths == {0.5, 0.8}
+    assert [one.candidate.config.training.epochs for one in (short, longer, tried)] == [5, 10, 10]
+    assert [len(one.runs) for one in (short, longer, tried)] == [2, 2, 1]
+    assert longer.top1[0] >= tried.mean
+    assert standings[0] in (short, longer) and standings[-1] is tried
 
 
 def test_finalists_that_all_diverge_are_an_error(tiny: Tiny, tmp_path: Path) -> None:
