@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -118,6 +119,16 @@ def failure(workers: RayWorkers) -> TrialFailure:
 def actor(nodes: Nodes, name: str = "a") -> psutil.Process:
     (process,) = nodes.workers(name)
     return process
+
+
+def other_work() -> Any:
+    """Keep a CPU of a node busy; `ray.kill` ends it."""
+
+    class Other: ...
+
+    other = ray.remote(num_cpus=1)(Other).remote()
+    ray.get(other.__ray_ready__.remote())
+    return other
 
 
 def search(study: Tiny, trials: int, joined: RayCluster, **plan: float) -> Coordinator:
@@ -265,12 +276,7 @@ def test_a_node_that_is_busy_with_other_work_is_waited_for(
 ) -> None:
     monkeypatch.setattr("tuning.ray_workers.IDLE_SECONDS", 1.0)
 
-    class Other:
-        def there(self) -> bool:
-            return True
-
-    other = ray.remote(num_cpus=1)(Other).remote()
-    assert ray.get(other.there.remote())
+    other = other_work()
     with contextlib.closing(joined.make_workers([Slot()])) as workers:
         until(lambda: workers.wait(0.1) or said, "a word to the user")
         assert not workers.slots and "Waiting for a node" in said[0]
@@ -349,6 +355,36 @@ def test_a_function_runs_on_the_node(joined: RayCluster) -> None:
     assert joined.run_there(environment, Slot(precision="bfloat16"))["precision"] == "bfloat16"
     with pytest.raises(StudyError, match=r"node a .* run this program \(\w+Error: "):
         joined.run_there(environment, Slot(device="cuda:99"))
+
+
+def test_a_function_that_times_waits_until_its_node_is_idle_and_says_so(
+    joined: RayCluster, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.ray_workers.IDLE_SECONDS", 1.0)
+    nodes.remove("a")
+    nodes.add("b", slots=2)
+    until(lambda: joined.update() or [slot.host for slot in joined.slots] == ["b", "b"], "the new node alone")
+    other = other_work()
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        ray.kill(other)
+
+    joined.say = say
+    assert joined.run_there(environment, Slot())["threads"] == "1"
+    assert not said, "a free slot is enough to read facts"
+    assert joined.run_there(sum, [1, 2]) == 3
+    assert len(said) == 1
+
+
+def test_a_dead_head_ends_the_wait_for_an_idle_node(joined: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_work()
+    monkeypatch.setattr(joined, "_head", "127.0.0.1:1")
+    monkeypatch.setattr(joined, "_head_seconds", 1.0)
+    with pytest.raises(StudyError, match=r"head of the Ray cluster at 127\.0\.0\.1:1 does not respond"):
+        joined.run_there(sum, [1, 2])
+    ray.kill(other)
 
 
 def test_a_device_that_no_node_has_is_refused(joined: RayCluster, nodes: Nodes) -> None:

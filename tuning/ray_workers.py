@@ -36,7 +36,7 @@ from model.files import replacing_on_disk
 from model.training import Precision
 from tuning import StudyError
 from tuning.devices import Slot
-from tuning.environment import differences, versions
+from tuning.environment import differences, environment, versions
 from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady
 from tuning.memory import offer_first
 from tuning.workers import HANG_SECONDS, Envelope, JobLink, keep_memory_mapped
@@ -56,7 +56,7 @@ HEAD_SECONDS = 20.0
 CONNECT_SECONDS = 2.0
 """Longest time in seconds that a connection to the head may take."""
 IDLE_SECONDS = 30.0
-"""Seconds without any slot after which the user is told what the run waits for."""
+"""Seconds without an idle node after which the user is told what the run waits for."""
 PROGRAM = ("data", "model", "tuning", "search_space.py")
 """What a node needs of this program; the coordinator sends it."""
 
@@ -103,6 +103,7 @@ class RayCluster:
         self.nodes: Sequence[Node] = ()
         """The nodes that can be used, as they were last listed."""
         self._used: set[str] = set()
+        self._idle_since: float | None = None
         self.update()
         self._used.update(node.key for node in self.nodes)
 
@@ -126,20 +127,34 @@ class RayCluster:
         return RayWorkers(self, precision=slots[0].precision)
 
     def run_there(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Run a function on the first node, while no workers train there. Raises StudyError if the node fails."""
+        """Run a function on the first node as soon as that is idle. Raises StudyError if the node or the head fails."""
         import ray
         from ray import exceptions
 
         places = self.places()
-        node, remote = places[0], cast(Any, ray.remote(function))
+        node = places[0]
+        # What is timed needs the whole node.
+        there = self.resources(node, 1 if function is environment else places.count(node))
+        there |= {"max_retries": 0, "num_returns": "streaming"}
+        results = cast(Any, ray.remote)(_begun).options(**there).remote(function, args, options)
         try:
-            there = self.resources(node, places.count(node))
-            return ray.get(remote.options(**there, max_retries=0).remote(*args, **options))
+            ray.get(self._next(results, busy=True))
+            return ray.get(self._next(results, busy=False))
         except exceptions.RayError as error:
             raise StudyError(
                 f"node {node.host} of the Ray cluster cannot run this program ({_last_line(error)}): repair or stop "
                 "it, then run the same command again"
             ) from error
+
+    def _next(self, results: Any, *, busy: bool) -> ObjectRef[Any]:
+        """Wait for a task's next result; the node may be busy. Raises StudyError if the head is gone meanwhile."""
+        import ray
+
+        self.say_if_idle(False)
+        while not ray.wait([results], timeout=NODES_SECONDS)[0]:
+            self.update()
+            self.say_if_idle(busy)
+        return next(results)
 
     def resources(self, node: Node, count: int = 1) -> dict[str, Any]:
         """Return Ray's options for something that takes this many slots of a node."""
@@ -168,6 +183,17 @@ class RayCluster:
         self._head_seen = time.monotonic()
         listed = [_node(entry, self.kind) for entry in ray.nodes() if entry["Alive"]]
         self.nodes = [node for node in listed if node.slots and node.key not in self.refused]
+
+    def say_if_idle(self, idle: bool) -> None:
+        """Tell the user what the run waits for, once it has been idle for IDLE_SECONDS."""
+        now = time.monotonic()
+        if not idle:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > IDLE_SECONDS:
+            self._idle_since = float("inf")
+            self.say("Waiting for a node of the Ray cluster that is not busy with other work.")
 
     def welcome(self, node: Node) -> None:
         """Note that a node trains; tell the user if it is a new one."""
@@ -358,7 +384,6 @@ class RayWorkers:
         self._versions = versions()
         self._workers: dict[int, _Worker] = {}
         self._updated = -NODES_SECONDS
-        self._idle_since: float | None = None
 
     @property
     def slots(self) -> Mapping[int, Slot]:
@@ -431,7 +456,7 @@ class RayWorkers:
             return
         self._updated = now
         self._cluster.update()
-        self._say_if_idle(now)
+        self._cluster.say_if_idle(not any(worker.up for worker in self._workers.values()))
         limit = self._cluster.limit
         taken = Counter(worker.node.key for worker in self._workers.values())
         for node in self._cluster.places():
@@ -443,15 +468,6 @@ class RayWorkers:
             number = next(number for number in range(len(self._workers) + 1) if number not in self._workers)
             self._workers[number] = worker = _Worker(node=node, slot=self._cluster.slot(node, self._precision))
             self._launch(worker)
-
-    def _say_if_idle(self, now: float) -> None:
-        if any(worker.up for worker in self._workers.values()):
-            self._idle_since = None
-        elif self._idle_since is None:
-            self._idle_since = now
-        elif now - self._idle_since > IDLE_SECONDS:
-            self._idle_since = float("inf")
-            self._cluster.say("Waiting for a node of the Ray cluster that is not busy with other work.")
 
     def _launch(self, worker: _Worker) -> None:
         import ray
@@ -607,6 +623,12 @@ def _cause(error: BaseException) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The worker's side
+
+
+def _begun(function: Callable[..., T], args: Sequence[Any], options: Mapping[str, Any]) -> Generator[T | None]:
+    """Yield None as soon as this runs, then the function's result."""
+    yield None
+    yield function(*args, **options)
 
 
 class _Actor:
