@@ -251,6 +251,27 @@ def test_a_silent_worker_is_killed_and_replaced(
     until(lambda: gone(silent), "the end of the silent one")
 
 
+def test_a_new_worker_that_waits_for_a_busy_node_is_neither_a_hang_nor_a_death(
+    nodes: Nodes, workers: RayWorkers, job: Callable[..., TrialJob], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.ray_workers.IDLE_SECONDS", 1.0)
+    workers.start(0, job())
+    assert isinstance(receive(workers), EpochMetrics)
+    actor(nodes).kill()
+    assert failure(workers).kind is FailureKind.DIED
+    other = other_work()
+    workers.hang_seconds = 1.0
+    workers.start(0, job(attempt=2))
+    assert failure(workers).kind is FailureKind.LOST
+    workers.hang_seconds = PATIENCE
+    until(lambda: workers.wait(0.1) or said, "a word to the user")
+    assert not workers.slots
+    ray.kill(other)
+    ready(workers, 1)
+    workers.start(0, job(attempt=3))
+    assert isinstance(receive(workers), EpochMetrics)
+
+
 def test_a_worker_ended_for_its_memory_is_told_from_a_death(
     nodes: Nodes, joined: RayCluster, job: Callable[..., TrialJob]
 ) -> None:

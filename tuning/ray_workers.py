@@ -368,6 +368,8 @@ class _Worker:
     """The actor's answer to the request for messages."""
     up: bool = False
     """Whether the node has been accepted, so that the slot can be used."""
+    runs: bool = False
+    """Whether the actor has sent anything; until then its node may be busy with other work."""
     job: TrialJob | None = None
     silence: float = 0.0
     """Seconds spent waiting for the actor since its last message, or since the last one sent to it."""
@@ -437,8 +439,9 @@ class RayWorkers:
             if there:
                 found += self._collect(number, worker)
             elif worker.job and worker.silence > self.hang_seconds:
-                reason = f"no message for {self.hang_seconds:.0f} s"
-                found += self._fail(number, worker, TrialFailure(kind=FailureKind.HUNG, reason=reason))
+                kind = FailureKind.HUNG if worker.runs else FailureKind.LOST
+                reason = f"no message for {self.hang_seconds:.0f} s from node {worker.node.host}"
+                found += self._fail(number, worker, TrialFailure(kind=kind, reason=reason))
         return found
 
     def close(self) -> None:
@@ -456,7 +459,7 @@ class RayWorkers:
             return
         self._updated = now
         self._cluster.update()
-        self._cluster.say_if_idle(not any(worker.up for worker in self._workers.values()))
+        self._cluster.say_if_idle(not any(worker.runs for worker in self._workers.values()))
         limit = self._cluster.limit
         taken = Counter(worker.node.key for worker in self._workers.values())
         for node in self._cluster.places():
@@ -477,7 +480,7 @@ class RayWorkers:
         remote = cast(Any, ray.remote)(concurrency_groups={"line": 1, "ear": 1}, max_restarts=0)(_Actor)
         program = self._versions["program"]
         worker.actor = remote.options(**cluster.resources(worker.node)).remote(program, cluster.cache_dir)
-        worker.silence = 0.0
+        worker.silence, worker.runs = 0.0, False
         self._listen(worker)
 
     def _listen(self, worker: _Worker) -> None:
@@ -525,7 +528,7 @@ class RayWorkers:
                        for one in (self._versions, facts.versions))  # fmt: skip
         if other := differences(here, there):
             return self._give_up(worker.node, f"has other versions than this machine ({', '.join(other)})")
-        worker.up = True
+        worker.up = worker.runs = True
         self._cluster.welcome(worker.node)
         return []
 
