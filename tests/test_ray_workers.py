@@ -361,6 +361,39 @@ def test_a_node_with_another_version_is_refused_by_name(
     assert [slot.host for slot in workers.slots.values()] == ["a"]
 
 
+def before_torch(folder: Path, code: str) -> str:
+    """Write a package that runs this code and then imports the real torch; return the folder for PYTHONPATH."""
+    (folder / "torch").mkdir()
+    body = f"import os, sys\n{code}\ndel sys.modules['torch']\nsys.path.remove({str(folder)!r})\nimport torch\n"
+    (folder / "torch" / "__init__.py").write_text(body)
+    return str(folder)
+
+
+def test_a_worker_that_dies_while_it_starts_costs_no_other_slot(
+    nodes: Nodes, workers: RayWorkers, said: list[str], tmp_path: Path
+) -> None:
+    fault = tmp_path / "fault"
+    fault.touch()
+    once = f"fault = {str(fault)!r}\nif os.path.exists(fault):\n    os.remove(fault)\n    os._exit(1)"
+    nodes.add("b", slots=2, PYTHONPATH=before_torch(tmp_path, once))
+    ready(workers, 3)
+    assert not fault.exists()
+    assert "Node b has joined with 2 slots." in said and not any("not used" in line for line in said)
+
+
+@pytest.mark.parametrize("fault", ["torch is damaged", "the program does not arrive"])
+def test_a_node_on_which_no_worker_starts_is_left_out_by_name(
+    nodes: Nodes, workers: RayWorkers, said: list[str], tmp_path: Path, fault: str
+) -> None:
+    if fault == "torch is damaged":
+        nodes.add("b", PYTHONPATH=before_torch(tmp_path, "raise ImportError"))
+    else:
+        nodes.add("b", RAY_RUNTIME_ENV_FAIL_DOWNLOAD_FOR_TESTING="1")
+    until(lambda: workers.wait(0.1) or any("Node b" in line for line in said), "a word to the user")
+    assert said[-1].startswith("Node b is not used") and "cannot start a worker" in said[-1]
+    assert [slot.host for slot in workers.slots.values()] == ["a"]
+
+
 def test_workers_limits_the_slots_and_spreads_them(nodes: Nodes, joined: RayCluster) -> None:
     nodes.add("b", slots=2)
     joined.limit = 2

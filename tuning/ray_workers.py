@@ -57,6 +57,8 @@ CONNECT_SECONDS = 2.0
 """Longest time in seconds that a connection to the head may take."""
 IDLE_SECONDS = 30.0
 """Seconds without an idle node after which the user is told what the run waits for."""
+NODE_FAILURES = 3
+"""Number of failures of a node's workers, without an epoch in between, after which the node is used no more."""
 PROGRAM = ("data", "model", "tuning", "search_space.py")
 """What a node needs of this program; the coordinator sends it."""
 
@@ -385,6 +387,8 @@ class RayWorkers:
         self._precision: Precision = precision
         self._versions = versions()
         self._workers: dict[int, _Worker] = {}
+        self._failures: Counter[str] = Counter()
+        """Number of failures on each node since its last epoch."""
         self._updated = -NODES_SECONDS
 
     @property
@@ -548,6 +552,8 @@ class RayWorkers:
 
     def _deliver(self, number: int, worker: _Worker, parcel: _Parcel) -> list[tuple[int, WorkerMessage]]:
         """Write the checkpoints that come with a message, and return the message if it is about the current job."""
+        if parcel.files:
+            del self._failures[worker.node.key]
         job = worker.job
         if job is None or parcel.trial != (job.number, job.attempt):
             return []
@@ -575,21 +581,35 @@ class RayWorkers:
         return [(number, failure)] if busy else []
 
     def _broken(self, number: int, worker: _Worker, error: Exception) -> list[tuple[int, WorkerMessage]]:
-        """Turn Ray's error into a failure: of the trial's memory, of its process, or of the whole node."""
+        """Turn Ray's error into a failure: of the whole node, of the trial's memory, or of the actor's process."""
         from ray import exceptions
 
-        if isinstance(error, exceptions.OutOfMemoryError):
-            reason = "ended by Ray, as the node's memory had run out"
-            return self._fail(number, worker, TrialFailure(kind=FailureKind.OUT_OF_MEMORY, reason=reason))
         self._cluster.update()
         alive = any(node.key == worker.node.key for node in self._cluster.nodes)
-        if not alive or not isinstance(error, exceptions.ActorDiedError):
+        out_of_reach = (exceptions.ActorUnavailableError, exceptions.NodeDiedError, exceptions.ObjectLostError)
+        if not alive or isinstance(error, out_of_reach):
             failure = TrialFailure(kind=FailureKind.LOST, reason=f"node {worker.node.host} was lost")
             self._cluster.miss(worker.node)
             return self._fail(number, worker, failure)
-        if not worker.up:
-            return self._give_up(worker.node, f"cannot start a worker ({_last_line(error)})")
-        return self._fail(number, worker, TrialFailure(kind=FailureKind.DIED, reason=_cause(error)))
+        kind, reason = FailureKind.DIED, _cause(error)
+        if isinstance(error, exceptions.OutOfMemoryError):
+            kind, reason = FailureKind.OUT_OF_MEMORY, "ended by Ray, as the node's memory had run out"
+        if worker.runs:
+            return self._fail(number, worker, TrialFailure(kind=kind, reason=reason))
+        failure = TrialFailure(kind=FailureKind.DIED, reason=f"cannot start a worker: {reason}")
+        return self._count(number, worker, failure)
+
+    def _count(self, number: int, worker: _Worker, failure: TrialFailure) -> list[tuple[int, WorkerMessage]]:
+        """End an actor after a failure that may be its node's, which is used no more after NODE_FAILURES in a row.
+
+        A worker that does not start beside others that have started is not counted.
+        """
+        node, working = worker.node, {one.node.key for one in self._workers.values() if one.up}
+        if worker.up or node.key not in working:
+            self._failures[node.key] += 1
+        if self._failures[node.key] >= NODE_FAILURES and working != {node.key}:
+            return self._give_up(node, f"failed {NODE_FAILURES} times in a row ({failure.reason})")
+        return self._fail(number, worker, failure)
 
     def _give_up(self, node: Node, reason: str) -> list[tuple[int, WorkerMessage]]:
         """Use a node no more; its trials continue elsewhere."""
@@ -618,10 +638,10 @@ def _last_line(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """Return how an actor's process ended, without Ray's advice."""
+    """Return how an actor's process ended, without Ray's advice, or why it did not start."""
     text = " ".join(str(error).split())
     _, found, detail = text.partition("Worker exit detail: ")
-    return f"its process ended ({detail.partition('. ')[0]})" if found else "its process ended"
+    return f"its process ended ({detail.partition('. ')[0]})" if found else _last_line(error)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
