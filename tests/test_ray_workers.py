@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -119,6 +120,14 @@ def failure(workers: RayWorkers) -> TrialFailure:
 def actor(nodes: Nodes, name: str = "a") -> psutil.Process:
     (process,) = nodes.workers(name)
     return process
+
+
+def before_torch(folder: Path, code: str) -> str:
+    """Write a package that runs this code and then imports the real torch; return the folder for PYTHONPATH."""
+    (folder / "torch").mkdir()
+    body = f"import os, sys\n{code}\ndel sys.modules['torch']\nsys.path.remove({str(folder)!r})\nimport torch\n"
+    (folder / "torch" / "__init__.py").write_text(body)
+    return str(folder)
 
 
 def other_work() -> Any:
@@ -348,6 +357,36 @@ def test_a_node_without_room_for_the_pictures_is_used_no_more(
         receive(workers, slot)
 
 
+def test_pictures_that_are_removed_from_a_node_are_sent_again(
+    tiny: Tiny, workers: RayWorkers, job: Callable[..., TrialJob], tmp_path: Path
+) -> None:
+    workers.start(0, job())
+    assert isinstance(receive(workers), EpochMetrics)
+    workers.stop(0)
+    shutil.rmtree(tmp_path / "node")
+    workers.start(0, job(number=1))
+    lost = failure(workers)
+    assert lost.kind is FailureKind.LOST and "node a" in lost.reason
+    ready(workers, 1)
+    workers.start(0, job(number=1, attempt=2))
+    assert isinstance(receive(workers), EpochMetrics)
+
+
+def test_a_node_without_a_cache_folder_is_left_out_by_name(
+    nodes: Nodes, joined: RayCluster, job: Callable[..., TrialJob], tmp_path: Path
+) -> None:
+    nodes.remove("a")
+    unknown_user = "import pwd\nos.environ.pop('HOME')\npwd.getpwuid = {}.__getitem__"
+    nodes.add("b", PYTHONPATH=before_torch(tmp_path, unknown_user), XDG_CACHE_HOME="")
+    joined.cache_dir = None
+    with contextlib.closing(joined.make_workers([Slot()])) as workers:
+        until(lambda: workers.wait(0.1) or [slot.host for slot in workers.slots.values()] == ["b"], "a slot")
+        (slot,) = workers.slots
+        workers.start(slot, job())
+        with pytest.raises(StudyError, match=r"no node .* can train: b cannot keep the pictures"):
+            receive(workers, slot)
+
+
 def test_a_node_with_another_version_is_refused_by_name(
     nodes: Nodes, workers: RayWorkers, said: list[str], tmp_path: Path
 ) -> None:
@@ -359,14 +398,6 @@ def test_a_node_with_another_version_is_refused_by_name(
     assert said[0].startswith("Node b is not used: it has other versions than this machine (pillow ")
     assert "-> 1.0" in said[0]
     assert [slot.host for slot in workers.slots.values()] == ["a"]
-
-
-def before_torch(folder: Path, code: str) -> str:
-    """Write a package that runs this code and then imports the real torch; return the folder for PYTHONPATH."""
-    (folder / "torch").mkdir()
-    body = f"import os, sys\n{code}\ndel sys.modules['torch']\nsys.path.remove({str(folder)!r})\nimport torch\n"
-    (folder / "torch" / "__init__.py").write_text(body)
-    return str(folder)
 
 
 def test_a_worker_that_dies_while_it_starts_costs_no_other_slot(

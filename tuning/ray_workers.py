@@ -564,11 +564,15 @@ class RayWorkers:
         except OSError as error:
             self.stop(number)
             return [(number, TrialFailure(kind=FailureKind.DISK, reason=str(error)))]
-        if isinstance(parcel.message, TrialFailure):
-            worker.job = None
-            if parcel.message.kind is FailureKind.DIED:  # its process cannot be used again
-                _kill(worker)
-        return [(number, parcel.message)]
+        failure = parcel.message
+        if not isinstance(failure, TrialFailure):
+            return [(number, parcel.message)]
+        if failure.kind is FailureKind.DISK:  # the node's own: its next worker checks the pictures again
+            failure = TrialFailure(kind=FailureKind.LOST, reason=f"node {worker.node.host}: {failure.reason}")
+        if failure.kind in (FailureKind.LOST, FailureKind.DIED):  # its process cannot be used again
+            return self._count(number, worker, failure)
+        worker.job = None
+        return [(number, failure)]
 
     # -- failures
 
@@ -706,11 +710,12 @@ class _Actor:
         """Return the job with this node's copy of the pictures; None if it was stopped or the node has no room."""
         from tuning.trainer import Stopped
 
-        directory = (self._cache or default_cache()) / "pictures" / job.data.fingerprint
-        data, size = replace(job.data, directory=directory), job.assignment.config.image_size
-        if (data.split, size) in self._intact:
-            return replace(job, data=data)
+        size = job.assignment.config.image_size
         try:
+            directory = (self._cache or default_cache()) / "pictures" / job.data.fingerprint
+            data = replace(job.data, directory=directory)
+            if (data.split, size) in self._intact:
+                return replace(job, data=data)
             directory.mkdir(parents=True, exist_ok=True)
             with _locked(directory / f"{size}.lock", link):
                 if not is_intact(data, size):
