@@ -23,7 +23,7 @@ from tests.stress.sameness import essence
 from tuning import StudyError
 from tuning.coordinator import UNCOUNTED_IN_A_ROW
 from tuning.devices import Slot
-from tuning.events import Ending, TrialAdvanced, TrialStarted
+from tuning.events import Ending, TrialAdvanced, TrialRequeued, TrialStarted
 from tuning.folder import sqlite_url
 from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady
 from tuning.scheduling import PromotionScheduler
@@ -141,6 +141,25 @@ def test_three_deaths_without_an_epoch_fail_a_trial_and_three_such_trials_stop_t
     with pytest.raises(StudyError, match=r"last 3 trials .*3 failed.*worker died: a fault"):
         list(study.coordinator(4, workers=workers).run())
     assert [(trial.state, trial.attempts) for trial in read(study)] == [(TrialState.FAIL, 3)] * 3
+
+
+def test_a_trial_that_fails_as_its_slot_is_lost_continues_in_another_slot(tiny: Tiny, tmp_path: Path) -> None:
+    class Shrinking(Faulty):
+        """Workers that lose the slot of the first failure in the same call that returns it."""
+
+        def wait(self, timeout: float) -> list[tuple[int, WorkerMessage]]:
+            found = super().wait(timeout)
+            for slot, message in found:
+                if isinstance(message, TrialFailure):
+                    del self.slots[slot]
+            return found
+
+    study, workers = tiny.at(tmp_path), Shrinking(FailureKind.DIED, 1)
+    workers.slots[1] = Slot()
+    events = list(study.coordinator(2, workers=workers).run())
+    assert sorted(outcomes(events)) == [(0, Outcome.COMPLETE), (1, Outcome.COMPLETE)]
+    assert [event.number for event in events if isinstance(event, TrialRequeued)] == [workers.jobs[0].number]
+    assert list(workers.slots) == [1]
 
 
 def test_a_bug_stops_the_study_with_the_workers_traceback_and_its_trial_can_be_resumed(

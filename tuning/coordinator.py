@@ -419,10 +419,13 @@ class Coordinator:
                 again = live.deaths < DEATHS
         if not again:
             yield self._end(slot, live, Outcome.FAILED, f"{failure.kind}: {failure.reason}")
-        elif self.ending is None and not self._stops:
-            yield self._start(slot, live)
-        else:
+        elif self.ending is not None or self._stops:
             self._release(slot)
+        elif slot in self._workers.slots:
+            yield self._start(slot, live)
+        else:  # its node was left out after this message
+            self._release(slot)
+            yield TrialRequeued(slot=slot, number=live.trial.number, reason=failure.reason)
 
     # -- the end of a trial
 
