@@ -38,9 +38,10 @@ class Nodes:
     def address(self) -> str:
         return self._cluster.address
 
-    def add(self, name: str, slots: int = 1, **environment: str) -> None:
-        """Start a node, with these variables in its environment."""
-        self.nodes[name] = self._cluster.add_node(num_cpus=slots, node_name=name, env_vars=environment)
+    def add(self, name: str, slots: int = 1, gpus: int = 0, **environment: str) -> None:
+        """Start a node with as many CPUs as slots, with these variables in its environment."""
+        node = self._cluster.add_node(num_cpus=slots, num_gpus=gpus, node_name=name, env_vars=environment)
+        self.nodes[name] = node
 
     def remove(self, name: str) -> None:
         """Kill all processes of a node."""

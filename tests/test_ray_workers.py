@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from clusters import Nodes, cluster, ray
 from studies import PATIENCE, TINY, ThreadWorkers, Tiny, gone, prepare, until
 
@@ -423,6 +424,19 @@ def test_a_node_on_which_no_worker_starts_is_left_out_by_name(
     until(lambda: workers.wait(0.1) or any("Node b" in line for line in said), "a word to the user")
     assert said[-1].startswith("Node b is not used") and "cannot start a worker" in said[-1]
     assert [slot.host for slot in workers.slots.values()] == ["a"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU that torch can use")
+def test_a_node_whose_gpu_torch_cannot_use_is_left_out_by_name(nodes: Nodes, said: list[str]) -> None:
+    """Even one that was started with `--num-cpus=0`, on which a worker gets no CPU of Ray's count."""
+    nodes.add("b", slots=0, gpus=1)
+    nodes.add("c", gpus=1)
+    joined = connect(nodes.address, device="cuda", say=said.append)
+    assert [(slot.device, slot.threads) for slot in joined.slots] == [("cuda:0", 1)] * 2
+    refused = pytest.raises(StudyError, match=r"no node .* can train: [bc] cannot use cuda:0")
+    with contextlib.closing(joined.make_workers(joined.slots)) as workers, refused:
+        until(lambda: workers.wait(0.1), "the end")
+    assert [line[:6] for line in said if "is not used: it cannot use cuda:0" in line] in (["Node b"], ["Node c"])
 
 
 def test_workers_limits_the_slots_and_spreads_them(nodes: Nodes, joined: RayCluster) -> None:

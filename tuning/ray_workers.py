@@ -78,7 +78,7 @@ class Node:
     slots: int
     """Number of trials that it can train at once."""
     threads: int
-    """CPU threads of each."""
+    """CPUs of each; 0 if the node has fewer CPUs than GPUs."""
 
 
 class RayCluster:
@@ -122,7 +122,7 @@ class RayCluster:
     def slot(self, node: Node, precision: Precision = "float32") -> Slot:
         """Return a slot of a node; Ray shows each worker its own GPU alone, as number 0."""
         device = "cuda:0" if self.kind == "cuda" else self.kind
-        return Slot(device=device, threads=node.threads, precision=precision, host=node.host)
+        return Slot(device=device, threads=max(1, node.threads), precision=precision, host=node.host)
 
     def make_workers(self, slots: Sequence[Slot]) -> RayWorkers:
         """Return workers that train in the precision of `slots`, on the nodes that there are while they train."""
@@ -295,7 +295,7 @@ def _node(entry: Mapping[str, Any], kind: str) -> Node:
         key=entry["NodeID"],
         host=name if name != entry["NodeManagerAddress"] else entry["NodeManagerHostname"],
         slots=slots,
-        threads=1 if kind == "cpu" else max(1, cpus // max(1, gpus)),
+        threads=1 if kind == "cpu" else cpus // max(1, gpus),
     )
 
 
@@ -349,7 +349,7 @@ class _Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class _Unusable:
-    """The node cannot keep the pictures, for example because its disk is full."""
+    """The node cannot train, for example because its disk is full or torch cannot use its GPU."""
 
     reason: str
 
@@ -482,8 +482,8 @@ class RayWorkers:
         cluster = self._cluster
         # Within a group, calls keep their order; in one group, a call that waits for messages would block the others.
         remote = cast(Any, ray.remote)(concurrency_groups={"line": 1, "ear": 1}, max_restarts=0)(_Actor)
-        program = self._versions["program"]
-        worker.actor = remote.options(**cluster.resources(worker.node)).remote(program, cluster.cache_dir)
+        given = (self._versions["program"], cluster.cache_dir, worker.slot.device)
+        worker.actor = remote.options(**cluster.resources(worker.node)).remote(*given)
         worker.silence, worker.runs = 0.0, False
         self._listen(worker)
 
@@ -661,8 +661,8 @@ def _begun(function: Callable[..., T], args: Sequence[Any], options: Mapping[str
 class _Actor:
     """A slot's worker: calls put messages into its queue and take some from it, and a thread of its own trains."""
 
-    def __init__(self, program: str, cache_dir: Path | None) -> None:
-        self._program = program
+    def __init__(self, program: str, cache_dir: Path | None, device: str) -> None:
+        self._program, self._device = program, device
         self._end = _ActorsEnd()
         self._cache = cache_dir
         self._intact: set[tuple[str, int]] = set()
@@ -689,8 +689,15 @@ class _Actor:
             offer_first()
             keep_memory_mapped()
 
+            import torch
+
             from tuning import trainer
 
+            try:
+                torch.zeros(1, device=self._device)
+            except (AssertionError, RuntimeError) as error:  # AssertionError: a torch that was built without CUDA
+                self._end.send(_Unusable(reason=f"cannot use {self._device} ({_first_line(error)})"))
+                return
             self._end.send(_Facts(versions=versions()))
             usable = True
             while usable:
