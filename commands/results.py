@@ -72,15 +72,20 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
         )
     console.print(table)
     console.print("The study shows a trial's best epoch, a seed its last one, which is what is exported.")
-    if shorter := [one.candidate.name for one in standings if not one.candidate.complete]:
+    pruned = (one.candidate for one in standings if not one.candidate.complete)
+    if shorter := [one.name for one in pruned if one.recorded is not None]:
         console.print(f"Trained for fewer epochs in the study: {', '.join(shorter)}.")
     console.print(f"{won.candidate.name} wins.")
     if seeds == 1:
         return  # luck decides about single runs, and they have no mean
-    searched = [one for one in standings if one.candidate.complete and one.top1 and not one.candidate.baseline]
+    searched = [
+        (one.candidate.recorded, one)
+        for one in standings
+        if one.candidate.complete and one.top1 and not one.candidate.baseline and one.candidate.recorded is not None
+    ]
     if searched:
-        best = max(searched, key=lambda one: one.candidate.recorded)
-        difference = 100 * (best.candidate.recorded - best.mean)
+        recorded, best = max(searched, key=lambda pair: pair[0])
+        difference = 100 * (recorded - best.mean)
         console.print(
             f"The best single run, {best.candidate.name}, was {abs(difference):.2f} points "
             f"{'above' if difference >= 0 else 'below'} its mean over {plural(len(best.top1), 'seed')}."

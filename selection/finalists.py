@@ -51,8 +51,8 @@ class Candidate:
     trial: int
     """Number of the trial that has this configuration, or from which this configuration is derived."""
     config: Config
-    recorded: float
-    """The trial's best validation top-1 in the study, 0 to 1."""
+    recorded: float | None
+    """The trial's best validation top-1 in the study, 0 to 1; None if the study did not plan so long a training."""
     epoch_seconds: float
     """Seconds per epoch that the trial took."""
     complete: bool = True
@@ -96,6 +96,7 @@ def stretched(candidate: Candidate, factor: int) -> Candidate:
         candidate,
         name=f"{candidate.name} ({factor}x)",
         config=replace(candidate.config, training=longer),
+        recorded=None,
         complete=False,
     )
 

@@ -12,6 +12,7 @@ import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")  # as `ray_workers.connect` has it
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default other programs leave a worker a twentieth of a core
 ray = pytest.importorskip("ray")
 
 from ray._private import ray_constants  # noqa: E402 - only if there is Ray

@@ -611,7 +611,9 @@ class RayWorkers:
         node, working = worker.node, {one.node.key for one in self._workers.values() if one.up}
         if worker.up or node.key not in working:
             self._failures[node.key] += 1
-        if self._failures[node.key] >= NODE_FAILURES and working != {node.key}:
+        # Without another node, a trial that dies again and again ends as failed; one that is requeued never would.
+        elsewhere = working != {node.key} or failure.kind is FailureKind.LOST
+        if self._failures[node.key] >= NODE_FAILURES and elsewhere:
             return self._give_up(node, f"failed {NODE_FAILURES} times in a row ({failure.reason})")
         return self._fail(number, worker, failure)
 
