@@ -32,7 +32,6 @@ from tuning.scheduling import (
     PromotionScheduler,
     PrunerScheduler,
     Resume,
-    Retire,
     first_pruning,
     kept_share,
     rungs,
@@ -66,7 +65,7 @@ class PausesOnce(PrunerScheduler):
     def after_epoch(self, trial: Trial) -> Decision:
         return Decision.PAUSE if trial.epochs == 1 else Decision.CONTINUE
 
-    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | None:
         paused = [trial for trial in trials if trial.is_paused]
         return Resume(paused[0].number) if len(paused) >= self.waiting else None
 
@@ -270,30 +269,6 @@ def test_when_time_is_up_paused_trials_stay_paused_and_the_next_run_resumes_them
     assert essence(study.trials()) == essence(undisturbed.trials())
 
 
-def test_a_retired_trial_is_pruned_and_counts_while_the_study_continues(tiny: Tiny, tmp_path: Path) -> None:
-    class RetiresTheWorse(PausesAll):
-        """Once two trials wait, retires the worse one and resumes the other."""
-
-        def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
-            paused = sorted((trial for trial in trials if trial.is_paused), key=lambda trial: trial.reached or 0.0)
-            finished = any(trial.outcome is Outcome.PRUNED for trial in trials)
-            if len(paused) == 2 and not finished:
-                return Retire(paused[0].number)
-            return Resume(paused[-1].number) if paused and finished else None
-
-    study = tiny.at(tmp_path)
-    coordinator = study.coordinator(3, make_scheduler=RetiresTheWorse)
-    events = [event for event in coordinator.run() if isinstance(event, TrialPaused | TrialEnded)]
-    assert_finished(study, coordinator, trials=3)
-    first, second, third = events[:3]
-    assert isinstance(first, TrialPaused) and isinstance(second, TrialPaused)
-    assert isinstance(third, TrialEnded) and (third.outcome, third.slot) == (Outcome.PRUNED, None)
-    worse = min(read(study)[:2], key=lambda trial: trial.curve[0])
-    assert third.number == worse.number
-    assert_retired(study, worse)
-    assert sorted(str(trial.outcome) for trial in read(study)) == ["complete", "complete", "pruned"]
-
-
 def test_a_trial_with_too_little_memory_says_so_when_it_is_retired(tiny: Tiny, tmp_path: Path) -> None:
     study = tiny.at(tmp_path)
     with contextlib.closing(study.coordinator(1, make_scheduler=PausesAll).run()) as run:
@@ -325,7 +300,7 @@ def test_at_the_target_no_paused_trial_is_resumed(tiny: Tiny, tmp_path: Path) ->
     study = tiny.at(tmp_path)
 
     class ResumesLate(PausesAll):
-        def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+        def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | None:
             paused = [trial for trial in trials if trial.is_paused]
             return Resume(paused[0].number) if paused and not new_wanted else None
 

@@ -39,7 +39,7 @@ from tuning.events import (
 from tuning.folder import remove_file, replace_file, trial_directory
 from tuning.jobs import Assignment, FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady, Workers
 from tuning.sampling import one_seed
-from tuning.scheduling import Decision, Resume, Retire, Scheduler
+from tuning.scheduling import Decision, Resume, Scheduler
 from tuning.storage import Storage
 from tuning.trials import (
     Outcome,
@@ -221,9 +221,6 @@ class Coordinator:
                 match self._next_action():
                     case None:
                         break
-                    case Retire(number):
-                        yield from self._retire(number)
-                        continue
                     case Resume(number):
                         trial, resumed = live_trial(self._study, number), True
                     case trial:
@@ -233,7 +230,7 @@ class Coordinator:
                 except (UpdateFinishedTrialError, KeyError) as error:
                     yield self._ended_outside(slot, trial, error)
 
-    def _next_action(self) -> Resume | Retire | optuna.Trial | None:
+    def _next_action(self) -> Resume | optuna.Trial | None:
         """Return a running trial that has no slot, else the scheduler's choice, else a new one; None if there is none.
 
         An earlier run may have left such a trial, or a node that was lost, or a database whose answer was lost.

@@ -34,13 +34,6 @@ class Resume:
     number: int
 
 
-@dataclass(frozen=True)
-class Retire:
-    """Decision to prune a paused trial; it counts, and the slot stays free."""
-
-    number: int
-
-
 class Scheduler(Protocol):
     """Decides what happens to a trial after each epoch, and what a free slot does next."""
 
@@ -48,10 +41,10 @@ class Scheduler(Protocol):
         """Decide about a trial whose last epoch has just been reported."""
         ...
 
-    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
-        """Choose a paused trial to resume or retire; None starts a new trial, or leaves the slot idle.
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | None:
+        """Choose a paused trial to resume; None starts a new trial, or leaves the slot idle.
 
-        `new_wanted` says whether the study still needs new trials. Paused trials are retired when no slot has anything
+        `new_wanted` says whether the study still needs new trials. Paused trials are pruned when no slot has anything
         left to do; once the target is reached, the scheduler is no longer asked.
         """
         ...
@@ -73,7 +66,7 @@ class PrunerScheduler:
         pruned = trial.baseline is None and self._pruner.prune(self._study, trial.frozen)
         return Decision.PRUNE if pruned else Decision.CONTINUE
 
-    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | None:
         """Resume the first paused trial, so that a study started with another scheduler still ends."""
         return next((Resume(trial.number) for trial in trials if trial.is_paused), None)
 
@@ -94,7 +87,7 @@ class PromotionScheduler:
         """Pause at a rung."""
         return Decision.PAUSE if trial.epochs in self._rungs else Decision.CONTINUE
 
-    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | Retire | None:
+    def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | None:
         """Resume the best paused trial of the highest rung that has one among its best share.
 
         Once no new trials are wanted, a rung's best trial is promoted however few have reached it, so that even a small
