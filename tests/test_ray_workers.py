@@ -486,17 +486,6 @@ def test_a_dead_head_ends_the_wait_for_an_idle_node(joined: RayCluster, monkeypa
     ray.kill(other)
 
 
-def test_the_head_is_not_missed_for_longer_than_it_was_looked_for(
-    joined: RayCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once, the time since the last look was counted too, such as that of a long write."""
-    monkeypatch.setattr(joined, "_head", "127.0.0.1:1")
-    monkeypatch.setattr(joined, "_head_seconds", 0.0)
-    joined.update()
-    with pytest.raises(StudyError, match="does not respond"):
-        joined.update()
-
-
 def test_a_device_that_no_node_has_is_refused(joined: RayCluster, nodes: Nodes) -> None:
     with pytest.raises(StudyError, match=r"--device cuda is on none of the 2 nodes.*--device cpu"):
         connect(nodes.address, device="cuda")

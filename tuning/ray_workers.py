@@ -52,7 +52,7 @@ BEAT_SECONDS = 5.0
 NODES_SECONDS = 2.0
 """Seconds between two looks at the list of nodes."""
 HEAD_SECONDS = 20.0
-"""Seconds after the first failed connection to the head after which the run stops."""
+"""Seconds without a connection to the head after which the run stops."""
 CONNECT_SECONDS = 2.0
 """Longest time in seconds that a connection to the head may take."""
 IDLE_SECONDS = 30.0
@@ -91,8 +91,7 @@ class RayCluster:
 
         self._address = address
         self._head: str = ray.get_runtime_context().gcs_address
-        self._head_gone: float | None = None
-        """Time of the first failed connection to the head since the last successful one."""
+        self._head_seen = time.monotonic()
         self._head_seconds = head_seconds
         self.kind = kind
         """Kind of device that trains: cpu or cuda."""
@@ -177,15 +176,13 @@ class RayCluster:
         try:
             _knock(self._head)
         except OSError as error:
-            now = time.monotonic()
-            self._head_gone = self._head_gone or now
-            if now - self._head_gone > self._head_seconds:
+            if time.monotonic() - self._head_seen > self._head_seconds:
                 raise StudyError(
                     f"the head of the Ray cluster at {self._head} does not respond ({error.strerror or error}): start "
                     "the cluster again, then run the same command again to resume"
                 ) from error
             return
-        self._head_gone = None
+        self._head_seen = time.monotonic()
         listed = [_node(entry, self.kind) for entry in ray.nodes() if entry["Alive"]]
         self.nodes = [node for node in listed if node.slots and node.key not in self.refused]
 
