@@ -41,6 +41,7 @@ class Nodes:
 
     def add(self, name: str, slots: int = 1, gpus: int = 0, **environment: str) -> None:
         """Start a node with as many CPUs as slots, with these variables in its environment."""
+        assert name not in self.nodes, f"node {name} of an earlier test would run on"
         node = self._cluster.add_node(num_cpus=slots, num_gpus=gpus, node_name=name, env_vars=environment)
         self.nodes[name] = node
 

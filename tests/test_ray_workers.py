@@ -426,6 +426,7 @@ def test_a_node_on_which_no_worker_starts_is_left_out_by_name(
     assert [slot.host for slot in workers.slots.values()] == ["a"]
 
 
+@pytest.mark.usefixtures("joined")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU that torch can use")
 def test_a_node_whose_gpu_torch_cannot_use_is_left_out_by_name(nodes: Nodes, said: list[str]) -> None:
     """Even one that was started with `--num-cpus=0`, on which a worker gets no CPU of Ray's count."""
