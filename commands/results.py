@@ -72,8 +72,8 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
         )
     console.print(table)
     console.print("The study shows a trial's best epoch, a seed its last one, which is what is exported.")
-    pruned = (one.candidate for one in standings if not one.candidate.complete)
-    if shorter := [one.name for one in pruned if one.recorded is not None]:
+    planned = (one.candidate for one in standings if one.candidate.recorded is not None)
+    if shorter := [one.name for one in planned if not one.complete]:
         console.print(f"Trained for fewer epochs in the study: {', '.join(shorter)}.")
     console.print(f"{won.candidate.name} wins.")
     if seeds == 1:

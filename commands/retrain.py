@@ -115,10 +115,12 @@ def retrain(
         else:
             chosen, guess = [best.candidate(found.study, trial)], []
         recipes = baseline is not None and (not baseline or "recipes" in baseline)
-        baselines = best.baseline_candidates(found.study) if recipes else []
-        untrained = [one for one in read_trials(found.study) if one.baseline and one.reason and not one.epochs]
-        for one in untrained if recipes else ():
-            console.print(Text(f"Not compared with the {one.baseline}: {one.reason}."), soft_wrap=True)
+        baselines: list[best.Candidate] = []
+        if recipes:
+            baselines = best.baseline_candidates(found.study)
+            for one in read_trials(found.study):
+                if one.baseline and one.reason and not one.epochs:
+                    console.print(Text(f"Not compared with the {one.baseline}: {one.reason}."), soft_wrap=True)
         other = load(pretrained or DEFAULT, weights) if comparing else None
         session = found.reopen(
             {one.config.image_size for one in (*chosen, *guess, *baselines)},

@@ -259,14 +259,16 @@ def train_finalists(
     standings = train_all(chosen or candidates(session.study, FINALISTS))
     latest, length, worthwhile = standings[0], 1, bool(standings[0].complete)
     base, horizon = latest.candidate, latest.candidate.config.training.epochs
+    met = {one.candidate.trial for one in standings}
+    guesses = [one for one in best_guess(session.study) if one.trial not in met] if alternatives else []
     while worthwhile and length < longer:
         length = min(2 * length, longer)
-        if alternatives:
-            met = {one.candidate.trial for one in standings}
-            guesses = [one for one in best_guess(session.study) if one.trial not in met]
-            rivals = [base, *stronger(base), *guesses]
-            tried = train_all([stretched(one, length) for one in rivals], 1) if len(rivals) > 1 else []
-            base = next(one for one in rivals if not tried or stretched(one, length) == tried[0].candidate)
+        augmented = stronger(base) if alternatives else []
+        rivals = {stretched(one, length): one for one in (base, *augmented, *guesses)}
+        guesses = []
+        if len(rivals) > 1:
+            tried = train_all(list(rivals), 1)
+            base = rivals[tried[0].candidate]
             standings += tried[1:]
         shorter, (latest,) = latest, train_all([stretched(base, length)])
         standings.append(latest)

@@ -124,10 +124,9 @@ def _with_earlier_comparisons(session: Session, winner: Winner) -> Winner:
         before = Winner.load(session.folder)
     except StudyError:  # another version's, or damaged: it is about to be replaced
         return winner
-    known = None if before is None or before.networks != winner.networks else before.results
-    if before is None or known is None or winner.results is None:
+    if before is None or before.networks != winner.networks or before.results is None or winner.results is None:
         return winner
-    baselines = winner.results["baselines"] or known["baselines"]
+    baselines = winner.results["baselines"] or before.results["baselines"]
     return replace(winner, results=winner.results | {"baselines": baselines}, pretrained=before.pretrained)
 
 

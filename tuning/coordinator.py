@@ -182,8 +182,9 @@ class Coordinator:
     def run(self) -> Generator[StudyEvent]:
         """Train until the plan is fulfilled or a stop is requested, and yield the study's events.
 
-        Raises StudyError for too many trials in a row without a result, a full disk, or a study that another program
-        has deleted, and RuntimeError with the worker's traceback for a bug. A later run resumes unfinished trials.
+        Raises StudyError for too many trials in a row without a result or a full disk, KeyError for a study that
+        another program has deleted, which a session turns into a StudyError, and RuntimeError with the worker's
+        traceback for a bug. A later run resumes unfinished trials.
         """
         deadline = time.monotonic() + (self._plan.timeout or float("inf"))
         trials = read_trials(self._study)

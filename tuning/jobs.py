@@ -84,6 +84,11 @@ class WorkerReady:
     """Facts of the worker's machine, as `tuning.environment` returns them."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialFailure:
     """Message that training ended early, and why."""

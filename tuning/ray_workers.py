@@ -37,7 +37,7 @@ from model.training import Precision
 from tuning import StudyError
 from tuning.devices import Slot
 from tuning.environment import differences, environment, versions
-from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady
+from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady, first_line
 from tuning.memory import offer_first
 from tuning.workers import HANG_SECONDS, Envelope, JobLink, keep_memory_mapped
 
@@ -266,7 +266,7 @@ def connect(
             )
     except (ConnectionError, RuntimeError, ValueError, OSError, exceptions.RayError) as error:
         raise StudyError(
-            f"cannot join the Ray cluster at {address} from this machine ({_first_line(error)}): start one with ray "
+            f"cannot join the Ray cluster at {address} from this machine ({first_line(error)}): start one with ray "
             "start --head, or join it with ray start --address=HOST:PORT, then run the same command again"
         ) from error
     alive = [entry for entry in ray.nodes() if entry["Alive"]]
@@ -635,10 +635,6 @@ def _kill(worker: _Worker) -> None:
     worker.actor = worker.received = None
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def _last_line(error: BaseException) -> str:
     return str(error).strip().rpartition("\n")[2]
 
@@ -698,7 +694,7 @@ class _Actor:
             try:
                 torch.zeros(1, device=self._device)
             except (AssertionError, RuntimeError) as error:  # AssertionError: a torch that was built without CUDA
-                self._end.send(_Unusable(reason=f"cannot use {self._device} ({_first_line(error)})"))
+                self._end.send(_Unusable(reason=f"cannot use {self._device} ({first_line(error)})"))
                 return
             self._end.send(_Facts(versions=versions()))
             usable = True

@@ -27,7 +27,7 @@ from model import checkpoint
 from model.network import MushroomCNN
 from model.training import Batches, Diverged, EpochMetrics, fit, make_optimizer
 from tuning.environment import environment
-from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady
+from tuning.jobs import FailureKind, Progress, TrialFailure, TrialJob, WorkerMessage, WorkerReady, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,13 +126,13 @@ def run(job: TrialJob, link: Link, checkpoints: Checkpoints) -> bool:
     except Diverged as error:
         _fail(link, FailureKind.DIVERGED, str(error))
     except (torch.OutOfMemoryError, MemoryError) as error:
-        _fail(link, FailureKind.OUT_OF_MEMORY, _first_line(error))
+        _fail(link, FailureKind.OUT_OF_MEMORY, first_line(error))
     except RuntimeError as error:
         text = str(error)
         if any(words in text for words in NO_MEMORY):
-            _fail(link, FailureKind.OUT_OF_MEMORY, _first_line(error))
+            _fail(link, FailureKind.OUT_OF_MEMORY, first_line(error))
         elif isinstance(error, torch.AcceleratorError) or any(name in text for name in DEVICE_ERRORS):
-            _fail(link, FailureKind.DIED, _first_line(error))
+            _fail(link, FailureKind.DIED, first_line(error))
             return False
         elif isinstance(error.__context__, OSError):
             # torch.save on a full disk: its zip writer fails again while closing, and that error arrives here.
@@ -242,10 +242,6 @@ def _send_epoch(link: Link, metrics: EpochMetrics, epochs: int) -> None:
 
 def _fail(link: Link, kind: FailureKind, reason: str) -> None:
     link.send(TrialFailure(kind=kind, reason=reason))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class _WithHeartbeat:

@@ -105,9 +105,10 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
         text += "No sampled configuration has beaten this baseline yet. "
     if facts.retrained and test:
         if facts.retrained.trial != best.number:
-            again = str(best.number) in {row["trial"] for row in facts.finalists}
-            better = f"Trained again, {facts.retrained.name} is better."
-            text += f"{better} " if again else f"Trial {best.number} was not trained again. "
+            if str(best.number) in {row["trial"] for row in facts.finalists}:
+                text += f"Trained again, {facts.retrained.name} is better. "
+            else:
+                text += f"Trial {best.number} was not trained again. "
         text += (
             f"Retrained on training and validation pictures, {facts.retrained.name} classifies "
             f"{percent(test['top1'], 1)} of "
