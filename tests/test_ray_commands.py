@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from clusters import Nodes, cluster
-from studies import Tiny, gone, prepare, until
+from studies import Tiny, gone, one_core, prepare, until
 
 from tests.stress.sameness import essence
 from tuning.trials import Trial
@@ -31,9 +31,9 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A study of one local worker."""
+    """A study of one local worker with one thread, which is what a node's worker has."""
     study = tiny.at(tmp_path_factory.mktemp("undisturbed"), "--workers", "1", "--trials", str(TRIALS))
-    with study.start() as running:
+    with one_core(), study.start() as running:
         assert running.end() == 0, running.text
     return study
 
