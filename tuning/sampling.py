@@ -88,13 +88,16 @@ class FeasibleTPESampler(TPESampler):
         self._seed = seed
         self._space = space
         self._attempt = 0
+        self._seen: tuple[Study, int, Study] | None = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that finished and paused trials have in common, by group, or those of a random point.
 
         As long as there are fewer than STARTUP_TRIALS such trials, points are random.
         """
-        ended = [one for one in _as_now(study) if one.state in LEARNED_FROM]
+        trials = _as_now(study)
+        self._seen = (study, trial.number, _view(study, _telling(trials)))
+        ended = [one for one in trials if one.state in LEARNED_FROM]
         if len(ended) >= STARTUP_TRIALS:
             # Groups follow from which parameters occur together: of thousands of trials, one of each kind tells it.
             kinds = {tuple(one.distributions): one for one in ended}
@@ -106,7 +109,7 @@ class FeasibleTPESampler(TPESampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return TPE's first feasible proposal of PROPOSALS, or else a random point."""
-        seen = _view(study, _telling(_as_now(study)))
+        seen = self._view_for(study, trial)
         learned = len(seen.get_trials(deepcopy=False, states=LEARNED_FROM)) >= STARTUP_TRIALS
         for self._attempt in range(PROPOSALS if learned else 0):
             proposed = super().sample_relative(seen, trial, search_space)
@@ -116,6 +119,12 @@ class FeasibleTPESampler(TPESampler):
                 return proposed
         point = _random_point(self._space, self._seed, trial)
         return {name: value for name, value in point.params.items() if name in search_space} if point else {}
+
+    def _view_for(self, study: Study, trial: FrozenTrial) -> Study:
+        """Return the view of the study that a trial's parameters follow from, as it was when its sampling began."""
+        if self._seen is None or self._seen[:2] != (study, trial.number):
+            self._seen = (study, trial.number, _view(study, _telling(_as_now(study))))
+        return self._seen[2]
 
     def _sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -131,7 +140,7 @@ class FeasibleTPESampler(TPESampler):
         seed = draw_seed(self._seed, trial.number, [param_name])
         self._rng.rng.seed(seed)
         self._random_sampler._rng.rng.seed(seed)  # pyright: ignore[reportPrivateUsage]
-        seen = _view(study, _telling(_as_now(study)))
+        seen = self._view_for(study, trial)
         return super().sample_independent(seen, trial, param_name, param_distribution)
 
 
