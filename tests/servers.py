@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -16,7 +18,11 @@ from sqlalchemy.pool import NullPool
 
 
 class Server:
-    """A server on a port of its own, with one database and its owner `study`."""
+    """A server on a port of its own, with one database and its owner `study`.
+
+    The port is below those that a system gives to outgoing connections: while the server is stopped, one of them would
+    take it.
+    """
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self._data, self._programs = folder / "data", programs
@@ -25,9 +31,7 @@ class Server:
         if self._account:
             shutil.chown(folder, "postgres")
             folder.chmod(0o755)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = next(port for port in random.sample(range(20_000, 32_000), 12_000) if _is_free(port))
         self._run("initdb", "--auth=trust", "--username=study", "--no-sync")
         settings = f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\n"
         subprocess.run([*self._account, "tee", "-a", self._data / "postgresql.conf"], input=settings, text=True,
@@ -63,6 +67,13 @@ class Server:
         command = [*self._account, self._programs / program, f"--pgdata={self._data}", *arguments]
         # A server keeps the files that it inherits: a pipe for its output would never end.
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried, contextlib.suppress(OSError):
+        tried.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def server_programs() -> Path:
