@@ -9,6 +9,7 @@ import random
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Server:
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self._data, self._programs = folder / "data", programs
+        self._changing = threading.Lock()  # clients may have found a server again that is still waited for
         # The server refuses to run as root, whose tests use the account that its package makes.
         self._account = ["runuser", "-u", "postgres", "--"] if getpass.getuser() == "root" else []
         if self._account:
@@ -45,11 +47,13 @@ class Server:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        self._run("pg_ctl", "start", "--wait", "--silent", f"--log={self._data}/log")
+        with self._changing:
+            self._run("pg_ctl", "start", "--wait", "--silent", f"--log={self._data}/log")
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop the server: `immediate` is what a crash looks like."""
-        self._run("pg_ctl", "stop", f"--mode={mode}", "--silent")
+        with self._changing:
+            self._run("pg_ctl", "stop", f"--mode={mode}", "--silent")
 
     def query(self, text: str, database: str = "study") -> Sequence[sqlalchemy.Row[tuple[object, ...]]]:
         """Run a statement with a connection of its own and return its rows."""
