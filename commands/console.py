@@ -130,8 +130,8 @@ def print_look_alikes(console: Console, pictures: Pictures) -> None:
         notes.append(
             f"Scenes: {sum(map(len, alike.scenes)):,} pictures look alike in {plural(len(alike.scenes), 'scene')}, the "
             f"largest of {len(alike.scenes[0]):,} ({_examples(alike.scenes[0])}). They are split like different "
-            "pictures, because too many agree to call them copies. If they are frames of one film, the accuracy will "
-            "be too optimistic: sort the pictures into train/, val/ and test/."
+            "pictures, because too many match for them to be copies. If they are frames of one video, the accuracy "
+            "will be too optimistic: sort the pictures into train/, val/ and test/."
         )
     if alike.leaks:
         warnings.append(
@@ -227,8 +227,8 @@ def warn_of_password(console: Console, storage: str) -> None:
     """Print a warning if a storage URL holds a password, which is on the command line then."""
     if without_password(storage) != storage:
         console.print(
-            "Warning: everyone who can list this machine's processes sees the password in --storage: keep that of "
-            "PostgreSQL in the file that PGPASSFILE names.",
+            "Warning: everyone who can list this machine's processes can see the password in --storage: keep a "
+            "PostgreSQL password in the file that PGPASSFILE names instead.",
             style="yellow",
             markup=False,
         )
@@ -660,5 +660,5 @@ def print_removed(console: Console, item: Item, storage: str | None) -> None:
     """Print what was removed, and where the trials of a study are that has its database elsewhere."""
     console.print(Text(f"removed {item.name} ({item.size / 2**20:,.1f} MB)"))
     if storage is not None:
-        rest = f"Its trials are still in {storage}: delete it there in optuna-dashboard, or run it again to resume it."
+        rest = f"Its trials are still in {storage}: delete the study there with optuna-dashboard, or resume it."
         console.print(Text(rest), soft_wrap=True)

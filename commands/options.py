@@ -88,7 +88,7 @@ PartsOption = Annotated[
         group=DATA,
         metavar="PART=DIR,...",
         help=(
-            "Where the folders do not tell: which of them hold the class folders of each official part, as in "
+            "For folders whose roles are unclear: which of them hold the class folders of each official part, as in "
             "train=DIR,test=DIR, with validation=DIR if there is one; or all=DIR. Paths are relative to --data."
         ),
     ),
@@ -100,7 +100,7 @@ LinksOption = Annotated[
         group=DATA,
         negative="",
         show_default=False,
-        help="Read what symbolic links lead to, also outside the folder.",
+        help="Follow symbolic links, even those that lead out of the folder.",
     ),
 ]
 NearDuplicatesOption = Annotated[
@@ -139,7 +139,9 @@ DeviceOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     count(PLACE),
-    Parameter(help="Number of trials to train at once. By default one per usable CPU or GPU; more share the GPUs."),
+    Parameter(
+        help="Number of trials to train at once. By default one per usable CPU or GPU; with more, they share the GPUs."
+    ),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
@@ -152,7 +154,7 @@ RayOption = Annotated[
         name="--ray",
         group=PLACE,
         metavar="ADDRESS",
-        help='Train on every node of the Ray cluster with this head, as HOST:PORT; "auto" is the cluster that this '
+        help='Train on every node of the Ray cluster whose head is at HOST:PORT; "auto" is the cluster that this '
         "machine belongs to. By default this machine trains alone.",
     ),
 ]
@@ -194,7 +196,7 @@ StorageOption = Annotated[
         name="--storage",
         group=PLACE,
         metavar="URL",
-        help="URL of the study's database; needed only if it has a password.",
+        help="URL of the study's database; needed only if the URL holds a password.",
     ),
 ]
 Injected = Annotated[Any, Parameter(parse=False)]

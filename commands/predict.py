@@ -51,7 +51,7 @@ def predict(
     as_csv
         Print CSV instead of a table.
     explain
-        Write a picture for each one into this folder: what the network sees of it, and where it looked.
+        Folder to write one image per picture into: what the network sees of the picture, and where it looked.
     """
     from commands import predictions
     from model.export.bundle import BundleError
@@ -117,13 +117,13 @@ def predict(
                 predictions.write_table(found, bundle.classes, top, sys.stdout, answers=answers)
     except (BundleError, PredictError) as error:
         raise StudyError(str(error)) from error
-    for found, what in (
-        (several, "several pictures, of which the first was classified,"),
-        (outside, "many values outside the range of the training pictures, which were clipped,"),
+    for found, what, then in (
+        (several, "several pictures", "only the first was classified"),
+        (outside, "many values outside the range of the training pictures", "they were clipped"),
     ):
         if found:
             where = f"in {len(found)} of {failures + shown} files, such as {printable(found[0].path)}"
-            print(f"{what} {where}", file=sys.stderr)
+            print(f"{what} {where}: {then}", file=sys.stderr)
     if explain is not None and shown:
         print(f"Where the network looked: {printable(explain)}", file=sys.stderr)
     if failures:

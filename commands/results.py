@@ -71,7 +71,9 @@ def print_standings(console: Console, standings: list[Standing]) -> None:
             style="bold" if standing is won else "dim" if standing.candidate.baseline else None,
         )
     console.print(table)
-    console.print("The study shows a trial's best epoch, a seed its last one, which is what is exported.")
+    console.print(
+        'Column "study" is the best epoch of the trial; the seed columns are the last epoch, which is exported.'
+    )
     planned = (one.candidate for one in standings if one.candidate.recorded is not None)
     if shorter := [one.name for one in planned if not one.complete]:
         console.print(f"Trained for fewer epochs in the study: {', '.join(shorter)}.")

@@ -115,13 +115,13 @@ def run(
     sampler
         How configurations are chosen: "tpe" learns from the finished trials, "random" does not.
     scheduler
-        Which trials end early: "promote" pauses all of them twice and continues the better half each time; "median"
-        stops those below the median of the others at the same epoch; "asha", the worse ones by successive halving;
-        "none".
+        Which trials end early: "promote" pauses each trial up to twice and resumes the better ones; "median" prunes
+        those below the median of the others at the same epoch; "asha" prunes the worse ones by successive halving;
+        "none" prunes nothing.
     audit_pruner
         At the end, train N of the pruned trials to their last epoch and report how often the pruner was wrong.
     no_flips
-        Never mirror pictures in training: for digits, text, and whatever else means something else in a mirror.
+        Never mirror pictures in training: for digits, text and anything else whose mirror image has another meaning.
     seed
         Seed of the search and of every trial. With one worker on a CPU, a study repeats bit for bit.
     storage

@@ -107,7 +107,7 @@ def cost(dots: Sequence[Dot], front: Sequence[Point], budget: float | None) -> s
         y=svg.padded([one.y for one in dots], share=True),
         log_x=True,
         percent_y=True,
-        x_title="MFLOPs per image",
+        x_title="MFLOPs per picture",
         entries=[
             *_outcomes(dots),
             *[Entry("Pareto front", svg.RED)] * bool(front),

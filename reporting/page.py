@@ -211,5 +211,5 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     if facts.chosen is not None and facts.chosen.flops is not None:
         size = [f"{facts.chosen.config.image_size} px images"] if facts.chosen.config else []
         more = ", ".join([f"{(facts.chosen.parameters or 0) / 1e3:,.0f} k parameters", *size])
-        tiles.append((f"{facts.chosen.flops / 1e6:,.0f} MFLOPs", f"per image, trial {facts.chosen.number}", more))
+        tiles.append((f"{facts.chosen.flops / 1e6:,.0f} MFLOPs", f"per picture, trial {facts.chosen.number}", more))
     return tiles

@@ -254,7 +254,9 @@ def cost(trials: Sequence[Trial]) -> go.Figure | None:
     )
     flops = [(trial.flops or 0) / 1e6 for trial in priced]
     ticks = log_ticks(min(flops), max(flops), 12)
-    figure.update_xaxes(title="MFLOPs per image", type="log", tickvals=ticks, ticktext=[number(tick) for tick in ticks])
+    figure.update_xaxes(
+        title="MFLOPs per picture", type="log", tickvals=ticks, ticktext=[number(tick) for tick in ticks]
+    )
     figure.update_yaxes(title=TOP1, tickformat=".0%")
     return figure
 

@@ -117,7 +117,7 @@ def note(number: int, record: TrialRecord, pictures: dict[str, str], host: str |
     for group, settings in configuration(record.assignment.config).items():
         said = [f"{name} {as_text(value)}" for name, value in settings.items()]
         rows += [("" if at else group, ", ".join(said[at : at + IN_A_ROW])) for at in range(0, len(said), IN_A_ROW)]
-    rows.append(("cost", f"{record.cost.flops / 1e6:,.1f} MFLOPs per image, {record.cost.parameters:,} parameters"))
+    rows.append(("cost", f"{record.cost.flops / 1e6:,.1f} MFLOPs per picture, {record.cost.parameters:,} parameters"))
     if record.history:
         seconds = sum(metrics.seconds for metrics in record.history)
         peak = max(metrics.peak_memory for metrics in record.history)

@@ -33,10 +33,10 @@ KIND = "finalists"
 FINALISTS = 3
 """Number of finalists, unless --finalists says otherwise."""
 LONGER = 8
-"""How many times as long as in the study the winner is trained at most, unless --longer says otherwise."""
+"""Longest training of the winner, as a multiple of its length in the study, unless --longer says otherwise."""
 WORTH_DOUBLING, WORTH_OF_LOSS = 0.005, 0.01
 """Gain in mean validation top-1, or fall of the mean validation loss as a share of it, after which a winner that was
-trained twice as long is tried at twice that length. Of a few hundred pictures, top-1 is too coarse to tell alone."""
+trained twice as long is tried at twice that length. On a few hundred pictures, top-1 alone is too coarse to tell."""
 STRONGER = 0.3
 """What is added to the strength of a winner's augmentation, to try that in a longer training."""
 STREAM = 2**32 - 1
@@ -221,7 +221,7 @@ class Standing:
         return statistics.fmean(losses) if losses else math.nan
 
     def is_worth_doubling(self, shorter: Standing) -> bool:
-        """Return whether the same configuration gained so much on a `shorter` training that a longer one may too."""
+        """Return whether this gains so much on the `shorter` training before it that a still longer one may, too."""
         return self.mean - shorter.mean >= WORTH_DOUBLING or self.loss <= (1 - WORTH_OF_LOSS) * shorter.loss
 
     @property
@@ -246,8 +246,8 @@ def train_finalists(
     the length is doubled again, up to `longer` times that of the study. What is best after a short training may learn
     its pictures by heart in a longer one. With `alternatives`, the winner so far is therefore tried at each length,
     with the first seed, beside itself with stronger augmentation, and at twice the length beside the best single guess;
-    the best of them goes on. The baselines then train for as much longer as the winner. Writes finalists.csv. Raises
-    StudyError if all of the winner's runs diverged, or naming a run that failed.
+    the best of them continues. The baselines are then trained for as many times their length as the winner. Writes
+    finalists.csv. Raises StudyError if all of the winner's runs diverged, or naming a run that failed.
     """
     fixed = final_seeds(session, seeds)
 

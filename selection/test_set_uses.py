@@ -3,7 +3,7 @@
 One line per evaluation in `results/test-set-uses.tsv`, beside the studies, because another study of the same pictures
 uses the same test set. A test set is known by some of its pictures, as it is used up for corrected labels, more
 training pictures or a part of it too. The line is written before the evaluation. Evaluating the same networks again, or
-the recipes, is not logged, because nothing is chosen by the result. A pretrained network is logged: it may be chosen.
+the baselines, is not logged, because nothing is chosen by the result. A pretrained network is logged: it may be chosen.
 """
 
 from __future__ import annotations

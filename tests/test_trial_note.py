@@ -215,7 +215,7 @@ def test_a_note_states_outcome_reason_value_configuration_and_cost(described: Ti
     drawn, attributes = CONFIGS[number], described.trials()[number].user_attrs
     assert f"Trial {number}: {ENDS[number]}" in text
     assert attributes["reason"][1:] in text
-    assert f"{attributes['flops'] / 1e6:,.1f} MFLOPs per image, {attributes['parameters']:,} parameters" in text
+    assert f"{attributes['flops'] / 1e6:,.1f} MFLOPs per picture, {attributes['parameters']:,} parameters" in text
     assert f"optimizer {drawn.training.optimizer}, lr {drawn.training.lr:.3g}" in text
     assert f"width {drawn.model.width:g}, stride pattern {drawn.model.stride_pattern}" in text
     assert f"image size {drawn.image_size}" in text

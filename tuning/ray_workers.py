@@ -201,7 +201,7 @@ class RayCluster:
         """Note that a node trains; tell the user if it is a new one."""
         if node.key not in self._used:
             self._used.add(node.key)
-            self.say(f"Node {node.host} has joined with {node.slots} slots.")
+            self.say(f"Node {node.host} has joined with {node.slots} slot{'s' * (node.slots != 1)}.")
 
     def miss(self, node: Node) -> None:
         """Note that a node is lost, and tell the user."""

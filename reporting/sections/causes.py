@@ -54,7 +54,7 @@ def _importances(found: Importances) -> list[Part]:
     else:
         text = f"No parameter matters more than chance would explain for being among {among}. "
     if found.pruned:
-        text += f"{found.pruned:,} trials that stopped earlier count with the best value they had reached."
+        text += f"For {plural(found.pruned, 'trial')} that stopped earlier, the best value reached counts."
     drawings = [charts.importances(found.rows)]
     parts: list[Part] = [Figure(title="Importances", says=text.strip(), drawings=drawings, plots=("importances",))]
     warnings: list[str] = []

@@ -24,8 +24,9 @@ from reporting.words import (
 from tuning.trials import Outcome, Trial, top
 
 SHOWN_CLASSES = 40
-SHOWN_DOUBTS = 50
 """Largest number of classes in the table; if there are more, it shows the best and the worst."""
+SHOWN_DOUBTS = 50
+"""Largest number of doubted labels in the table."""
 
 
 def result(facts: Facts) -> Section:
@@ -141,9 +142,7 @@ def finalists(facts: Facts) -> Section | None:
             if len(values) == 1:
                 texts.append(f"With one seed, {name} won with {percent(mean, 1)}: luck may have decided.")
                 continue
-            texts.append(
-                f"{name[:1].upper()}{name[1:]} won, with {percent(mean, 1)} on average over its seeds, at the end."
-            )
+            texts.append(f"{name[:1].upper()}{name[1:]} won, with {percent(mean, 1)} on average over its seeds.")
             if recorded is not None and not partly:
                 side = "above" if recorded >= mean else "below"
                 texts.append(
@@ -227,9 +226,9 @@ def _doubts(facts: Facts) -> list[Part]:
         return []
     networks = plural(int(doubted[0]["networks"]), "finalist network")
     says = (
-        f"Of {len(facts.doubts):,} validation pictures, {len(doubted):,} have another likeliest class than their label "
-        f"in the mean of {networks}, none of which was trained on them. Look at these: a label may be wrong, or a "
-        "picture hard to tell."
+        f"For {len(doubted):,} of {len(facts.doubts):,} validation pictures, the most probable class on average over "
+        f"{networks} is not the label. No network was trained on these pictures. Look at them: a label may be wrong, "
+        "or a picture hard to tell."
     )
     rows = [
         (

@@ -186,7 +186,7 @@ def trial_table(title: str, trials: Sequence[Trial]) -> Table:
         )
         for trial in trials
     ]
-    costs = ("best epoch", "image size", "MFLOPs per image", "parameters", "training time")
+    costs = ("best epoch", "image size", "MFLOPs per picture", "parameters", "training time")
     head = ("trial", "top-1", *["top-3"] * has_top3, *costs)
     return Table(title=title, head=head, rows=rows, numeric=frozenset(range(1, len(head))))
 

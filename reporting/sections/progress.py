@@ -110,7 +110,7 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
             texts.append(f"Pruning began after epoch {first}.")
         if found := analysis.agreement(facts.trials, first):
             texts.append(
-                f"Of {plural(found.trials, 'trial')} trained to the end, {_order_says(found)} (rank correlation "
+                f"Of {plural(found.trials, 'trial')} trained to the end, {_order_says(found, first)} (rank correlation "
                 f"{found.correlation:.2f}, 95 % interval {found.low:.2f} to {found.high:.2f})."
             )
     elif len(order) > 1:
@@ -118,17 +118,17 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
     return " ".join(texts) or f"Trained for {plural(order[0].epochs, 'epoch')}."
 
 
-def _order_says(found: analysis.Agreement) -> str:
-    """Say whether trials that were ahead early ended ahead, as far as the interval of the correlation tells."""
+def _order_says(found: analysis.Agreement, first: int) -> str:
+    """Say whether trials ahead after epoch `first` ended ahead, as far as the interval of the correlation tells."""
     if found.high < STRONG:
         return (
-            "those ahead at that point rarely ended ahead: early values say little here, so try --scheduler none"
+            f"those ahead after epoch {first} rarely ended ahead: early values say little here, so try --scheduler none"
             if found.low <= 0
-            else "those ahead at that point often did not end ahead"
+            else f"those ahead after epoch {first} often did not end ahead"
         )
     if found.low <= 0:
-        return "too few to say whether those ahead at that point end ahead"
-    return "those ahead at that point mostly ended ahead, too"
+        return f"there are too few to say whether those ahead after epoch {first} end ahead"
+    return f"those ahead after epoch {first} mostly ended ahead, too"
 
 
 def _training_says(number: int, history: Sequence[EpochMetrics], at: int) -> str:
