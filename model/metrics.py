@@ -20,7 +20,9 @@ Z95 = 1.959964
 BINS = 15
 """Number of confidence bins of the calibration error, as in Guo et al. 2017."""
 TEMPERATURES = (0.05, 20.0)
-"""Lowest and highest temperature that is fitted; only a network that is always right, or always wrong, exceeds them."""
+"""Lowest and highest temperature that is fitted."""
+PRIOR = 2.0
+"""Weight of the prior of the inverse temperature, in pictures."""
 RISK = 0.1
 """Largest share of the answers called sure that may be wrong."""
 DRAWS = 200
@@ -195,9 +197,9 @@ class Calibration:
     """The temperature of a network's probabilities, and how it was found."""
 
     temperature: float
-    """Divisor of the logits; 1 if the fitted one is not used."""
+    """Divisor of the logits."""
     text: str
-    """The temperature and the number of pictures that it was fitted on; or "not calibrated:", and why."""
+    """The temperature and the number of pictures that it was fitted on."""
     sure: float | None
     """Lowest probability of a sure answer, 0 to 1, as `surest` returns it."""
     sure_text: str
@@ -205,34 +207,14 @@ class Calibration:
 
 
 def calibrate(outputs: Tensor, labels: Tensor) -> Calibration:
-    """Fit the temperature of networks that were trained alike, and use it only if the pictures determine it.
+    """Fit the temperature of networks that were trained alike, and find the sure answers.
 
     `outputs` (S, N, C) are the logits of S networks for the same N validation pictures, `labels` (N,) their classes. A
     picture counts once, however many networks there are.
-
-    The fit is used if 1 and both of TEMPERATURES lie outside its 95 % interval, by the likelihood ratio (Wilks 1938). A
-    network that makes no mistake on a few pictures has its best temperature at the lower bound, which would claim
-    certainty. Measured on made-up networks (benchmarks/README.md, "When a temperature is used"): with 8, 30, 100, 300
-    and 1,000 pictures the fit is used in 13, 42, 63, 80 and 88 % of all cases, and the calibration error on other
-    pictures falls from 11.0 % to 8.8, 5.2, 3.2, 2.1 and 1.7 % on average.
     """
     networks, pictures, _ = outputs.shape
-    scores, truth = outputs.double().flatten(0, 1), labels.repeat(networks)
-    fitted = temperature(scores, truth)
-
-    def loss(heat: float) -> float:
-        return float(functional.cross_entropy(scores / heat, truth))
-
-    def is_worse(heat: float) -> bool:
-        return 2 * pictures * (loss(heat) - loss(fitted)) > Z95**2
-
-    heat = 1.0
-    if not all(map(is_worse, TEMPERATURES)):
-        text = f"not calibrated: {pictures:,} validation pictures do not determine a temperature"
-    elif not is_worse(1.0):
-        text = f"not calibrated: on {pictures:,} validation pictures, no temperature is better than 1 beyond chance"
-    else:
-        heat, text = fitted, f"temperature {fitted:.2f}, fitted on {pictures:,} validation pictures"
+    heat = temperature(outputs.flatten(0, 1), labels.repeat(networks), PRIOR / pictures)
+    text = f"temperature {heat:.2f}, fitted on {pictures:,} validation pictures"
     sure, sure_text = surest((outputs.double() / heat).softmax(dim=2), labels)
     return Calibration(temperature=heat, text=text, sure=sure, sure_text=sure_text)
 
@@ -264,10 +246,13 @@ def surest(probabilities: Tensor, labels: Tensor) -> tuple[float | None, str]:
     )
 
 
-def temperature(logits: Tensor, labels: Tensor) -> float:
+def temperature(logits: Tensor, labels: Tensor, prior: float = 0.0) -> float:
     """Return the divisor of the logits (N, C) that gives the lowest loss (Guo et al. 2017, section 4.2).
 
-    Fit it on pictures that the weights were not fitted on. The loss is convex in the inverse temperature, so bisection
+    Fit it on pictures that the weights were not fitted on. `prior` is the weight of a gamma prior of the inverse
+    temperature, whose mode is 1, relative to the mean loss: few pictures do not determine a temperature, and a network
+    that makes no mistake on them would claim certainty. Measured on made-up networks with the weight PRIOR / N
+    (benchmarks/README.md, "What a temperature does"). The loss is convex in the inverse temperature, so bisection
     within TEMPERATURES finds where its slope changes sign.
     """
     exact = logits.double()
@@ -276,7 +261,7 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         expected = ((exact * math.exp(middle)).softmax(dim=1) * exact).sum(dim=1)
-        if float((expected - truth).mean()) > 0:
+        if float((expected - truth).mean()) + prior * (1 - math.exp(-middle)) > 0:
             high = middle
         else:
             low = middle
