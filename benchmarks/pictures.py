@@ -38,7 +38,7 @@ def main(folder: Path, *, into: Path = Path(), report_height: int = 1120, dashbo
     into.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
         resize(browser, WIDTH, report_height)
-        browser.get((folder / "report.html").resolve().as_uri())
+        browser.get((folder / "report.html").resolve(strict=True).as_uri())
         _save(browser, into / "report.png")
         with dashboard(folder, folder.name) as address:
             resize(browser, WIDTH, dashboard_height)
