@@ -229,7 +229,7 @@ def drawn(seed: int, pictures: int, classes: int, overconfidence: float, network
     return overconfidence * scores.repeat(networks, 1, 1), labels
 
 
-@given(st.integers(5, 200), st.integers(2, 5), st.floats(1.5, 30), st.integers(1, 3))
+@given(st.integers(1, 200), st.integers(2, 5), st.floats(0.1, 30), st.integers(1, 3))
 @settings(max_examples=30)
 def test_a_network_without_a_mistake_is_not_called_certain(
     pictures: int, classes: int, confidence: float, networks: int
@@ -241,7 +241,8 @@ def test_a_network_without_a_mistake_is_not_called_certain(
     before, after = (
         pictures * (1 - float((outputs[0] / heat).softmax(dim=1).amax(dim=1).mean())) for heat in (1, found.temperature)
     )
-    assert after <= before + 1e-9 and after <= 1.1
+    assert after <= before + 1e-9
+    assert after <= 1.1 or confidence < 1.5, "it was never sure itself"
     assert after >= min(before, 0.1) / 10
     assert f"fitted on {pictures} validation pictures" in found.text
 
@@ -252,14 +253,14 @@ def test_the_temperature_balances_the_loss_and_its_prior(
     seed: int, pictures: int, classes: int, overconfidence: float
 ) -> None:
     outputs, labels = drawn(seed, pictures, classes, overconfidence)
-    found = calibrate(outputs, labels).temperature
+    found = calibrate(outputs, labels)
 
     def penalised(heat: float) -> float:
         return pictures * loss(outputs[0], labels, heat) + PRIOR * (1 / heat + math.log(heat))
 
-    assert penalised(found) <= min(map(penalised, np.geomspace(*TEMPERATURES, 500))) + 1e-9
+    assert penalised(found.temperature) <= min(map(penalised, np.geomspace(*TEMPERATURES, 500))) + 1e-9
     again = calibrate(outputs.repeat(3, 1, 1), labels)  # no more pictures than before
-    assert again.temperature == pytest.approx(found)
+    assert (again.temperature, again.text) == (pytest.approx(found.temperature), found.text)
 
 
 def test_a_network_that_is_calibrated_already_hardly_changes() -> None:

@@ -77,6 +77,13 @@ def workers(joined: RayCluster) -> Iterator[RayWorkers]:
         yield made
 
 
+def replace_node(nodes: Nodes, joined: RayCluster, slots: int = 1, **environment: str) -> None:
+    """Replace node `a` by a node `b`, and wait until the cluster has that one alone."""
+    nodes.remove("a")
+    nodes.add("b", slots, **environment)
+    until(lambda: joined.update() or [slot.host for slot in joined.slots] == ["b"] * slots, "the new node alone")
+
+
 def ready(workers: RayWorkers, count: int) -> None:
     """Wait until so many slots are up."""
     until(lambda: workers.wait(0.1) or len(workers.slots) == count, f"{count} slots")
@@ -290,9 +297,7 @@ def test_a_worker_ended_for_its_memory_is_told_from_a_death(
     share = (memory.total - memory.available + 2 * GIGABYTE) / memory.total
     if share > 0.8:
         pytest.skip("other programs leave too little memory")
-    nodes.remove("a")
-    nodes.add("b", RAY_memory_usage_threshold=f"{share:.3f}")
-    until(lambda: joined.update() or [slot.host for slot in joined.slots] == ["b"], "the new node alone")
+    replace_node(nodes, joined, RAY_memory_usage_threshold=f"{share:.3f}")
     with contextlib.closing(joined.make_workers([Slot()])) as workers:
         ready(workers, 1)
         workers.start(0, job())
@@ -465,9 +470,7 @@ def test_a_function_that_times_waits_until_its_node_is_idle_and_says_so(
     joined: RayCluster, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tuning.ray_workers.IDLE_SECONDS", 1.0)
-    nodes.remove("a")
-    nodes.add("b", slots=2)
-    until(lambda: joined.update() or [slot.host for slot in joined.slots] == ["b", "b"], "the new node alone")
+    replace_node(nodes, joined, slots=2)
     other = other_work()
     said: list[str] = []
 

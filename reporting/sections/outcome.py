@@ -142,7 +142,8 @@ def finalists(facts: Facts) -> Section | None:
             if len(values) == 1:
                 texts.append(f"With one seed, {name} won with {percent(mean, 1)}: luck may have decided.")
                 continue
-            texts.append(f"{name[:1].upper()}{name[1:]} won, with {percent(mean, 1)} on average over its seeds.")
+            won = f"{name[:1].upper()}{name[1:]} won, with {percent(mean, 1)}"
+            texts.append(f"{won} on average over its seeds after the last epoch.")
             if recorded is not None and not partly:
                 side = "above" if recorded >= mean else "below"
                 texts.append(
