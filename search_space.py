@@ -200,16 +200,20 @@ def suggest(trial: optuna.Trial, profile: Profile, classes: int) -> Config:
         # The hand-tuned recipe has 0.2; with 0.5 small networks hardly learn.
         dropout=trial.suggest_float("dropout", 0.0, 0.4, step=0.1),
     )
-    # 1 is the baselines' range of every augmentation; short training often needs less.
+    # 1 is the baselines' range of the six augmentations; short training often needs less.
     strength = trial.suggest_float("augmentation_strength", 0.0, 1.0, step=0.1)
+    # Photographs gain from it, most of all a few; where the colour tells classes apart, less is better.
+    colour_jitter = trial.suggest_float("colour_jitter", 0.0, 0.8, step=0.2)
     kind = choose("augmentation", ["fresh", "originals+fresh", "originals+fixed"])
+    augmented = strength > 0 or colour_jitter > 0
     augment = AugmentConfig(
         strength=strength,
-        # Whether a third of the views are the plain pictures, as in the baselines; at strength 0 all of them are.
-        reuse_originals=strength > 0 and kind != "fresh",
+        # Whether a third of the views are the plain pictures, as in the baselines; without augmentation all are.
+        reuse_originals=augmented and kind != "fresh",
         # Fixed: the same augmented copies in every epoch, with which the original recipe overfitted.
-        fresh=strength == 0 or kind != "originals+fixed",
+        fresh=not augmented or kind != "originals+fixed",
         flips=profile.flips,
+        colour_jitter=colour_jitter,
     )
     optimizer = choose("optimizer", ["sgd", "adam", "adamw"])
     lr = {
@@ -268,6 +272,7 @@ def baselines(profile: Profile) -> dict[str, dict[str, Any]]:
         "label_smoothing": 0.0,
         "class_balance": "none",
         "augmentation_strength": 1.0,
+        "colour_jitter": 0.0,
     }
     original = {
         # It used 150 of the hand-tuned recipe's 256 pixels.
@@ -311,6 +316,7 @@ def guess(profile: Profile) -> dict[str, Any]:
         "pooling": "avg+max",
         "dropout": 0.1,
         "augmentation_strength": 0.3,
+        "colour_jitter": 0.4,
         "augmentation": "originals+fresh",
         "optimizer": "adamw",
         "adamw_lr": 4e-3,
@@ -343,10 +349,16 @@ def portfolio(profile: Profile) -> list[dict[str, Any]]:
             {"adamw_lr": 8e-3},
             {"adamw_lr": 1.2e-2, "augmentation_strength": 0.5},
             {"adamw_lr": 8e-3, "stride_pattern": "early", "width": middle},
-            {"adamw_lr": 8e-3, "augmentation_strength": 0.6, "augmentation": "fresh", "dropout": 0.2},
+            {
+                "adamw_lr": 8e-3,
+                "augmentation_strength": 0.6,
+                "colour_jitter": 0.6,
+                "augmentation": "fresh",
+                "dropout": 0.2,
+            },
             {"adamw_lr": 8e-3, "width": middle, "image_size": profile.sizes[-2:][0], "label_smoothing": 0.1},
             {"stride_pattern": "every", "width": profile.widths[1], "adamw_lr": 6e-3},
-            {"adamw_lr": 6e-3, "dilation_pattern": "late", "adamw_weight_decay": 0.1},
+            {"adamw_lr": 6e-3, "dilation_pattern": "late", "adamw_weight_decay": 0.1, "colour_jitter": 0.0},
         )
     ]
     return [*variations, sgd | {"optimizer": "sgd", "sgd_lr": 0.1, "weight_decay": 5e-4}]

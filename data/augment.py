@@ -1,9 +1,10 @@
-"""The original recipe's six augmentations for a whole batch at once: one warp per picture, then some blurs.
+"""The original recipe's six augmentations and colour jitter, for a whole batch at once.
 
-config -> `draw`: one or two of the six for each picture, as one homography and one sigma -> `augment`: one grid, one
-`grid_sample`. A homography maps each point of the new picture to the point of the old one shown there. Coordinates run
-from -1 to 1 between the picture's outer edges, so that pixel i of S has its centre at (2i + 1) / S - 1
-(`align_corners=False`). Steps are composed by matrix product, so that two of them interpolate the picture only once.
+config -> `draw`: one or two of the six for each picture, as one homography and one sigma, and three factors of its
+colours -> `augment`: one `grid_sample`, some blurs, new colours. A homography maps each point of the new picture to the
+point of the old one shown there. Coordinates run from -1 to 1 between the picture's outer edges, so that pixel i of S
+has its centre at (2i + 1) / S - 1 (`align_corners=False`). Steps are composed by matrix product, so that two of them
+interpolate the picture only once.
 
 benchmarks/README.md compares the speed with that of a loop over torchvision's operations.
 """
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 
 from data.transfer import to_device
+from model.preprocessing import MEAN, STD
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,6 +45,12 @@ MAX_DISTORTION = 0.2
 MIN_SIGMA, MAX_SIGMA = 0.1, 2.0
 """Range of the 3x3 Gaussian's sigma in pixels, at strength 1."""
 
+GREY = (0.2989, 0.587, 0.114)
+"""Shares of red, green and blue in a pixel's grey level, as torchvision has them."""
+
+BLACK, WHITE = -MEAN[0] / STD[0], (1 - MEAN[0]) / STD[0]
+"""Values of black and white in a normalised picture."""
+
 SIDED = frozenset(["left", "right", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
 """Words in the names of classes that flips may change."""
 
@@ -55,17 +63,22 @@ class AugmentConfig:
     """Augmentation of the training pictures."""
 
     strength: float
-    """Scale of every magnitude, 0 to 2: 0 is no augmentation, 1 the original recipe. Flips are unaffected above 0."""
+    """Scale of the six augmentations' magnitudes, 0 to 2: 0 is none of the six, 1 the original recipe. Flips are
+    unaffected above 0."""
     reuse_originals: bool
     """Leave one view of three unaugmented, as the original recipe does; otherwise augment every view."""
     fresh: bool
     """Draw new augmentations in every epoch; otherwise each picture's augmented copies are the same in every epoch."""
     flips: bool = True
     """Whether mirrored pictures keep their meaning and flips are among the augmentations."""
+    colour_jitter: float = 0.0
+    """Largest relative change of brightness, of contrast and of saturation, 0 to 1, in every augmented view."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 2:
             raise ValueError(f"`0 <= strength <= 2` must hold, but got strength={self.strength}")
+        if not 0 <= self.colour_jitter <= 1:
+            raise ValueError(f"`0 <= colour_jitter <= 1` must hold, but got colour_jitter={self.colour_jitter}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +91,27 @@ class Draws:
     """Whether to apply each picture's homography, (n,)."""
     sigmas: npt.NDArray[np.float32]
     """Standard deviation of each picture's blur in pixels, (n,); 0 means no blur."""
+    colours: npt.NDArray[np.float32]
+    """Factors of each picture's brightness, contrast and saturation, (n, 3)."""
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Self:
-        return type(self)(homographies=self.homographies[rows], warped=self.warped[rows], sigmas=self.sigmas[rows])
+        return type(self)(
+            homographies=self.homographies[rows],
+            warped=self.warped[rows],
+            sigmas=self.sigmas[rows],
+            colours=self.colours[rows],
+        )
 
 
-def draw(strength: float, plain: npt.NDArray[np.bool_], rng: np.random.Generator, *, flips: bool = True) -> Draws:
-    """Draw one or two steps, equally likely, for each of n pictures; none for `plain` (n,) ones or at strength 0.
+def draw(config: AugmentConfig, plain: npt.NDArray[np.bool_], rng: np.random.Generator) -> Draws:
+    """Draw one or two of the six, equally likely, and colours for each of n pictures, but none for `plain` (n,) ones.
 
-    Without `flips`, they are drawn from the other five steps. A picture's draw depends only on `rng` and its position,
-    not on which other pictures are plain.
+    Without flips, one or two of the other five are drawn. A picture's draw depends only on `rng` and its position, not
+    on which other pictures are plain.
     """
-    n = len(plain)
+    n, strength = len(plain), config.strength
     priorities = rng.random((n, len(STEPS)))
-    if not flips:
+    if not config.flips:
         priorities[:, STEPS.index("flip")] = 1  # last, and at most two steps are chosen
     ranks = priorities.argsort(axis=1).argsort(axis=1)
     chosen = ranks < rng.integers(1, 3, (n, 1))
@@ -117,10 +137,12 @@ def draw(strength: float, plain: npt.NDArray[np.bool_], rng: np.random.Generator
     for step in steps[1:]:
         homographies = homographies @ step
     sigmas = rng.uniform(MIN_SIGMA, MIN_SIGMA + strength * (MAX_SIGMA - MIN_SIGMA), n) * blur
+    changes = rng.uniform(-config.colour_jitter, config.colour_jitter, (n, 3)) * ~plain[:, None]
     return Draws(
         homographies=homographies.astype(np.float32),
         warped=crop | flip | perspective | rotation | translation,
         sigmas=sigmas.astype(np.float32),
+        colours=(1 + changes).astype(np.float32),
     )
 
 
@@ -138,6 +160,7 @@ def augment(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
     out = pictures.clone(memory_format=torch.channels_last)
     _apply(out, np.flatnonzero(draws.warped), draws.homographies, warp)
     _apply(out, np.flatnonzero(draws.sigmas), draws.sigmas, blur)
+    _apply(out, np.flatnonzero((draws.colours != 1).any(axis=1)), draws.colours, recolour)
     return out
 
 
@@ -161,6 +184,19 @@ def blur(pictures: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     padded = F.pad(pictures, (1, 1, 1, 1), mode="reflect")
     down = middle * padded[:, :, 1:-1] + side * (padded[:, :, :-2] + padded[:, :, 2:])
     return middle * down[..., 1:-1] + side * (down[..., :-2] + down[..., 2:])
+
+
+def recolour(pictures: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """Multiply brightness, contrast and saturation of pictures (n, 3, S, S), in this order, by factors (n, 3).
+
+    Contrast is the distance from a picture's mean grey level, saturation that from each pixel's own, as in torchvision.
+    Values are clipped to black and white once, at the end.
+    """
+    brightness, contrast, saturation = colours.view(-1, 3, 1, 1, 1).unbind(1)
+    out = (pictures - BLACK) * brightness
+    out = torch.lerp(_grey(out).mean(dim=(2, 3), keepdim=True), out, contrast)
+    out = torch.lerp(_grey(out), out, saturation)
+    return out.clamp_(0, WHITE - BLACK).add_(BLACK)
 
 
 def crop_map(sides: Floats, centres: Floats) -> Floats:
@@ -233,6 +269,12 @@ def _apply(
 def _centres(size: int, device: torch.device) -> torch.Tensor:
     """Return the coordinates of the pixel centres in a row; its edges are -1 and 1."""
     return (torch.arange(size, device=device) * 2 + 1) / size - 1
+
+
+def _grey(pictures: torch.Tensor) -> torch.Tensor:
+    """Return the grey levels (n, 1, S, S) of pictures (n, 3, S, S) whose black is 0."""
+    red, green, blue = pictures.split(1, dim=1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
 def _identity(n: int) -> Floats:

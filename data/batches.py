@@ -87,7 +87,7 @@ class TrainingBatches:
         all_views = np.arange(len(all_pictures)) - self._first_row[all_pictures]
         stream = [self._seed, n, FRESH] if self._augment.fresh else [self._seed, FIXED]
         plain = self.plain(all_pictures, all_views, n)
-        draws = draw(self._augment.strength, plain, np.random.default_rng(stream), flips=self._augment.flips)
+        draws = draw(self._augment, plain, np.random.default_rng(stream))
         for batch in np.split(np.arange(self._total), np.arange(1, len(self)) * self._batch_size):
             images, labels = self._pictures[pictures[batch]]
             yield augment(normalise(images), draws[rows[batch]]), labels

@@ -37,8 +37,10 @@ LONGER = 8
 WORTH_DOUBLING, WORTH_OF_LOSS = 0.005, 0.01
 """Gain in mean validation top-1, or fall of the mean validation loss as a share of it, after which a winner that was
 trained twice as long is tried at twice that length. On a few hundred pictures, top-1 alone is too coarse to tell."""
-STRONGER = 0.3
-"""What is added to the strength of a winner's augmentation, to try that in a longer training."""
+STRONGER, MORE_JITTER = 0.3, 0.2
+"""What is added to the strength and to the colour jitter of a winner, to try that in a longer training."""
+MOST_JITTER = 0.8
+"""Largest colour jitter that is reached in this way, like the search space's."""
 STREAM = 2**32 - 1
 """Number used instead of a trial's to derive the finalists' seeds; no trial has such a high number."""
 
@@ -105,10 +107,11 @@ def stronger(candidate: Candidate) -> list[Candidate]:
     """Return the candidate with stronger augmentation of every view; an empty list if that is as strong as it gets."""
     before = candidate.config.augment
     strength = max(before.strength, min(1.0, round(before.strength + STRONGER, 1)))
-    augment = replace(before, strength=strength, reuse_originals=False, fresh=True)
+    colour_jitter = max(before.colour_jitter, min(MOST_JITTER, round(before.colour_jitter + MORE_JITTER, 1)))
+    augment = replace(before, strength=strength, colour_jitter=colour_jitter, reuse_originals=False, fresh=True)
     if augment == before:
         return []
-    name = f"{candidate.name.partition(',')[0]}, augmentation {strength:g}"
+    name = f"{candidate.name.partition(',')[0]}, augmentation {strength:g}, colour jitter {colour_jitter:g}"
     return [replace(candidate, name=name, config=replace(candidate.config, augment=augment))]
 
 

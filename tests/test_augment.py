@@ -22,6 +22,7 @@ from data.augment import (
     draw,
     flip_map,
     perspective_map,
+    recolour,
     rotation_map,
     translation_map,
     warp,
@@ -40,8 +41,19 @@ def warped(image: torch.Tensor, homography: np.ndarray) -> torch.Tensor:
     return warp(image, torch.as_tensor(homography, dtype=torch.float32))
 
 
-def draws(n: int, *, strength: float = 1.0, seed: int = 0, plain: bool = False) -> Draws:
-    return draw(strength, np.full(n, plain), np.random.default_rng(seed))
+def draws(
+    n: int,
+    *,
+    strength: float = 1.0,
+    seed: int = 0,
+    plain: bool | np.ndarray = False,
+    flips: bool = True,
+    colour_jitter: float = 0.0,
+) -> Draws:
+    config = AugmentConfig(
+        strength=strength, reuse_originals=False, fresh=True, flips=flips, colour_jitter=colour_jitter
+    )
+    return draw(config, np.full(n, plain), np.random.default_rng(seed))
 
 
 def mirrored(place: float, size: int) -> float:
@@ -171,10 +183,9 @@ def test_two_steps_in_one_warp_equal_the_steps_one_after_the_other():
 
 
 def test_a_plain_picture_is_copied_bit_for_bit():
-    batch, drawn = pictures(64), draws(64)
+    batch, drawn = pictures(64), draws(64, colour_jitter=0.4)
     plain = np.arange(64) % 3 == 0
-    mixed = draw(1.0, plain, np.random.default_rng(0))
-    got = augment(batch, mixed)
+    got = augment(batch, draws(64, plain=plain, colour_jitter=0.4))
     assert torch.equal(got[plain], batch[plain])
     assert torch.equal(got[~plain], augment(batch, drawn)[~plain])
 
@@ -183,14 +194,14 @@ def test_a_plain_picture_is_copied_bit_for_bit():
 def test_the_result_is_channels_last_and_the_input_unchanged(size: int):
     batch = pictures(8, size)
     before = batch.clone()
-    for drawn in (draws(8), draws(8, plain=True)):
+    for drawn in (draws(8), draws(8, colour_jitter=1.0), draws(8, plain=True)):
         got = augment(batch, drawn)
         assert got.shape == batch.shape and got.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(batch, before)
 
 
 def test_a_picture_does_not_depend_on_its_batch():
-    batch, drawn = pictures(40), draws(40)
+    batch, drawn = pictures(40), draws(40, colour_jitter=0.5)
     rows = np.array([31, 3, 8], dtype=np.int64)
     torch.testing.assert_close(augment(batch[rows], drawn[rows]), augment(batch, drawn)[rows], rtol=0, atol=1e-6)
 
@@ -199,6 +210,7 @@ def test_strength_0_changes_nothing():
     drawn = draws(200, strength=0.0)
     assert not drawn.warped.any() and not drawn.sigmas.any()
     assert (drawn.homographies == np.eye(3)).all()
+    assert (drawn.colours == 1).all()
 
 
 def test_each_picture_draws_one_or_two_of_six():
@@ -213,7 +225,7 @@ def test_each_picture_draws_one_or_two_of_six():
 
 
 def test_without_flips_each_picture_draws_one_or_two_of_the_other_five():
-    drawn = draw(1.0, np.full(60_000, False), np.random.default_rng(0), flips=False)
+    drawn = draws(60_000, flips=False)
     assert (np.linalg.det(drawn.homographies[:, :2, :2]) > 0).all()
     blurred = drawn.sigmas > 0
     assert (blurred | drawn.warped).all()
@@ -252,6 +264,45 @@ def test_at_strength_1_rotations_cover_their_range():
     assert np.abs(angles).max() <= MAX_ROTATION + 1e-3
 
 
-def test_a_strength_out_of_range_is_refused():
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+@pytest.mark.parametrize("factor", [0.4, 0.9, 1.3])
+def test_each_change_of_colour_is_torchvisions(name: str, factor: float):
+    images = pictures(3) / 4  # values from 0.375 to 0.625 of white, none of which is clipped
+    colours = torch.ones(3, 3)
+    colours[:, ["brightness", "contrast", "saturation"].index(name)] = factor
+    expected = getattr(tv, f"adjust_{name}")(images / 4 + 0.5, factor)
+    torch.testing.assert_close(recolour(images, colours), (expected - 0.5) * 4, rtol=0, atol=1e-5)
+
+
+def test_colours_are_changed_in_torchvisions_order_and_clipped_at_black_and_white():
+    images = pictures(3) / 4
+    expected = images / 4 + 0.5
+    for adjust, factor in zip(
+        (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), (1.2, 0.7, 1.4), strict=True
+    ):
+        expected = adjust(expected, factor)
+    colours = torch.tensor([[1.2, 0.7, 1.4]]).expand(3, 3)
+    torch.testing.assert_close(recolour(images, colours), (expected - 0.5) * 4, rtol=0, atol=1e-5)
+    dazzling = recolour(pictures(4), torch.full((4, 3), 2.0))
+    assert (dazzling.min(), dazzling.max()) == (-2, 2)
+
+
+@given(colour_jitter=st.floats(0.001, 1), strength=st.sampled_from([0.0, 1.0]))
+def test_colours_of_augmented_pictures_cover_the_jitters_range(colour_jitter: float, strength: float):
+    changes = draws(500, strength=strength, colour_jitter=colour_jitter).colours - 1
+    assert np.abs(changes).max() <= colour_jitter + 1e-6
+    assert (changes.min(axis=0) <= -0.9 * colour_jitter).all() and (changes.max(axis=0) >= 0.9 * colour_jitter).all()
+    assert (draws(500, strength=strength, colour_jitter=colour_jitter, plain=True).colours == 1).all()
+
+
+def test_colour_jitter_leaves_the_other_draws_as_they_were():
+    without, jittered = draws(200), draws(200, colour_jitter=0.4)
+    assert np.array_equal(without.homographies, jittered.homographies)
+    assert np.array_equal(without.sigmas, jittered.sigmas)
+
+
+def test_magnitudes_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"strength=2\.5"):
         AugmentConfig(strength=2.5, reuse_originals=True, fresh=True)
+    with pytest.raises(ValueError, match=r"colour_jitter=1\.5"):
+        AugmentConfig(strength=1, reuse_originals=True, fresh=True, colour_jitter=1.5)

@@ -289,22 +289,31 @@ def test_twice_the_length_is_worth_it_for_its_top1_or_its_loss(top1: float, loss
 
 
 @pytest.mark.parametrize(
-    ("strength", "reuse", "fresh", "after"),
+    ("strength", "jitter", "reuse", "fresh", "after", "then"),
     [
-        (0.0, False, True, 0.3),
-        (0.7, True, True, 1.0),
-        (0.9, False, False, 1.0),
-        (1.0, True, True, 1.0),
-        (1.5, True, True, 1.5),
+        (0.0, 0.0, False, True, (0.3, 0.2), (0.6, 0.4)),
+        (0.7, 0.4, True, True, (1.0, 0.6), (1.0, 0.8)),
+        (0.9, 0.7, False, False, (1.0, 0.8), None),
+        (1.0, 0.8, True, True, (1.0, 0.8), None),
+        (1.5, 1.0, True, True, (1.5, 1.0), None),
     ],
 )
-def test_a_stronger_augmentation_is_of_every_view(strength: float, reuse: bool, fresh: bool, after: float) -> None:
-    augment = AugmentConfig(strength=strength, reuse_originals=reuse, fresh=fresh, flips=False)
+def test_a_stronger_augmentation_is_of_every_view(
+    strength: float,
+    jitter: float,
+    reuse: bool,
+    fresh: bool,
+    after: tuple[float, float],
+    then: tuple[float, float] | None,
+) -> None:
+    augment = AugmentConfig(strength=strength, reuse_originals=reuse, fresh=fresh, flips=False, colour_jitter=jitter)
     (made,) = finalists.stronger(candidate(3, point=replace(config(), augment=augment)))
-    assert made.config.augment == AugmentConfig(strength=after, reuse_originals=False, fresh=True, flips=False)
-    assert (made.trial, made.name) == (3, f"trial 3, augmentation {after:g}")
+    assert (made.config.augment.strength, made.config.augment.colour_jitter) == after
+    assert not made.config.augment.reuse_originals and made.config.augment.fresh and not made.config.augment.flips
+    assert (made.trial, made.name) == (3, f"trial 3, augmentation {after[0]:g}, colour jitter {after[1]:g}")
     again = finalists.stronger(made)
-    assert [one.name for one in again] == ([f"trial 3, augmentation {after + 0.3:g}"] if after < 1 else [])
+    augments = [one.config.augment for one in again]
+    assert [(one.strength, one.colour_jitter) for one in augments] == ([then] if then else [])
 
 
 def test_the_best_single_guess_is_a_candidate_if_the_study_has_trained_it() -> None:

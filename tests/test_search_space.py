@@ -136,7 +136,8 @@ def test_a_conditional_knob_is_sampled_only_with_its_choice() -> None:
             unconditional |= trial.asked.keys() - CONDITIONS.keys()
     assert unconditional == {
         *("image_size", "width", "stride_pattern", "dilation_pattern", "pooling", "dropout"),
-        *("augmentation", "augmentation_strength", "optimizer", "lr_decay", "label_smoothing", "class_balance"),
+        *("augmentation", "augmentation_strength", "colour_jitter"),
+        *("optimizer", "lr_decay", "label_smoothing", "class_balance"),
     }
 
 
@@ -172,11 +173,12 @@ def test_a_knob_that_a_choice_leaves_unused_has_one_fixed_value(seed: int) -> No
     assert config.training.momentum == 0.9
 
 
-def test_at_strength_0_all_kinds_of_augmentation_are_one_point() -> None:
+def test_without_augmentation_all_kinds_of_it_are_one_point() -> None:
     """Every view is then the plain picture; once the same network was trained under three names."""
     kinds = ("fresh", "originals+fresh", "originals+fixed")
-    for strength, different in [(0.0, 1), (0.1, 3)]:
-        digests = {chosen(FITTED["quick"], augmentation=kind, augmentation_strength=strength).digest for kind in kinds}
+    for strength, jitter, different in [(0.0, 0.0, 1), (0.1, 0.0, 3), (0.0, 0.2, 3)]:
+        values = {"augmentation_strength": strength, "colour_jitter": jitter}
+        digests = {chosen(FITTED["quick"], augmentation=kind, **values).digest for kind in kinds}
         assert len(digests) == different
 
 

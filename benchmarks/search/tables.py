@@ -28,6 +28,8 @@ MOST_POINTS = 60
 """Largest number of points of a curve in a replay; a longer one is thinned."""
 CLASSES = 2
 """Number of classes of the configurations; it only changes the size of the head, on which no decision depends."""
+GAINED = {"colour_jitter": 0.0}
+"""Knobs that the search space has gained since tables were recorded, each with the value that those trained with."""
 RANDOM = "random "
 """How the names of random configurations begin; all other rows are baselines or points of a portfolio."""
 
@@ -152,7 +154,7 @@ def read_table(path: Path, points: int = MOST_POINTS) -> Table:
 
 def _row(name: str, recorded: list[dict[str, Any]], profile: Profile, points: int) -> Row:
     """Return a row. Raises ValueError or UserWarning if the space of the profile does not contain it."""
-    params = recorded[0]["params"]
+    params = GAINED | recorded[0]["params"]
     trial: Any = FixedTrial(params)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Optuna only warns of a value outside its distribution
