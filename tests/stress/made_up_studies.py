@@ -177,6 +177,7 @@ def _confusion(share: float, classes: int, rng: np.random.Generator) -> list[lis
 def promoted(trials: Sequence[FrozenTrial], *, paused: bool = False) -> list[FrozenTrial]:
     """Return the trials as promotion leaves them: after each rung the best share continues, the others were pruned.
 
+    Only trials that were trained to the end continue: the values of the others end where the median pruned them.
     With `paused`, they are still waiting, as when time is up, and those that passed the last rung are left out.
     """
     made = {trial.number: copy.deepcopy(trial) for trial in trials}
@@ -184,7 +185,12 @@ def promoted(trials: Sequence[FrozenTrial], *, paused: bool = False) -> list[Fro
     going = [trial for trial in made.values() if trial.user_attrs["outcome"] in trained]
     last = max(trial.datetime_complete for trial in made.values() if trial.datetime_complete is not None)
     for rung in rungs(PROFILE.horizon):
-        going.sort(key=lambda trial, rung=rung: -max(trial.intermediate_values[epoch] for epoch in range(rung)))
+        going.sort(
+            key=lambda trial, rung=rung: (
+                trial.state is not TrialState.COMPLETE,
+                -max(trial.intermediate_values[epoch] for epoch in range(rung)),
+            )
+        )
         kept = int(kept_share(PROFILE.horizon) * len(going))
         for trial in going[kept:]:
             values = {epoch: trial.intermediate_values[epoch] for epoch in range(rung)}
