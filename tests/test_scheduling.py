@@ -389,10 +389,14 @@ def test_no_pruner_prunes_during_warm_up_or_a_baseline(name: str) -> None:
 # -- promotion, without training
 
 
-def at(number: int, *curve: float, paused: bool = False) -> Trial:
-    """Return a running trial with this curve."""
+def at(number: int, *curve: float, paused: bool = False, lr_decay: str = "one-cycle") -> Trial:
+    """Return a running trial with this curve and lr schedule."""
     made = optuna.trial.create_trial(
-        state=TrialState.RUNNING, intermediate_values=dict(enumerate(curve)), user_attrs={"paused": paused}
+        state=TrialState.RUNNING,
+        params={"lr_decay": lr_decay},
+        distributions={"lr_decay": optuna.distributions.CategoricalDistribution(["step", "one-cycle"])},
+        intermediate_values=dict(enumerate(curve)),
+        user_attrs={"paused": paused},
     )
     made.number = number
     return Trial(made)
@@ -420,6 +424,16 @@ def test_a_trial_that_fell_behind_is_promoted_once_enough_worse_ones_have_come()
     trials = [at(0, 0.5, 0.6), at(1, 0.4, paused=True), at(2, 0.3, paused=True)]
     assert scheduler.for_free_slot(trials, new_wanted=False) is None
     assert scheduler.for_free_slot([*trials, at(3, 0.1, paused=True)], new_wanted=False) == Resume(1)
+
+
+def test_trials_are_compared_only_with_those_of_the_same_lr_schedule() -> None:
+    """A study of the field guide left nearly all one-cycle trials behind before their learning rate had peaked."""
+    scheduler = PromotionScheduler([1], keep=0.5)
+    steps = [at(number, 0.6, 0.7, lr_decay="step") for number in range(2)]
+    steps += [at(number, 0.5, paused=True, lr_decay="step") for number in range(2, 4)]
+    slow = [at(4, 0.2, paused=True), at(5, 0.3, paused=True)]
+    assert scheduler.for_free_slot([*steps, *slow], new_wanted=True) == Resume(5)
+    assert scheduler.for_free_slot([*steps, slow[0], at(5, 0.3, 0.4)], new_wanted=True) is None
 
 
 def test_in_a_small_study_the_best_trial_is_promoted_once_no_new_ones_are_wanted() -> None:
