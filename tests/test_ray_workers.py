@@ -469,7 +469,6 @@ def test_a_function_runs_on_the_node(joined: RayCluster) -> None:
 def test_a_function_that_times_waits_until_its_node_is_idle_and_says_so(
     joined: RayCluster, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuning.ray_workers.IDLE_SECONDS", 1.0)
     replace_node(nodes, joined, slots=2)
     other = other_work()
     said: list[str] = []
@@ -481,6 +480,7 @@ def test_a_function_that_times_waits_until_its_node_is_idle_and_says_so(
     joined.say = say
     assert joined.run_there(environment, Slot())["threads"] == "1"
     assert not said, "a free slot is enough to read facts"
+    monkeypatch.setattr("tuning.ray_workers.IDLE_SECONDS", 1.0)
     assert joined.run_there(sum, [1, 2]) == 3
     assert len(said) == 1
 

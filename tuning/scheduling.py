@@ -76,8 +76,8 @@ class PromotionScheduler:
     """Asynchronous successive halving with promotion (Li et al. 2020, arXiv:1810.05934).
 
     Every trial pauses at each rung, and the best share of those that reached it is promoted to the next one. A trial
-    that fell behind early can still be promoted later, which pruning for good rules out. Only trials with the same lr
-    schedule are compared: while one-cycle still warms up, others lead that are worse in the end.
+    that fell behind early can still be promoted later, which pruning for good rules out. Trials are ranked by their
+    place among those with the same lr schedule: while one-cycle still warms up, others lead that are worse in the end.
     """
 
     def __init__(self, rungs: Sequence[int], keep: float) -> None:
@@ -90,22 +90,35 @@ class PromotionScheduler:
         return Decision.PAUSE if trial.epochs in self._rungs else Decision.CONTINUE
 
     def for_free_slot(self, trials: Sequence[Trial], *, new_wanted: bool) -> Resume | None:
-        """Resume the best paused trial of the highest rung that has one among the best share of its lr schedule.
+        """Resume the best paused trial of the highest rung that has one among its best share.
 
-        Once no new trials are wanted, the best trial of a rung and schedule is promoted however few have reached it, so
-        that even a small study trains one to its end.
+        Once no new trials are wanted, a rung's best trial is promoted however few have reached it, so that even a small
+        study trains one to its end.
         """
         for rung in reversed(self._rungs):
-            reached = [trial for trial in trials if trial.epochs >= rung]
-            reached.sort(key=lambda trial: (-max(list(trial.curve.values())[:rung]), trial.number))
-            peers = Counter(trial.frozen.params.get("lr_decay") for trial in reached)
-            left = {kind: max(int(self._keep * count), 0 if new_wanted else 1) for kind, count in peers.items()}
-            for trial in reached:
-                kind = trial.frozen.params.get("lr_decay")
-                left[kind] -= 1
-                if left[kind] >= 0 and trial.is_paused and trial.epochs == rung:
+            reached = _ranked([trial for trial in trials if trial.epochs >= rung], rung)
+            promoted = max(int(self._keep * len(reached)), 0 if new_wanted else 1)
+            for trial in reached[:promoted]:
+                if trial.is_paused and trial.epochs == rung:
                     return Resume(trial.number)
         return None
+
+
+def _ranked(trials: list[Trial], rung: int) -> list[Trial]:
+    """Return the trials by their place among those with the same lr schedule, as a share of these, best first.
+
+    The place is that of the best top-1 up to the rung, an epoch. The only trial of its schedule is in the middle. Of
+    equal places, the higher top-1 is the better one, and of equal ones the earlier trial.
+    """
+    best = sorted(trials, key=lambda trial: (-max(list(trial.curve.values())[:rung]), trial.number))
+    peers = Counter(trial.frozen.params.get("lr_decay") for trial in best)
+    before, places = Counter[str | None](), list[float]()
+    for trial in best:
+        schedule = trial.frozen.params.get("lr_decay")
+        places.append((before[schedule] + 0.5) / peers[schedule])
+        before[schedule] += 1
+    order = sorted(range(len(best)), key=places.__getitem__)
+    return [best[index] for index in order]
 
 
 RUNGS = (0.05, 0.125)
