@@ -112,13 +112,12 @@ def _ranked(trials: list[Trial], rung: int) -> list[Trial]:
     """
     best = sorted(trials, key=lambda trial: (-max(list(trial.curve.values())[:rung]), trial.number))
     peers = Counter(trial.frozen.params.get("lr_decay") for trial in best)
-    before, places = Counter[str | None](), list[float]()
+    ahead, places = Counter[str | None](), dict[int, float]()
     for trial in best:
         schedule = trial.frozen.params.get("lr_decay")
-        places.append((before[schedule] + 0.5) / peers[schedule])
-        before[schedule] += 1
-    order = sorted(range(len(best)), key=places.__getitem__)
-    return [best[index] for index in order]
+        places[trial.number] = (ahead[schedule] + 0.5) / peers[schedule]
+        ahead[schedule] += 1
+    return sorted(best, key=lambda trial: places[trial.number])
 
 
 RUNGS = (0.05, 0.125)
