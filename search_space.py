@@ -347,7 +347,9 @@ def portfolio(profile: Profile) -> list[dict[str, Any]]:
         single | change
         for change in (
             {"adamw_lr": 8e-3},
-            {"adamw_lr": 1.2e-2, "augmentation_strength": 0.5},
+            # Where the colour tells classes apart, jitter costs two points; with few photographs it gains as much.
+            {"adamw_lr": 8e-3, "colour_jitter": 0.0},
+            {"adamw_lr": 1.2e-2, "augmentation_strength": 0.5, "colour_jitter": 0.0},
             {"adamw_lr": 8e-3, "stride_pattern": "early", "width": middle},
             {
                 "adamw_lr": 8e-3,
@@ -356,9 +358,14 @@ def portfolio(profile: Profile) -> list[dict[str, Any]]:
                 "augmentation": "fresh",
                 "dropout": 0.2,
             },
-            {"adamw_lr": 8e-3, "width": middle, "image_size": profile.sizes[-2:][0], "label_smoothing": 0.1},
+            {
+                "adamw_lr": 8e-3,
+                "width": middle,
+                "image_size": profile.sizes[-2:][0],
+                "label_smoothing": 0.1,
+                "colour_jitter": 0.0,
+            },
             {"stride_pattern": "every", "width": profile.widths[1], "adamw_lr": 6e-3},
-            {"adamw_lr": 6e-3, "dilation_pattern": "late", "adamw_weight_decay": 0.1, "colour_jitter": 0.0},
         )
     ]
     return [*variations, sgd | {"optimizer": "sgd", "sgd_lr": 0.1, "weight_decay": 5e-4}]
