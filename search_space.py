@@ -347,7 +347,7 @@ def portfolio(profile: Profile) -> list[dict[str, Any]]:
         single | change
         for change in (
             {"adamw_lr": 8e-3},
-            # Where the colour tells classes apart, jitter costs two points; with few photographs it gains as much.
+            # Where the colour tells classes apart, jitter costs a point or two; with few photographs it gains two.
             {"adamw_lr": 8e-3, "colour_jitter": 0.0},
             {"adamw_lr": 1.2e-2, "augmentation_strength": 0.5, "colour_jitter": 0.0},
             {"adamw_lr": 8e-3, "stride_pattern": "early", "width": middle},
