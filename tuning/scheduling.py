@@ -7,7 +7,7 @@ killed study makes the same decisions as an undisturbed one.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -111,12 +111,10 @@ def _ranked(trials: list[Trial], rung: int) -> list[Trial]:
     equal places, the higher top-1 is the better one, and of equal ones the earlier trial.
     """
     best = sorted(trials, key=lambda trial: (-max(list(trial.curve.values())[:rung]), trial.number))
-    peers = Counter(trial.frozen.params.get("lr_decay") for trial in best)
-    ahead, places = Counter[str | None](), dict[int, float]()
+    peers = defaultdict[str | None, list[Trial]](list)
     for trial in best:
-        schedule = trial.frozen.params.get("lr_decay")
-        places[trial.number] = (ahead[schedule] + 0.5) / peers[schedule]
-        ahead[schedule] += 1
+        peers[trial.frozen.params.get("lr_decay")].append(trial)
+    places = {trial.number: (place + 0.5) / len(group) for group in peers.values() for place, trial in enumerate(group)}
     return sorted(best, key=lambda trial: places[trial.number])
 
 
