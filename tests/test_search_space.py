@@ -206,6 +206,14 @@ def test_a_study_begins_with_eleven_different_points(profile: Profile) -> None:
     assert baselines(profile)[GUESS] == guess(profile)
 
 
+def test_a_study_begins_with_one_point_both_with_and_without_colour_jitter() -> None:
+    """It costs where the colour tells classes apart, and gains elsewhere; one of the two is left behind."""
+    points = portfolio(FITTED["quick"])
+    jittered = [point for point in points if point["colour_jitter"] > 0]
+    assert any(point | {"colour_jitter": 0.0} in points for point in jittered)
+    assert 3 <= len(jittered) <= len(points) - 3
+
+
 @pytest.mark.parametrize("name", sorted(PROFILES))
 def test_the_baselines_are_within_the_budget(name: str) -> None:
     limit = FITTED[name].max_flops or np.inf
