@@ -21,13 +21,11 @@ import torch
 from optuna.trial import FixedTrial
 from torch import Tensor
 
-from benchmarks.measuring import CPU, training_batches
+from benchmarks.measuring import CPU, trained
 from data.batches import EvaluationBatches
 from data.cache import Part, open_part
 from data.prepare import default_cache, find_pictures
 from model.metrics import logits
-from model.network import MushroomCNN
-from model.training import fit
 from search_space import PROFILES, Config, guess, suggest
 from tests.stress.script import header, machine, row, run
 
@@ -153,18 +151,6 @@ def plant(part: Part, share: float, chance: np.random.Generator, anywhere: bool)
     step = chance.integers(1, part.classes, len(chosen)) if anywhere else 1
     labels[chosen] = (labels[chosen] + step) % part.classes
     return replace(part, labels=labels)
-
-
-def trained(config: Config, train: Part, validation: Part, seed: int) -> MushroomCNN:
-    """Return a trained network, with the average of its weights."""
-    torch.manual_seed(seed)
-    model = MushroomCNN(config.model)
-    averaged = MushroomCNN(config.model)
-    averaged.load_state_dict(model.state_dict())
-    batches, judged = training_batches(config, train, seed=seed), EvaluationBatches(validation, device=CPU)
-    for _ in fit(model, batches, judged, config.training, seed=seed, averaged=averaged, precision="bfloat16"):
-        pass
-    return averaged.eval()
 
 
 def judge(wrong: Tensor) -> tuple[float, float]:

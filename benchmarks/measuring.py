@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import multiprocessing
 import statistics
 import threading
@@ -102,6 +103,17 @@ def training_batches(config: Config, part: Part, device: torch.device = CPU, see
         seed=seed,
         device=device,
     )
+
+
+def trained(config: Config, train: Part, validation: Part, seed: int, precision: Precision = "bfloat16") -> MushroomCNN:
+    """Return a network trained to the last epoch on the CPU, with the average of its weights."""
+    torch.manual_seed(seed)
+    model = MushroomCNN(config.model)
+    averaged = copy.deepcopy(model)
+    batches, judged = training_batches(config, train, seed=seed), EvaluationBatches(validation, device=CPU)
+    for _ in fit(model, batches, judged, config.training, seed=seed, averaged=averaged, precision=precision):
+        pass
+    return averaged.eval()
 
 
 def gentle(config: Config) -> Config:

@@ -25,7 +25,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from benchmarks.labels import single_guess, spread, trained
+from benchmarks.labels import single_guess, spread
+from benchmarks.measuring import trained
 from data.cache import CacheHandle, Part, open_part
 from data.prepare import default_cache, find_pictures
 from model.network import MushroomCNN

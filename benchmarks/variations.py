@@ -7,7 +7,6 @@ Networks are trained with several seeds on the training and validation pictures,
 test pictures: this is how a `retrain` ends. Nothing is chosen here, so that the test pictures can be many.
 """
 
-import copy
 import statistics
 import sys
 from collections.abc import Sequence
@@ -23,13 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from optuna.trial import FixedTrial
 
-from benchmarks.measuring import CPU, QUICK, faster_precision, some, training_batches
+from benchmarks.measuring import CPU, QUICK, faster_precision, some, trained
 from data.batches import EvaluationBatches
 from data.cache import CacheHandle, open_part
 from data.prepare import default_cache, find_pictures
-from model.network import MushroomCNN
-from model.training import Precision, evaluate, fit
-from search_space import Config, guess, suggest
+from model.training import Precision, evaluate
+from search_space import Config, Profile, guess, suggest
 from tests.stress.script import header, machine, row, run
 from tuning.devices import Slot
 from tuning.workers import keep_memory_mapped
@@ -43,7 +41,8 @@ class Run:
     """One training."""
 
     handle: CacheHandle
-    training: int | None
+    training: int
+    """Number of pictures trained on."""
     config: Config
     seed: int
     precision: Precision
@@ -63,27 +62,22 @@ def parameters(change: str) -> dict[str, Any]:
     return params
 
 
+def point(profile: Profile, change: dict[str, Any], classes: int) -> Config:
+    """Return the best single guess with changed parameters."""
+    trial: Any = FixedTrial(guess(profile) | change)
+    return suggest(trial, profile, classes)
+
+
 def train(job: Run) -> tuple[float, float]:
     """Train a network; return its test top-1, 0 to 1, that of the averaged weights, and the seconds it took."""
     torch.set_num_threads(1)
     keep_memory_mapped()
     started, size = perf_counter(), job.config.image_size
-    learned, test = open_part(job.handle, size, "train", "validation"), open_part(job.handle, size, "test")
-    learned = some(learned, job.training or len(learned.labels))
-    torch.manual_seed(job.seed)
-    model = MushroomCNN(job.config.model)
-    averaged = copy.deepcopy(model)
-    for _ in fit(
-        model,
-        training_batches(job.config, learned, seed=job.seed),
-        EvaluationBatches(some(test, 2), device=CPU),  # so that it takes no time
-        job.config.training,
-        seed=job.seed,
-        averaged=averaged,
-        precision=job.precision,
-    ):
-        pass
-    return evaluate(averaged, EvaluationBatches(test, device=CPU)).top1, perf_counter() - started
+    learned = some(open_part(job.handle, size, "train", "validation"), job.training)
+    test = open_part(job.handle, size, "test")
+    # Two pictures after each epoch take no time.
+    network = trained(job.config, learned, some(test, 2), job.seed, job.precision)
+    return evaluate(network, EvaluationBatches(test, device=CPU)).top1, perf_counter() - started
 
 
 def main(
@@ -128,12 +122,12 @@ def main(
             learned = min(training or learned, learned)
             profile = replace(QUICK, shown=shown, flips=flips).fitted(found.catalog.median_short_side, learned)
             handle = found.decode(profile.sizes, cache_dir=default_cache())
+            classes = len(handle.classes)
+            precision = faster_precision(point(profile, {}, classes), [Slot()] * processes)
             for change, wish in wishes.items():
                 for factor in times:
                     longer = replace(profile, epochs=factor * profile.horizon)
-                    trial: Any = FixedTrial(guess(longer) | wish)
-                    config = suggest(trial, longer, len(handle.classes))
-                    precision = faster_precision(config, [Slot()] * processes)
+                    config = point(longer, wish, classes)
                     jobs = [Run(handle, learned, config, seed, precision) for seed in range(seeds)]
                     top1, seconds = zip(*pool.map(train, jobs), strict=True)
                     deviation = f" ({100 * statistics.stdev(top1):.1f})" if seeds > 1 else ""
