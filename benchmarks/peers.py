@@ -29,7 +29,7 @@ from data.augment import MAX_DISTORTION, MAX_ROTATION, MAX_SIGMA, MAX_TRANSLATIO
 from data.catalog import Catalog
 from model.network import MushroomCNN
 from model.preprocessing import MEAN, STD
-from model.training import TrainingConfig, lr_at
+from model.training import TrainingConfig, lr_at, make_optimizer
 from search_space import Config, Profile, suggest
 
 LOADER_WORKERS = 2
@@ -99,8 +99,10 @@ def loaders(train: Files, validation: Files, config: Config) -> tuple[DataLoader
     )
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return torch's optimizer with its defaults."""
+def plain_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return torch's optimizer with its defaults; torch has no Muon for convolutions."""
+    if config.optimizer == "muon":
+        return make_optimizer(model, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay
@@ -120,7 +122,7 @@ class OriginalTraining:
         if training.class_balance == "weighted loss":
             weight = torch.tensor(len(train.labels) / (config.model.classes * np.bincount(train.labels))).float()
         self.criterion = nn.CrossEntropyLoss(weight=weight, label_smoothing=training.label_smoothing)
-        self.optimizer = make_optimizer(self.model, training)
+        self.optimizer = plain_optimizer(self.model, training)
         steps = len(self.train)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: lr_at(min(step, training.epochs * steps - 1), steps, training) / training.lr

@@ -20,9 +20,10 @@ from torch.nn import functional
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from model.muon import Muon
 from model.network import check_choice
 
-OptimizerName = Literal["sgd", "adam", "adamw"]
+OptimizerName = Literal["sgd", "adam", "adamw", "muon"]
 Schedule = Literal["step", "cosine", "one-cycle"]
 ClassBalance = Literal["none", "weighted loss", "oversampling"]
 Precision = Literal["float32", "bfloat16"]
@@ -37,13 +38,15 @@ class TrainingConfig:
     """How a network is trained; raises ValueError with the rule that a value breaks."""
 
     optimizer: OptimizerName
-    """Optimizer: sgd has Nesterov momentum, adam adds the decay to the gradient (L2), adamw decays the weights."""
+    """Optimizer: sgd has Nesterov momentum, adam adds the decay to the gradient (L2), adamw decays the weights, muon
+    turns each convolution by an orthogonal step and leaves the rest to adamw (`model/muon.py`)."""
     lr: float
-    """Highest learning rate of the schedule."""
+    """Highest learning rate of the schedule; with muon, a step's size as a share of the norm of the weights."""
     weight_decay: float = 0.0
-    """Weight decay of the convolutions and the head's weights; batch norm and biases have none."""
+    """Weight decay of the convolutions and the head's weights, with muon of the head's; batch norm and biases have
+    none."""
     momentum: float = 0.9
-    """Momentum of sgd; other optimizers ignore it."""
+    """Momentum of sgd and muon; other optimizers ignore it."""
     schedule: Schedule
     """Learning rate schedule: step multiplies it by `step_factor` every `step_period` epochs, cosine lowers it to 0,
     one-cycle raises it for 30 % of the run and then lowers it."""
@@ -359,7 +362,7 @@ def lr_at(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
-    """Return SGD with Nesterov momentum, Adam or AdamW; batch norm and biases (one-dimensional) do not decay."""
+    """Return SGD with Nesterov momentum, Adam, AdamW or Muon; batch norm and biases (one-dimensional) do not decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -370,6 +373,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
     fused = parameters[0].device.type in ("cpu", "cuda")
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=fused)
+    if config.optimizer == "muon":
+        return Muon(groups, lr=config.lr, momentum=config.momentum, fused=fused)
     kind = Adam if config.optimizer == "adam" else AdamW
     return kind(groups, lr=config.lr, fused=fused)
 

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ import torch
 from model.checkpoint import FORMAT, Checkpoint, CheckpointError, load, save
 from model.files import UNFINISHED
 from model.network import ModelConfig, MushroomCNN
-from model.training import EpochMetrics, TrainingConfig, average_into, make_optimizer
+from model.training import EpochMetrics, OptimizerName, TrainingConfig, average_into, make_optimizer
 
 ROOT = Path(__file__).parent.parent
 METRICS = EpochMetrics(
@@ -59,7 +59,7 @@ def assert_same(one: object, other: object) -> None:
         assert one == other
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 def test_what_is_loaded_is_what_was_saved(optimizer: str, tmp_path: Path) -> None:
     saved = checkpoint(optimizer=optimizer)
     save(tmp_path / "last.pt", saved)

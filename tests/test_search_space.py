@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import optuna
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from model.network import MushroomCNN
+from model.training import OptimizerName
 from search_space import (
     GUESS,
     HAND_TUNED,
@@ -38,6 +39,7 @@ CONDITIONS = {
     "sgd_lr": ("optimizer", {"sgd"}),
     "adam_lr": ("optimizer", {"adam"}),
     "adamw_lr": ("optimizer", {"adamw"}),
+    "muon_lr": ("optimizer", {"muon"}),
     "weight_decay": ("optimizer", {"sgd", "adam"}),
     "adamw_weight_decay": ("optimizer", {"adamw"}),
     "step_factor": ("lr_decay", {"step"}),
@@ -126,7 +128,7 @@ def test_the_digest_is_the_same_as_when_earlier_studies_were_started() -> None:
 
 def test_a_conditional_knob_is_sampled_only_with_its_choice() -> None:
     unconditional = set()
-    for optimizer in ("sgd", "adam", "adamw"):
+    for optimizer in get_args(OptimizerName):
         for lr_decay in ("step", "cosine", "one-cycle"):
             trial = Fixed(optimizer=optimizer, lr_decay=lr_decay)
             suggest(cast(optuna.Trial, trial), FITTED["quick"], CLASSES)
@@ -145,7 +147,7 @@ def test_a_conditional_knob_is_sampled_only_with_its_choice() -> None:
 def test_every_value_of_every_knob_makes_a_different_point(name: str) -> None:
     base: dict[str, Any] = {"augmentation_strength": 1.0}
     places: list[dict[str, Any]] = [
-        {"optimizer": o, "lr_decay": s} for o in ("sgd", "adam", "adamw") for s in ("step", "one-cycle")
+        {"optimizer": o, "lr_decay": s} for o in get_args(OptimizerName) for s in ("step", "one-cycle")
     ]
     seen: set[str] = set()
     for place in places:

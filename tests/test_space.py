@@ -22,7 +22,7 @@ QUICK = PROFILES["quick"].fitted(64, 1063)
 KNOBS = {
     *("image_size", "width", "stride_pattern", "dilation_pattern", "pooling", "dropout"),
     *("augmentation", "augmentation_strength", "colour_jitter", "label_smoothing", "class_balance"),
-    *("optimizer", "sgd_lr", "adam_lr", "adamw_lr", "weight_decay", "adamw_weight_decay"),
+    *("optimizer", "sgd_lr", "adam_lr", "adamw_lr", "muon_lr", "weight_decay", "adamw_weight_decay"),
     *("lr_decay", "step_factor", "step_period", "warmup_epochs"),
 }
 

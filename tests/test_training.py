@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from model.training import (
     AVERAGING,
     Diverged,
     EpochMetrics,
+    OptimizerName,
     Precision,
     TrainingConfig,
     average_into,
@@ -208,7 +209,14 @@ class Poisoned(Pictures):
 
 @pytest.mark.parametrize(
     ("value", "kind", "flush_every"),
-    [(math.nan, "sgd", 1), (math.inf, "sgd", 64), (math.nan, "adam", 2), (math.inf, "adamw", 64)],
+    [
+        (math.nan, "sgd", 1),
+        (math.inf, "sgd", 64),
+        (math.nan, "adam", 2),
+        (math.inf, "adamw", 64),
+        (math.nan, "muon", 1),
+        (math.inf, "muon", 64),
+    ],
 )
 def test_no_step_is_made_that_is_not_finite_however_late_it_is_read(value: float, kind: str, flush_every: int) -> None:
     model, recipe = network(), config(optimizer=kind)
@@ -226,7 +234,7 @@ def test_no_step_is_made_that_is_not_finite_however_late_it_is_read(value: float
     assert raised.value.lr == lr_at(6, 4, recipe)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("kind", get_args(OptimizerName))
 def test_how_often_the_numbers_are_read_changes_no_bit(kind: str) -> None:
     recipe, train = config(optimizer=kind, lr=0.01), Pictures(72, 16)
     each_step, rarely = network(), network()
@@ -306,7 +314,7 @@ def test_another_seed_gives_another_run() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "one-cycle"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 def test_a_run_resumed_from_a_file_equals_the_straight_run_bit_for_bit(
     optimizer: str, schedule: str, tmp_path: Path
 ) -> None:
@@ -535,7 +543,7 @@ def test_every_step_of_every_schedule_has_an_lr_above_0_and_at_most_the_peak(
         assert 0 < lr_at(step, steps_per_epoch, recipe) <= 0.1 * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
+@pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW"), ("muon", "Muon")])
 def test_an_optimizer_decays_matrices_and_kernels_but_neither_batch_norm_nor_biases(name: str, kind: str) -> None:
     model = network()
     optimizer = make_optimizer(model, config(optimizer=name, weight_decay=0.01))
@@ -550,7 +558,7 @@ def test_sgd_has_nesterov_momentum() -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"optimizer": "lion"}, "`optimizer` must be one of 'sgd', 'adam', 'adamw', but got 'lion'"),
+    ({"optimizer": "lion"}, "`optimizer` must be one of 'sgd', 'adam', 'adamw', 'muon', but got 'lion'"),
     ({"schedule": "flat"}, "`schedule` must be one of 'step', 'cosine', 'one-cycle', but got 'flat'"),
     ({"class_balance": "yes"}, "`class_balance` must be one of 'none', 'weighted loss', 'oversampling', but got 'yes'"),
     ({"lr": 0.0}, "`0 < lr < inf` must hold, but got 0.0"),

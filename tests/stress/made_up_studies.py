@@ -146,7 +146,7 @@ def _inherited(best: list[tuple[float, dict[str, Any]]], rng: np.random.Generato
 def _curve(config: Config, classes: int, rng: np.random.Generator) -> list[float]:
     """Return validation top-1 by epoch. Some knobs matter, most do not, and 210 pictures are noisy."""
     training, model = config.training, config.model
-    ideal = {"sgd": 0.03, "adam": 1e-3, "adamw": 4e-3}[training.optimizer]
+    ideal = {"sgd": 0.03, "adam": 1e-3, "adamw": 4e-3, "muon": 0.03}[training.optimizer]
     score = 0.72 - 0.1 * math.log10(training.lr / ideal) ** 2
     score += {"late": 0.0, "middle": 0.04, "early": 0.02, "every": -0.12}[model.stride_pattern]
     score += 0.0015 * (config.image_size - 48) + 0.25 * (model.width - 0.375) - 0.25 * max(0.0, model.dropout - 0.2)
