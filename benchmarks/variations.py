@@ -1,7 +1,7 @@
 """What other parameters, or a longer training, gain for the best single guess.
 
     python benchmarks/variations.py field-guide ~/pictures/cifar10 --pictures 6000 --training 1275 --times 1 2 4
-    python benchmarks/variations.py field-guide --pictures 6000 --changes colour_jitter=0 adamw_lr=0.008,dropout=0.2
+    python benchmarks/variations.py field-guide --pictures 6000 --changes adamw_lr=0.008 optimizer=muon,muon_lr=0.03
 
 Networks are trained with several seeds on the training and validation pictures, to the last epoch, and tested on the
 test pictures: this is how a `retrain` ends. Nothing is chosen here, so that the test pictures can be many.
@@ -27,7 +27,7 @@ from data.batches import EvaluationBatches
 from data.cache import CacheHandle, open_part
 from data.prepare import default_cache, find_pictures
 from model.training import Precision, evaluate
-from search_space import Config, Profile, guess, suggest
+from search_space import Config, Profile, guess, portfolio, suggest
 from tests.stress.script import header, machine, row, run
 from tuning.devices import Slot
 from tuning.workers import keep_memory_mapped
@@ -49,12 +49,17 @@ class Run:
 
 
 def parameters(change: str) -> dict[str, Any]:
-    """Return the parameters in NAME=VALUE[,NAME=VALUE ...]. Raises SystemExit if they are none of the guess's."""
+    """Return the parameters in NAME=VALUE[,NAME=VALUE ...].
+
+    Raises SystemExit if neither the guess nor its variations have them.
+    """
     known, params = guess(QUICK), dict[str, Any]()
+    for variation in portfolio(QUICK):
+        known |= variation
     for pair in change.split(",") if change != UNCHANGED else ():
         name, _, text = pair.partition("=")
         if name not in known:
-            raise SystemExit(f"--changes {change}: {name} is none of the guess's parameters ({', '.join(known)})")
+            raise SystemExit(f"--changes {change}: {name} is none of the parameters ({', '.join(known)})")
         try:
             params[name] = type(known[name])(text)
         except ValueError:
