@@ -259,8 +259,8 @@ def test_a_profile_enlarges_no_picture_and_has_at_least_one_size(short_side: int
 @pytest.mark.parametrize(
     ("name", "pictures", "epochs"),
     [
-        ("quick", 350, 114),
-        ("quick", 1063, 38),
+        ("quick", 350, 103),
+        ("quick", 1063, 34),
         ("quick", 50_000, 8),
         ("quick", 14, 300),
         ("laptop", 350, 286),
