@@ -1,7 +1,7 @@
-"""Muon: the optimizer that turns each convolution by the same angle per step, whatever its gradient's scale.
+"""Muon: an optimizer whose steps have the same size in all directions that the gradient has, however small it is there.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with weights of a fixed norm as in Jordan's own CIFAR-10
-training (arXiv:2404.00498). torch.optim.Muon takes matrices only and lets the norm go.
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with weights of a fixed norm, as in airbench94_muon.py of
+https://github.com/KellerJordan/cifar10-airbench. torch.optim.Muon takes only matrices and does not fix their norm.
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(AdamW):
-    """Muon for convolutions without bias that are followed by batch norm; AdamW for all other parameters.
+    """Muon for convolutions that are followed by batch norm; AdamW, at a share of the learning rate, for the rest.
 
-    Batch norm undoes the scale of a convolution, so only the direction of its weights counts. A step of learning rate
-    lr moves them by lr times their norm and then restores the norm; a weight decay would do nothing.
+    Batch norm undoes the scale of a convolution, so only the direction of its weights counts. A step with learning rate
+    lr moves them by lr times their norm and then restores the norm; weight decay would change nothing.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, fused: bool) -> None:
