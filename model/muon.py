@@ -1,7 +1,7 @@
 """Muon: an optimizer whose steps are of one size in all directions that the gradient has, however small it is there.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with weights of a fixed norm, as in airbench94_muon.py of
-https://github.com/KellerJordan/cifar10-airbench. torch.optim.Muon takes only matrices and does not fix their norm.
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with weights of a fixed norm, as in airbench94_muon.py
+(https://github.com/KellerJordan/cifar10-airbench). torch.optim.Muon takes only matrices and does not fix their norm.
 """
 
 from collections.abc import Iterable
