@@ -31,7 +31,7 @@ class Epoch(NamedTuple):
 
 
 def epochs_of(trial: Trial) -> list[Epoch]:
-    """Return the epochs of a trial that has ended."""
+    """Return the epochs of a trial that has left its slot at least once."""
     spans = [(begin, end) for begin, end in trial.spans if end is not None]
     whole = sum(end - begin for begin, end in spans)
     found: list[Epoch] = []
@@ -62,7 +62,7 @@ def main(*folders: Path, targets: Sequence[float] = (50.0, 75.0, 90.0)) -> None:
     print()
     header("study", "epochs, trials", "target %", "epochs until then", "trials begun", "s", "by")
     for name, study in ((found.name, found.study) for found in studies):
-        trials = [trial for trial in read_trials(study) if trial.spans and trial.epochs]
+        trials = [trial for trial in read_trials(study) if trial.epochs and any(end for _, end in trial.spans)]
         epochs = sorted(epoch for trial in trials for epoch in epochs_of(trial))
         start = min(trial.spans[0][0] for trial in trials)
         for target in targets:
