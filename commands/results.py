@@ -100,11 +100,14 @@ def _points(share: float | None) -> str:
 
 
 def print_doubts(console: Console, doubts: Sequence[Doubt], folder: Path) -> None:
-    """Print how many labels the finalists doubt, and where they are listed."""
+    """Print how many labels are not what the finalists find most probable, and where they are listed."""
     doubted = sum(one.guess != one.label for one in doubts)
     if doubted:
         console.print(
-            Text(f"Labels to check: {doubted:,} of {len(doubts):,} validation pictures, listed in {folder / FILE}."),
+            Text(
+                f"Labels to check: listed in {folder / FILE}, the least probable first; for {doubted:,} of "
+                f"{len(doubts):,} validation pictures, the finalists find another class more probable."
+            ),
             soft_wrap=True,
         )
 

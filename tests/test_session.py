@@ -314,6 +314,7 @@ def test_a_study_begins_with_a_portfolio_within_its_budget(tiny: Tiny, tmp_path:
             waiting = [trial.frozen.system_attrs["fixed_params"] for trial in read_trials(session.study)]
             draw: Callable[[Any], Config] = partial(suggest, profile=session.profile, classes=3)
             costs[name] = [draw(optuna.trial.FixedTrial(params)).cost.flops for params in waiting][3:]
+            assert [point.cost.flops for point in session.points] == sorted(costs[name]), "they make the forecast"
     assert len(costs["all"]) == len(costs["few"]) == len(portfolio(TINY))
     assert max(costs["few"]) <= 20e6 < max(costs["all"])
     assert costs["few"] == [min(cost, few) for cost, few in zip(costs["all"], costs["few"], strict=True)]

@@ -350,7 +350,7 @@ def open_session(
                 argv=list(argv),
             )
             started.save(folder)
-            points = typical(draw, plan.feasible)
+            points = typical(draw, plan.feasible, affordable)
             shown = len(pictures.split.train)
             slots, timing = _settled(study, slots, precision, points=points, pictures=shown, run_there=run_there)
             session = Session(

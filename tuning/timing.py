@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -25,7 +25,7 @@ from model.training import Precision, autocast, make_optimizer
 from search_space import Config
 from tuning.devices import RunThere, Slot, run_here
 from tuning.environment import environment
-from tuning.space import random_points
+from tuning.space import SpacePoint, random_points
 
 POINTS = 24
 """Number of random points whose mean cost represents that of a trial."""
@@ -89,8 +89,17 @@ class Timing:
     """Comparison of the precisions; None if only one was timed."""
 
 
-def typical(suggest: Callable[[Any], Config], feasible: Callable[[Cost], bool]) -> list[Config]:
-    """Return random points of a space within the budgets, or the cheapest of them if none is; cheapest first."""
+def typical(
+    suggest: Callable[[Any], Config], feasible: Callable[[Cost], bool], portfolio: Sequence[Mapping[str, Any]] = ()
+) -> list[Config]:
+    """Return points that cost as much as those that a study trains for long, cheapest first.
+
+    These are the points of its portfolio, which its best trials resemble (benchmarks/README.md, "The forecast").
+    Without a portfolio they are random points within the budgets, or the cheapest of them if none is.
+    """
+    if portfolio:
+        rng = np.random.default_rng(0)
+        return sorted((suggest(SpacePoint(rng, params)) for params in portfolio), key=lambda config: config.cost.flops)
     drawn = sorted(random_points(suggest, POINTS), key=lambda config: config.cost.flops)
     return [config for config in drawn if feasible(config.cost)] or drawn[:1]
 
