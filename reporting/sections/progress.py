@@ -113,6 +113,11 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
                 f"Of {plural(found.trials, 'trial')} trained to the end, {_order_says(found, first)} (rank correlation "
                 f"{found.correlation:.2f}, 95 % interval {found.low:.2f} to {found.high:.2f})."
             )
+            if found.high < STRONG:
+                texts.append(
+                    "But only trials that were ahead of others got to the end: --audit-pruner 8 shows whether pruned "
+                    "ones would have got as far."
+                )
     elif len(order) > 1:
         texts.append("No trial was pruned.")
     return " ".join(texts) or f"Trained for {plural(order[0].epochs, 'epoch')}."
@@ -121,11 +126,7 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
 def _order_says(found: analysis.Agreement, first: int) -> str:
     """Say whether trials ahead after epoch `first` ended ahead, as far as the interval of the correlation tells."""
     if found.high < STRONG:
-        return (
-            f"those ahead after epoch {first} rarely ended ahead: early values say little here, so try --scheduler none"
-            if found.low <= 0
-            else f"those ahead after epoch {first} often did not end ahead"
-        )
+        return f"those ahead after epoch {first} {'rarely ended' if found.low <= 0 else 'often did not end'} ahead"
     if found.low <= 0:
         return f"there are too few to say whether those ahead after epoch {first} end ahead"
     return f"those ahead after epoch {first} mostly ended ahead, too"
