@@ -28,7 +28,7 @@ from tuning.environment import environment
 from tuning.space import SpacePoint, random_points
 
 POINTS = 24
-"""Number of random points whose mean cost represents that of a trial."""
+"""Number of random points whose mean cost represents that of a trial where there is no portfolio."""
 TIMED = 3
 """Number of points whose training steps are timed."""
 ROUNDS = 5
