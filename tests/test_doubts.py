@@ -61,6 +61,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, set[str]]:
     data = pictures.decode(TINY.sizes, cache_dir=folder / "cache")
     study = Tiny(folder=root, pictures=pictures, data=data, results=folder / "results")
     runs = ("--finalists", str(FINALISTS), "--seeds", str(SEEDS), "--longer", "1")
+    said: list[str] = []
     with steady_threads():
         for argv in (
             study.arguments("--trials", "3", "--workers", "1", "--epochs", "5"),
@@ -69,8 +70,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, set[str]]:
         ):
             finished = run_here(*argv)
             assert finished.code == 0, finished.err
-            if argv[0] == "retrain":
-                assert f"listed in {study.study_folder / doubts.FILE}" in finished.out.replace("\n", "")
+            said.append(finished.out)
+    against = sum(row["likeliest"] != row["label"] for row in rows(study))
+    assert f"listed in {study.study_folder / doubts.FILE}" in said[1]
+    assert f"for {against} of {len(rows(study))} validation pictures" in said[1]
     return study, wrong
 
 

@@ -1,5 +1,6 @@
 """The report: complete and offline for every kind of study, with nothing in it but text and pictures."""
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ from data.split import split
 from model.network import ModelConfig
 from model.training import TrainingConfig
 from reporting import page
-from reporting.sections import background, outcome
+from reporting.sections import background, outcome, progress
 from reporting.sections.parts import Facts
 from search_space import baselines
+from selection.pruner_audit import PrunerAudit
 from selection.retraining import Winner, best_so_far
 from tests.stress.made_up_studies import CLASSES, made_up_study, made_up_trials, promoted, write_files, write_finals
 from tuning.session import OpenStudy
@@ -342,6 +344,22 @@ class TestUnusualStudies:
         assert "interrupted" not in sentences(text)
         columns = re.findall(r"<rect [^>]*height=", text[text.index("Epochs of each trial") :])
         assert len(columns) >= far.total()
+
+    def test_an_audit_is_suggested_where_early_values_say_little_and_none_was_made(
+        self, tmp_path: Path, trials: list[FrozenTrial]
+    ) -> None:
+        ended = sorted((t for t in trials if t.state is TrialState.COMPLETE), key=lambda trial: trial.value or 0.0)
+        for sign, suggested in ((1, False), (-1, True)):
+            made = copy.deepcopy(ended)
+            for place, trial in enumerate(made):
+                trial.intermediate_values[0] = 0.1 + sign * place / 1000
+            facts = page.read(made_up_study(made, scheduler="promote"), tmp_path)
+            assert facts.rungs == (1,)
+            text = str(progress.search(facts))
+            assert f"rank correlation {sign:.2f}" in text
+            assert ("--audit-pruner" in text) == suggested
+            audited = replace(facts, audit=PrunerAudit(best=0.7, pruned=((3, 0.2, 0.6),)))
+            assert "--audit-pruner" not in str(progress.search(audited))
 
     def test_stopped_before_any_trial_was_complete(self, tmp_path: Path, trials: list[FrozenTrial]) -> None:
         """All trials waited when time was up; the page once said that none had been trained."""

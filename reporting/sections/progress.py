@@ -109,27 +109,35 @@ def _curves_says(facts: Facts, order: Sequence[Trial]) -> str:
         else:
             texts.append(f"Pruning began after epoch {first}.")
         if found := analysis.agreement(facts.trials, first):
-            texts.append(
-                f"Of {plural(found.trials, 'trial')} trained to the end, {_order_says(found, first)} (rank correlation "
-                f"{found.correlation:.2f}, 95 % interval {found.low:.2f} to {found.high:.2f})."
-            )
-            if found.high < STRONG:
-                texts.append(
-                    "But only trials that were ahead of others got to the end: --audit-pruner 8 shows whether pruned "
-                    "ones would have got as far."
-                )
+            texts.append(_agreement_says(found, first, audited=facts.audit is not None))
     elif len(order) > 1:
         texts.append("No trial was pruned.")
     return " ".join(texts) or f"Trained for {plural(order[0].epochs, 'epoch')}."
 
 
-def _order_says(found: analysis.Agreement, first: int) -> str:
-    """Say whether trials ahead after epoch `first` ended ahead, as far as the interval of the correlation tells."""
-    if found.high < STRONG:
-        return f"those ahead after epoch {first} {'rarely ended' if found.low <= 0 else 'often did not end'} ahead"
-    if found.low <= 0:
-        return f"there are too few to say whether those ahead after epoch {first} end ahead"
-    return f"those ahead after epoch {first} mostly ended ahead, too"
+def _agreement_says(found: analysis.Agreement, first: int, *, audited: bool) -> str:
+    """Say whether trials ahead after epoch `first` ended ahead, as far as the interval of the correlation tells.
+
+    Trials trained to the end are a selection, so a weak order among them does not show that pruning was wrong; unless
+    the study was audited, the text says what would show it.
+    """
+    weak = found.high < STRONG
+    if weak:
+        order = f"those ahead after epoch {first} {'rarely ended' if found.low <= 0 else 'often did not end'} ahead"
+    elif found.low <= 0:
+        order = f"there are too few to say whether those ahead after epoch {first} end ahead"
+    else:
+        order = f"those ahead after epoch {first} mostly ended ahead, too"
+    text = (
+        f"Of {plural(found.trials, 'trial')} trained to the end, {order} (rank correlation {found.correlation:.2f}, "
+        f"95 % interval {found.low:.2f} to {found.high:.2f})."
+    )
+    if weak and not audited:
+        return text + (
+            " But only trials that were ahead of others got to the end: --audit-pruner 8 shows whether pruned ones "
+            "would have got as far."
+        )
+    return text
 
 
 def _training_says(number: int, history: Sequence[EpochMetrics], at: int) -> str:
