@@ -287,9 +287,9 @@ def train_finalists(
 
 
 def ranked(standings: Iterable[Standing]) -> list[Standing]:
-    """Return the standings sorted by most seeds, fewest diverged runs, highest mean and longest training.
+    """Return the standings sorted by most seeds, fewest diverged runs, highest mean, lowest loss and longest training.
 
-    Baselines come last.
+    Means of a few hundred pictures are often equal: then the loss decides. Baselines come last.
     """
     return sorted(
         standings,
@@ -297,7 +297,8 @@ def ranked(standings: Iterable[Standing]) -> list[Standing]:
             standing.candidate.baseline,
             -len(standing.runs),
             standing.diverged,
-            -standing.mean,
+            -round(standing.mean, 9),
+            math.inf if math.isnan(standing.loss) else standing.loss,
             -standing.candidate.config.training.epochs,
             standing.candidate.trial,
         ),
