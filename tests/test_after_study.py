@@ -295,7 +295,7 @@ def chosen(retrained: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
     """A copy in which another trial is retrained, with the baselines; the test set has been used by others."""
     study = copied(retrained, tmp_path_factory.mktemp("chosen"))
     trial = next(number for number in range(3) if number != written(retrained)["trial"])
-    study.options = ("--workers", "1", "--trial", str(trial), "--seeds", "1", "--baseline")
+    study.options = ("--workers", "1", "--trial", str(trial), "--seeds", "1", "--longer", "2", "--baseline")
     finished = run_here(*study.after("retrain", *study.options))
     assert (finished.code, finished.err) == (0, "")
     return study, finished

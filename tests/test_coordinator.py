@@ -15,7 +15,7 @@ import pytest
 import torch
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.trial import TrialState
-from studies import TINY, ThreadWorkers, Tiny, advanced, outcomes, prepare
+from studies import TINY, ThreadWorkers, Tiny, advanced, one_core, outcomes, prepare
 
 from model.training import EpochMetrics
 from search_space import GUESS, HAND_TUNED, ORIGINAL, Config, baselines, suggest
@@ -257,7 +257,7 @@ def test_a_trial_finished_by_another_program_before_it_is_resumed_is_released(ti
 def test_a_study_that_is_deleted_while_it_runs_is_an_error_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
     """The files that a command writes at its end replaced the line by a traceback."""
     study = tiny.at(tmp_path)
-    with study.start("--trials", "30", "--workers", "1") as running:
+    with one_core(), study.start("--trials", "30", "--workers", "1") as running:
         running.until(lambda: study.running(1), "the second trial")
         optuna.delete_study(study_name="tiny", storage=sqlite_url(study.study_folder))
         assert running.end() == 2
