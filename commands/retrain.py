@@ -63,17 +63,17 @@ def retrain(
     Parameters
     ----------
     trial
-        Retrain this trial instead of the best ones, without trying stronger augmentation or the best single guess. It
-        is first repeated exactly as it was trained.
+        Retrain this trial instead of the best ones, without trying any other configuration. It is first repeated
+        exactly as it was trained.
     finalists
         Number of best trials to train again. By default 3.
     seeds
         Number of seeds for each finalist and for the final runs. The best mean validation top-1 wins.
     longer
         Also train the winner twice as long as in the study, and double that again as long as half a point is gained or
-        the loss falls by 1 %, up to N times the length in the study. Stronger augmentation and the best single guess
-        are tried with the first seed, and only the best is trained with all of them. The best mean wins. With 1, the
-        winner is trained only as long as in the study.
+        the loss falls by 1 %, up to N times the length in the study. Stronger augmentation, half the learning rate, and
+        the best single guess are tried with the first seed, and only the best is trained with all of them. The best
+        mean wins. With 1, the winner is trained only as long as in the study.
     baseline
         What to compare the winner with: "recipes", the baselines that every study starts with, trained for as long
         as the winner, and the hand-tuned recipe once more without its warm-up; "pretrained", a logistic regression on

@@ -111,8 +111,25 @@ def stronger(candidate: Candidate) -> list[Candidate]:
     augment = replace(before, strength=strength, colour_jitter=colour_jitter, reuse_originals=False, fresh=True)
     if augment == before:
         return []
-    name = f"{candidate.name.partition(',')[0]}, augmentation {strength:g}, colour jitter {colour_jitter:g}"
+    name = _changed(candidate.name, f"augmentation {strength:g}", f"colour jitter {colour_jitter:g}")
     return [replace(candidate, name=name, config=replace(candidate.config, augment=augment))]
+
+
+def slower(candidate: Candidate) -> Candidate:
+    """Return the candidate with half the learning rate: more steps often need smaller ones."""
+    training = replace(candidate.config.training, lr=candidate.config.training.lr / 2)
+    return replace(
+        candidate,
+        name=_changed(candidate.name, f"lr {training.lr:.3g}"),
+        config=replace(candidate.config, training=training),
+    )
+
+
+def _changed(name: str, *changes: str) -> str:
+    """Return a candidate's name with these changes, each in place of an earlier one of its kind."""
+    first, *before = name.split(", ")
+    merged = {one.rpartition(" ")[0]: one for one in (*before, *changes)}
+    return ", ".join([first, *merged.values()])
 
 
 def final_seeds(study: OpenStudy, count: int) -> list[int]:
@@ -247,10 +264,11 @@ def train_finalists(
 
     The winner is also trained twice as long, and wins at the length with the highest mean. While doubling is worth it,
     the length is doubled again, up to `longer` times that of the study. What is best after a short training may learn
-    its pictures by heart in a longer one. With `alternatives`, the winner so far is therefore tried at each length,
-    with the first seed, beside itself with stronger augmentation, and at twice the length beside the best single guess;
-    the best of them continues. The baselines are then trained for as many times their length as the winner. Writes
-    finalists.csv. Raises StudyError if all of the winner's runs diverged, or naming a run that failed.
+    its pictures by heart in a longer one, or take steps that are too large for it. With `alternatives`, the winner so
+    far is therefore tried at each length, with the first seed, beside itself with stronger augmentation and with half
+    the learning rate, and at twice the length beside the best single guess; the best of them continues. The baselines
+    are then trained for as many times their length as the winner. Writes finalists.csv. Raises StudyError if all of the
+    winner's runs diverged, or naming a run that failed.
     """
     fixed = final_seeds(session, seeds)
 
@@ -266,8 +284,8 @@ def train_finalists(
     guesses = [one for one in best_guess(session.study) if one.trial not in met] if alternatives else []
     while worthwhile and length < longer:
         length = min(2 * length, longer)
-        augmented = stronger(base) if alternatives else []
-        rivals = {stretched(one, length): one for one in (base, *augmented, *guesses)}
+        changed = [*stronger(base), slower(base)] if alternatives else []
+        rivals = {stretched(one, length): one for one in (base, *changed, *guesses)}
         guesses = []
         if len(rivals) > 1:
             tried = train_all(list(rivals), 1)

@@ -404,9 +404,9 @@ def test_the_winner_is_trained_twice_as_long_again_and_again_while_that_gains(re
     assert {int(row["epochs"]) for row in rows} <= {times * EPOCHS for times in (1, 2, 4, 8)}
     twice = {name: values for name, values in runs.items() if name.endswith(" (2x)")}
     met = {int(row["trial"]) for row in rows if int(row["epochs"]) == EPOCHS}
-    rivals = 2 if 2 in met else 3  # as it is, with stronger augmentation, and the best guess
+    rivals = 3 if 2 in met else 4  # as it is, with stronger augmentation, with half the lr, and the best guess
     assert sorted(map(len, twice.values())) == [*[1] * (rivals - 1), SEEDS]
-    assert sum("augmentation" in name for name in twice) == 1
+    assert [sum(change in name for name in twice) for change in (", augmentation ", ", lr ")] == [1, 1]
     (chosen,) = (values[0] for values in twice.values() if len(values) == SEEDS)
     assert chosen == max(values[0] for values in twice.values())
     means = {name: sum(values) / SEEDS for name, values in runs.items() if len(values) == SEEDS}

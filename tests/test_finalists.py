@@ -330,6 +330,20 @@ def test_a_stronger_augmentation_is_of_every_view(
     assert [(one.strength, one.colour_jitter) for one in augments] == ([then] if then else [])
 
 
+def test_half_the_learning_rate_is_named_beside_other_changes() -> None:
+    own = candidate(3, point=config(lr=0.05))
+    half = finalists.slower(own)
+    assert half.config == replace(own.config, training=replace(own.config.training, lr=0.025))
+    assert (half.trial, half.name) == (3, "trial 3, lr 0.025")
+    (strong,) = finalists.stronger(half)
+    quarter = finalists.slower(strong)
+    assert (quarter.name, quarter.config.training.lr) == (
+        "trial 3, lr 0.0125, augmentation 0.8, colour jitter 0.2",
+        0.0125,
+    )
+    assert finalists.stretched(quarter, 2).name == f"{quarter.name} (2x)"
+
+
 def test_the_best_single_guess_is_a_candidate_if_the_study_has_trained_it() -> None:
     assert (
         finalists.best_guess(searched(recorded([0.5]), recorded([], outcome=Outcome.INFEASIBLE, baseline=GUESS))) == []

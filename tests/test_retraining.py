@@ -183,18 +183,19 @@ def test_a_winner_is_doubled_up_to_the_limit_while_it_gains_enough(
     assert standings[0].mean == max(one.mean for one in standings)
 
 
-def test_a_longer_training_is_also_tried_with_stronger_augmentation_and_the_better_one_goes_on(
+def test_a_longer_training_is_also_tried_with_stronger_augmentation_or_half_the_learning_rate_and_the_best_goes_on(
     tiny: Tiny, tmp_path: Path
 ) -> None:
     standings = train_finalists(tiny.at(tmp_path).session(), [CHOSEN], 2, longer=2)
     (short,) = (one for one in standings if one.candidate == CHOSEN)
-    longer, tried = (one for one in standings if one is not short)
-    strengths = {one.candidate.config.augment.strength for one in (longer, tried)}
-    assert strengths == {0.5, 0.8}
-    assert [one.candidate.config.training.epochs for one in (short, longer, tried)] == [5, 10, 10]
-    assert [len(one.runs) for one in (short, longer, tried)] == [2, 2, 1]
-    assert longer.top1[0] >= tried.mean
-    assert standings[0] in (short, longer) and standings[-1] is tried
+    longer, *tried = (one for one in standings if one is not short)
+    own = POINT.training.lr
+    tries = {(one.candidate.config.augment.strength, one.candidate.config.training.lr) for one in (longer, *tried)}
+    assert tries == {(0.5, own), (0.8, own), (0.5, own / 2)}
+    assert [one.candidate.config.training.epochs for one in (short, longer, *tried)] == [5, 10, 10, 10]
+    assert [len(one.runs) for one in (short, longer, *tried)] == [2, 2, 1, 1]
+    assert longer.top1[0] >= max(one.mean for one in tried)
+    assert standings[0] in (short, longer) and standings[-2:] == tried
 
 
 def test_finalists_that_all_diverge_are_an_error(tiny: Tiny, tmp_path: Path) -> None:

@@ -392,8 +392,8 @@ def test_the_readmes_example_runs_as_it_is_printed(tmp_path: Path) -> None:
 
     folder = tmp_path / "results" / "from-python"
     assert last.endswith(f" {folder / 'best'}")
-    stronger = r"(?:, augmentation [\d.]+, colour jitter [\d.]+)?"
-    assert re.match(rf"trial [012]{stronger}(?: \([248]x\))? 0\.\d+ ", last)
+    changes = r"(?:, (?:augmentation|colour jitter|lr) [\d.e-]+)*"
+    assert re.match(rf"trial [012]{changes}(?: \([248]x\))? 0\.\d+ ", last)
     left = {path.name for path in folder.iterdir()}
     assert left >= {"study.db", "trials.csv", "finalists.csv", "retrained.json", "data_report.csv", "best"}
     classifier = Classifier.load(folder / "best")
