@@ -82,7 +82,7 @@ def _accuracies(facts: Facts, best: Trial, confusion: Sequence[Sequence[int]]) -
     known = [trial for trial in top(facts.trials, len(facts.trials)) if trial.baseline and trial is not best]
     bars: list[charts.Bar] = []
     if facts.retrained and test:
-        name, (low, high) = f"{facts.retrained.name}, on test", test["top1_interval"]
+        name, (low, high) = f"on test: {facts.retrained.name}", test["top1_interval"]
         bars.append(charts.Bar(name=name, value=test["top1"], low=low, high=high, best=True))
     for trial in (best, *known):
         low, high = analysis.wilson(trial.value or 0.0, facts.pictures)
