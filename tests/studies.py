@@ -357,13 +357,17 @@ def steady_threads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Run on one core on any machine: of two threads that share a busy core, one would spin while it waits."""
+    """Run on one core on any machine: of two threads that share a busy core, one would spin while it waits.
+
+    Each of pytest-xdist's processes takes the next core, so that they do not all wait for the same one.
+    """
     process = psutil.Process()
     if not hasattr(process, "cpu_affinity"):
         yield
         return
     allowed = process.cpu_affinity()
-    process.cpu_affinity(allowed[-1:])
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    process.cpu_affinity([allowed[number % len(allowed)]])
     try:
         yield
     finally:
