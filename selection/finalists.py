@@ -281,13 +281,12 @@ def train_finalists(
     latest, length, worthwhile = standings[0], 1, bool(standings[0].complete)
     base, horizon = latest.candidate, latest.candidate.config.training.epochs
     met = {one.candidate.trial for one in standings}
-    guesses = [one for one in best_guess(session.study) if one.trial not in met] if alternatives else []
+    guesses = [one for one in best_guess(session.study) if one.trial not in met]
     while worthwhile and length < longer:
         length = min(2 * length, longer)
-        changed = [*stronger(base), slower(base)] if alternatives else []
-        rivals = {stretched(one, length): one for one in (base, *changed, *guesses)}
-        guesses = []
-        if len(rivals) > 1:
+        if alternatives:
+            rivals = {stretched(one, length): one for one in (base, *stronger(base), slower(base), *guesses)}
+            guesses = []
             tried = train_all(list(rivals), 1)
             base = rivals[tried[0].candidate]
             standings += tried[1:]
