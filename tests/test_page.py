@@ -228,6 +228,19 @@ class TestAfterRetraining:
         assert f"Trial {won} classifies" not in sentences(tested)
         assert re.search(rf"Trial {won} won, with [\d.]+ % on average over its seeds", sentences(tested))
 
+    def test_a_winner_with_a_long_name_is_still_marked_as_tested(
+        self, tmp_path: Path, trials: list[FrozenTrial]
+    ) -> None:
+        """The name of a winner with changes was cut before the words that said so."""
+        study = made_up_study(trials)
+        write_files(study, tmp_path)
+        write_finals(study, tmp_path)
+        winner = Winner.load(tmp_path)
+        assert winner is not None
+        replace(winner, name=f"{winner.name}, augmentation 0.6, colour jitter 0.4, lr 0.0275 (4x)").save(tmp_path)
+        text = sentences(page.write(study, tmp_path).read_text(encoding="utf-8"))
+        assert f"on test: {winner.name}" in text
+
     def test_a_winner_of_which_the_best_trial_was_no_rival_is_not_called_better(
         self, tmp_path: Path, trials: list[FrozenTrial]
     ) -> None:
